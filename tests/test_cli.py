@@ -1,0 +1,157 @@
+"""The `trashsorting` command as a process: what it prints where, and what its exit status says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trashsorting.core import SHIPPED_MODEL, Evaluation, read_card
+from trashsorting.dataset import draw_picture, draw_sample
+
+COMMAND = Path(sys.executable).parent / "trashsorting"
+
+
+def call(*words, stdin: bytes = b"", **environment) -> subprocess.CompletedProcess:
+    "Run the installed command."
+    import os
+
+    return subprocess.run(
+        [COMMAND, *map(str, words)], input=stdin, capture_output=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    return draw_sample(tmp_path_factory.mktemp("sample"), per_class=2)
+
+
+def test_help_teaches_every_command():
+    top = call("--help")
+    assert top.returncode == 0
+    for name in ("predict", "evaluate", "train", "export", "data", "serve"):
+        assert name in top.stdout.decode()
+        one = call(name, "--help")
+        assert one.returncode == 0 and b"Usage: trashsorting" in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "nowhere.jpg"], "nowhere.jpg: No such file"),
+        (["predict", "{sample}/empty"], "no pictures in this folder"),
+        (["predict", "--model", "nowhere.onnx", "x.jpg"], "'nowhere.onnx' does not exist"),
+        (["evaluate", "nowhere"], "nowhere: no such folder"),
+        (["evaluate", "{sample}", "--split", "{sample}/split.csv"], "unknown split 'dev'"),
+        (["export", "nowhere"], "run.json: no such file"),
+        (["train", "--data", "nowhere", "--out", "{sample}/run"], "nowhere: no such folder or zip"),
+        (["train", "--data", "sample", "--out", "{sample}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
+        (["data", "manifest", "{sample}/glass"], "no sub-folders"),
+        (["serve", "--port", "99999"], "99999 is not in the range"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+)
+def test_errors_are_a_sentence_on_standard_error(words, said, sample):
+    (sample / "empty").mkdir(exist_ok=True)
+    (sample / "split.csv").write_text("file,label,split\nglass/glass000.png,glass,dev\n")
+    try:
+        done = call(*(word.format(sample=sample) for word in words))
+    finally:
+        (sample / "empty").rmdir()
+    assert done.returncode not in (0, None)
+    assert done.stdout == b""
+    assert said in done.stderr.decode()
+    assert len(done.stderr.decode().splitlines()) <= 2
+
+
+def test_a_wrong_setting_is_named():
+    done = call("serve", TRASHSORTING_THREADS="-1")
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("trashsorting: TRASHSORTING_THREADS='-1': ")
+
+
+def test_predict_a_folder_a_file_and_standard_input(sample):
+    folder = call("predict", sample, "--json")
+    answers = json.loads(folder.stdout)
+    assert folder.returncode == 0 and len(answers) == 12
+
+    path = sample / "glass" / "glass000.png"
+    by_path = next(one for one in answers if one["file"] == str(path))
+    piped = json.loads(call("predict", "-", "--json", stdin=path.read_bytes()).stdout)[0]
+    assert {**piped, "file": str(path)} == by_path
+    assert tuple(sorted(by_path["all_probabilities"])) == read_card(SHIPPED_MODEL).classes
+
+    line = call("predict", path, "--top-k", "3").stdout.decode()
+    best = list(by_path["all_probabilities"])[:3]
+    assert [word for word in line.split() if word in best] == best
+
+
+def test_a_bad_file_does_not_spoil_the_rest(sample, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"GIF89a")
+    done = call("predict", bad, sample / "glass", "--json")
+    answers = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert [("error" in one) for one in answers] == [True, False, False]
+    assert b"bad.jpg: not a picture in an accepted format" in done.stderr
+
+
+def test_evaluate_writes_the_contract(sample, tmp_path):
+    done = call("evaluate", sample, "--json", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert done.returncode == 0, done.stderr
+    wanted = {"accuracy", "accuracy_interval", "macro_f1", "per_class", "confusion", "classes", "n", "ms_per_image"}
+    assert wanted <= figures.keys()
+    assert figures["n"] == 12 == sum(map(sum, figures["confusion"]))
+    assert figures["accuracy"] == sum(figures["confusion"][i][i] for i in range(6)) / 12
+    assert f"{figures['accuracy']:.4f}" in done.stdout.decode()
+    Evaluation.model_validate(figures)
+
+
+def test_evaluate_takes_fewer_classes_and_names_unknown_ones(sample, tmp_path):
+    draw_sample(tmp_path / "few", 2, ("glass", "paper"))
+    done = call("evaluate", tmp_path / "few", "--json", tmp_path / "few.json")
+    assert done.returncode == 0
+    figures = json.loads((tmp_path / "few.json").read_text())
+    assert figures["per_class"]["metal"]["support"] == 0
+    present = [figures["per_class"][label]["f1"] for label in ("glass", "paper")]
+    assert figures["macro_f1"] == pytest.approx(sum(present) / 2)
+
+    (tmp_path / "few" / "batteries").mkdir()
+    draw_picture("metal", 0).save(tmp_path / "few" / "batteries" / "a.png")
+    refused = call("evaluate", tmp_path / "few")
+    assert refused.returncode == 1 and b"the model knows no class 'batteries'" in refused.stderr
+
+
+def test_a_split_chooses_the_part(sample, tmp_path):
+    made = call("data", "manifest", sample, "--out", tmp_path / "manifest.csv")
+    assert made.returncode == 0, made.stderr
+    done = call(
+        "evaluate", sample, "--split", tmp_path / "manifest.csv", "--part", "val", "--json", tmp_path / "val.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "val.json").read_text())["n"] == 6
+    absent = call("evaluate", sample, "--split", tmp_path / "manifest.csv", "--part", "test")
+    assert absent.returncode == 1 and b"no photograph is in part 'test'; there is train, val" in absent.stderr
+
+
+def test_the_light_commands_never_import_torch(sample):
+    heavy = "{'torch', 'fastai', 'timm', 'pandas', 'matplotlib', 'papermill'}"
+    code = (
+        "import sys; from trashsorting.cli import cli;"
+        f"cli(['predict', {str(sample / 'glass')!r}], standalone_mode=False);"
+        f"cli(['evaluate', {str(sample)!r}], standalone_mode=False);"
+        f"sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_dash_m_is_the_command(sample):
+    done = subprocess.run(
+        [sys.executable, "-m", "trashsorting", "predict", sample / "glass" / "glass000.png"],
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and b"glass000.png\t" in done.stdout

@@ -1,0 +1,204 @@
+"""Training runs as a person starts them: the command, papermill, a folder full of results. On drawn pictures."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from trashsorting.core import read_card
+from trashsorting.dataset import DRAWN, TRASHNET_COUNTS, draw_picture, draw_sample
+
+COMMAND = Path(sys.executable).parent / "trashsorting"
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
+SMALL = ("-p", "image_size", "64", "-p", "freeze_epochs", "0", "-p", "num_workers", "0")
+
+
+def call(*words, **environment) -> subprocess.CompletedProcess:
+    "Run the installed command."
+    return subprocess.run(
+        [COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, request) -> Path:
+    "One finished run of two epochs on the drawn sample, with every default that it can afford."
+    out = tmp_path_factory.mktemp("runs") / "a"
+    start = time.perf_counter()
+    done = call("train", "--data", "sample", "--out", out, *SMALL, "-p", "epochs", "2", "-p", "lr", "4e-3")
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f" [{seconds:.0f} s for `trashsorting train` on the drawn sample]", end="")
+    (out / "stdout.txt").write_text(done.stdout)
+    return out
+
+
+def test_a_run_leaves_everything_that_was_promised(run):
+    for name in (
+        "train.ipynb",
+        "history.csv",
+        "curves.png",
+        "confusion.png",
+        "checkpoint.pth",
+        "run.json",
+        "manifest.csv",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    card = read_card(run / "model.onnx")
+    assert card.evaluation.n == 24 and card.evaluation.accuracy > 0.8
+    assert card.preprocessing.input_size == 64
+    assert card.provenance.data == DRAWN
+    assert (card.provenance.n_train, card.provenance.n_valid) == (96, 24)
+    assert card.provenance.parameters["lr"] == 4e-3
+    assert card.provenance.libraries.keys() >= {"torch", "timm", "fastai", "onnx", "onnxruntime", "pillow"}
+
+
+def test_progress_reaches_the_terminal_and_the_history(run):
+    with open(run / "history.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    said = (run / "stdout.txt").read_text()
+    for row in rows:
+        assert f"epoch {row['epoch']}/2  done" in said
+        assert f"valid_loss {float(row['valid_loss']):.4f}" in said
+
+
+def test_the_executed_notebook_holds_its_parameters_and_no_error(run):
+    notebook = nbformat.read(run / "train.ipynb", 4)
+    injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert "epochs = 2" in injected.source
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_model_can_be_used_at_once(run, tmp_path):
+    draw_sample(tmp_path / "fresh", 8)
+    done = call("evaluate", tmp_path / "fresh", "--model", run / "model.onnx", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "figures.json").read_text())["accuracy"] > 0.8
+
+
+def test_export_makes_the_same_file_and_card_again(run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    (again / "model.onnx").unlink()
+    (again / "model.json").unlink()
+    done = call("export", again)
+    assert done.returncode == 0, done.stderr
+    assert read_card(again / "model.onnx") == read_card(run / "model.onnx")
+
+
+def test_drawings_never_ship(run):
+    before = (Path(sys.prefix), Path("trashsorting/models/trashnet.json").read_bytes())
+    done = call("export", run, "--ship")
+    assert done.returncode == 1 and "what ships is trained on photographs" in done.stderr
+    assert Path("trashsorting/models/trashnet.json").read_bytes() == before[1]
+
+
+def test_a_finished_run_is_not_overwritten(run):
+    before = (run / "model.onnx").stat().st_mtime_ns
+    done = call("train", "--data", "sample", "--out", run)
+    assert done.returncode == 1 and "holds a finished run already" in done.stderr
+    assert (run / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_a_wrong_value_is_refused_before_training(tmp_path):
+    done = call("train", "--data", "sample", "--out", tmp_path / "run", "-p", "epochs", "many")
+    assert done.returncode == 1
+    assert "epochs='many': must be of type int" in done.stderr and "Traceback" not in done.stderr
+    failed = nbformat.read(tmp_path / "run" / "train.ipynb", 4)
+    assert any(output.output_type == "error" for cell in failed.cells for output in cell.get("outputs", []))
+    assert not (tmp_path / "run" / "history.csv").exists()
+
+
+def test_another_backbone_without_a_hub_is_a_clear_error(tmp_path):
+    words = ("--data", "sample", "--out", tmp_path / "run", "-p", "backbone", "mobilenetv3_small_100")
+    done = call("train", *words, HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "'mobilenetv3_small_100' cannot be fetched from the hub" in done.stderr
+    assert "tf_efficientnet_lite0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_backbone_seven_classes_a_zip_and_wandb_offline(tmp_path):
+    "What a person changes, all at once: their network, their classes, their archive, their tracker."
+    labels = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
+    folder = draw_sample(tmp_path / "mine", 6, labels)
+    (folder / "batteries").mkdir()
+    for number in range(6):
+        draw_picture("metal", number, (60, 160)).save(folder / "batteries" / f"{number}.png")
+    archive = shutil.make_archive(tmp_path / "mine", "zip", tmp_path, "mine")
+    words = ("-p", "backbone", "mobilenetv3_small_100", "-p", "pretrained", "false", "-p", "epochs", "1")
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    out = tmp_path / "run"
+    done = call("train", "--data", archive, "--out", out, *SMALL, *words, "-p", "tracker", "wandb", **offline)
+    assert done.returncode == 0, done.stderr
+    card = read_card(out / "model.onnx")
+    assert card.classes == ("batteries", *labels)
+    assert (card.architecture, card.provenance.weights) == ("mobilenetv3_small_100", "random")
+    assert card.preprocessing.mean == (0.485, 0.456, 0.406)
+    (logged,) = out.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"valid_loss" in logged.read_bytes()
+
+
+FAKE_HUB = """
+import hashlib, http.server, sys
+data = open(sys.argv[1], "rb").read()
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self, body=b""):
+        found = self.path == "/datasets/garythung/trashnet/resolve/main/dataset-resized.zip"
+        self.send_response(200 if found else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", hashlib.sha256(data).hexdigest())
+        self.send_header("Content-Length", str(len(data) if found else 0))
+        self.end_headers()
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(data)
+    def log_message(self, *words): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    "A hub on loopback that has TrashNet's archive, with tiny pictures in it."
+    draw_picture("glass", 0, (16, 12)).save(tmp_path / "tiny.jpg")
+    tiny = (tmp_path / "tiny.jpg").read_bytes()
+    with zipfile.ZipFile(tmp_path / "hub.zip", "w") as archive:
+        for label, count in TRASHNET_COUNTS.items():
+            for number in range(count):
+                archive.writestr(f"dataset-resized/{label}/{label}{number}.jpg", tiny)
+        archive.writestr("__MACOSX/dataset-resized/._glass1.jpg", b"not a picture")
+        archive.writestr("dataset-resized/.DS_Store", b"not a picture")
+    server = subprocess.Popen([sys.executable, "-c", FAKE_HUB, tmp_path / "hub.zip"], stdout=subprocess.PIPE, text=True)
+    yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    server.kill()
+    server.wait()
+
+
+def test_the_hub_gives_each_photograph_once(hub, tmp_path):
+    out = tmp_path / "manifest.csv"
+    done = call("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "2527 photographs of 6 classes, 0 left out" in done.stdout
+    with open(out) as stream:
+        assert len({row["file"] for row in csv.DictReader(stream)}) == 2527
+
+
+def test_an_unreachable_hub_is_a_sentence(tmp_path):
+    done = call("data", "manifest", "hub", HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "garythung/trashnet cannot be fetched from the hub" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
