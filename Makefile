@@ -1,0 +1,94 @@
+# Everything a person does with this repository, by name. `make` alone lists it.
+# The environments are made on demand from the locks in requirements/; a stamp file in each makes a second call instant.
+
+PYTHON ?= python3
+PORT ?= 8080
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+BIN := .venv/bin
+in_venv := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Quarto cannot be had from PyPI: where it is missing, tools/quarto stands in for it.
+quarto := $(shell command -v quarto 2>/dev/null)
+docs_path := PATH="$(CURDIR)/$(BIN):$(if $(quarto),,$(CURDIR)/tools:)$$PATH"
+readme_path := PATH="$(CURDIR)/$(BIN):$(CURDIR)/tools:$$PATH"
+
+need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(MIN_PYTHON)".split("."))))' || { \
+	echo "trashsorting needs Python $(MIN_PYTHON) or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	echo "Name another one: make $(or $(firstword $(MAKECMDGOALS)),run) PYTHON=python$(MIN_PYTHON)" >&2; exit 1; }
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run setup test lint export readme docs lab lock train train-arguments
+
+help: ## What can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
+	@exec .venv-serve/bin/python -m trashsorting serve --port $(PORT)
+
+# The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead:
+# the first start compiles the part that it imports.
+.venv-serve/.stamp: requirements/serve.txt
+	@$(need_python)
+	@echo "trashsorting: first start, installing what serving needs into .venv-serve"
+	@rm -rf .venv-serve
+	@if $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --without-pip .venv-serve && pip="$(PYTHON) -m pip --python .venv-serve/bin/python"; \
+	else \
+		$(PYTHON) -m venv .venv-serve && pip=".venv-serve/bin/python -m pip"; \
+	fi && $$pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements/serve.txt
+	@touch $@
+
+setup: .venv/.package ## The development environment (7 GB, torch is in it)
+
+.venv/.requirements: requirements/dev.txt
+	@$(need_python)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/.package: .venv/.requirements settings.ini setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
+	@$(BIN)/python tools/check_clean.py
+	@$(MAKE) --no-print-directory lint
+	$(in_venv) nbdev_test
+	$(in_venv) pytest $(ARGS)
+
+lint: setup ## ruff: rules everywhere, layout where nbdev does not write
+	$(BIN)/ruff check . tools/quarto
+	$(BIN)/ruff format --check $(wildcard bench tests tools) setup.py tools/quarto
+
+export: setup ## Notebooks to modules, then clean the notebooks
+	$(in_venv) nbdev_export
+	$(in_venv) nbdev_clean
+
+readme: setup ## README.md from nbs/index.ipynb, by the pinned pandoc, so that it is the same everywhere
+	$(readme_path) nbdev_readme
+
+docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs
+	$(docs_path) nbdev_docs
+
+.venv-docs/.stamp: requirements/docs.txt
+	@rm -rf .venv-docs
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+lab: setup ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
+	$(in_venv) nbdev_install_hooks
+	$(in_venv) jupyter lab nbs $(ARGS)
+
+lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
+	@command -v uv >/dev/null 2>&1 || test -x .venv-lock/bin/uv || { \
+		$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
+	PATH="$$PATH:$(CURDIR)/.venv-lock/bin" requirements/lock.sh $(if $(UPGRADE),--upgrade)
+
+train: train-arguments setup ## A model: DATA=folder OUT=folder [SPLIT=split.csv] [EPOCHS=8]
+	$(in_venv) trashsorting train --data "$(DATA)" $(if $(SPLIT),--split "$(SPLIT)") --out "$(OUT)" $(if $(EPOCHS),-p epochs "$(EPOCHS)")
+
+train-arguments:
+	@test -n "$(DATA)" && test -n "$(OUT)" || { \
+		echo "make train needs DATA (a folder with one sub-folder a class) and OUT (a folder for the model):" >&2; \
+		echo "  make train DATA=photos OUT=artifacts/model [SPLIT=split.csv] [EPOCHS=8]" >&2; exit 2; }
