@@ -268,7 +268,7 @@ def class_folders(
     except ValueError as error:
         raise DataError(f"{root}: {error}") from None
 
-# %% ../nbs/02_dataset.ipynb #7681fc96
+# %% ../nbs/02_dataset.ipynb #771cb8f8
 def read_folder(
     root: Path,  # A folder with one sub-folder per class
     labels: Labels | None = None,  # The classes that may occur (fewer may); None: the sub-folders, two or more
@@ -280,7 +280,8 @@ def read_folder(
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda path: inspect(root, path), files)
-        with progressbar(looks, len(files), "reading photographs", hidden=not progress, file=sys.stderr) as bar:
+        shown = progress and sys.stderr.isatty()
+        with progressbar(looks, len(files), "reading photographs", hidden=not shown, file=sys.stderr) as bar:
             found = list(bar)
     manifest = Manifest(
         root,

@@ -96,7 +96,7 @@ class Predictor:
         "Classify one photograph. Raises a kind of `ImageError`, or `OSError` for an unreadable file."
         return self.predict_image(open_rgb(source, max_bytes, max_pixels))
 
-# %% ../nbs/06_predictor.ipynb #1054af06
+# %% ../nbs/06_predictor.ipynb #4403b377
 def score(
     session: ort.InferenceSession,
     preprocessing: Preprocessing,  # From the model card
@@ -105,7 +105,8 @@ def score(
 ) -> tuple[np.ndarray, float]:  # (n, n_classes) probabilities, and wall milliseconds per image
     "Probabilities for files. Raises what `open_rgb` raises."
     rows, start = [], time.perf_counter()
-    with progressbar(paths, label="classifying", hidden=not progress, file=sys.stderr) as bar:
+    shown = progress and sys.stderr.isatty()
+    with progressbar(paths, label="classifying", hidden=not shown, file=sys.stderr) as bar:
         for path in bar:
             rows.append(run_session(session, to_input(open_rgb(path), preprocessing)[None])[0])
     return np.stack(rows), 1000 * (time.perf_counter() - start) / len(rows)

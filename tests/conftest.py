@@ -1,0 +1,107 @@
+"""What several test files need: a real server on a port, pictures, and where to find photographs."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from trashsorting.core import read_settings
+from trashsorting.dataset import draw_picture
+from trashsorting.predictor import Predictor
+
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A service that runs in a process of its own."""
+
+    url: str
+    log: Path
+    pid: int
+
+    def said(self) -> str:
+        """What it has written to its log so far."""
+        return self.log.read_text()
+
+
+def wait_for_port(process: subprocess.Popen, log: Path) -> int:
+    """The port that uvicorn chose, once it listens."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text()):
+            return int(found[1])
+        time.sleep(0.05)
+    raise AssertionError(f"the service did not start:\n{log.read_text()}")
+
+
+@contextmanager
+def running(log: Path, **environment: str) -> Iterator[Server]:
+    """Run the service as a deployment does, on loopback and a free port, with these environment variables."""
+    command = [sys.executable, "-m", "uvicorn", "--factory", "trashsorting.app:create_app", "--port", "0"]
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **environment})
+    try:
+        yield Server(f"http://127.0.0.1:{wait_for_port(process, log)}", log, process.pid)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Server]]:
+    """Start a service of one's own: `with serve(TRASHSORTING_MAX_BYTES="1000") as server`."""
+    return lambda **environment: running(tmp_path_factory.mktemp("service") / "log", **environment)
+
+
+@pytest.fixture(scope="session")
+def server(serve) -> Iterator[Server]:
+    """The service with its defaults, shared by all tests."""
+    with serve() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """A client of the shared service."""
+    with httpx.Client(base_url=server.url, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def predictor() -> Predictor:
+    """The model that the service loads, in this process."""
+    return Predictor(read_settings().model)
+
+
+def find_photograph() -> Path:
+    """A photograph of TrashNet; skips the test, loudly, where there is none."""
+    if "TRASHNET" not in os.environ:
+        pytest.skip("no real photograph: set TRASHNET to a folder that holds TrashNet's images/<class>/*.jpg")
+    return sorted(Path(os.environ["TRASHNET"]).glob("images/glass/*.jpg"))[0]
+
+
+@pytest.fixture(params=["drawn", "photograph"])
+def picture(request: pytest.FixtureRequest) -> Image.Image:
+    """A picture in RGB: one that we draw, and a real one where TRASHNET says where they are."""
+    if request.param == "drawn":
+        return draw_picture("glass", 0, (512, 384))
+    with Image.open(find_photograph()) as opened:
+        return opened.convert("RGB")
+
+
+def encode(picture: Image.Image, format: str = "PNG", **options) -> bytes:
+    """A picture as the bytes of a file."""
+    stream = BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()

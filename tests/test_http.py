@@ -1,0 +1,385 @@
+"""The service's contract, asked over real HTTP from a real server."""
+
+import json
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import httpx
+import numpy as np
+import pytest
+from conftest import encode
+from PIL import Image
+from starlette.testclient import TestClient
+
+from trashsorting.app import BAD_FORM, NO_FILE, NO_MODEL, UNEXPECTED, create_app
+from trashsorting.core import card_path, read_settings
+from trashsorting.dataset import draw_picture
+
+GLASS = encode(draw_picture("glass", 0, (512, 384)))
+
+
+def predict(client: httpx.Client, data: bytes) -> httpx.Response:
+    return client.post("/api/predict", files={"file": ("upload", data)})
+
+
+# The contract
+
+
+def test_predict(client, predictor):
+    answer = predict(client, GLASS)
+    assert answer.status_code == 200
+    said = answer.json()
+    assert said.keys() == {"predicted_class", "confidence", "all_probabilities"}
+    shares = list(said["all_probabilities"].values())
+    assert sorted(said["all_probabilities"]) == list(predictor.card.classes)
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1)
+    assert next(iter(said["all_probabilities"].items())) == (said["predicted_class"], said["confidence"])
+    assert said["all_probabilities"] == pytest.approx(predictor.predict_one(GLASS).all_probabilities, abs=1e-6)
+
+
+def test_name_and_declared_type_of_a_file_do_not_matter(client):
+    lying = client.post("/api/predict", files={"file": ("notes.txt", GLASS, "text/plain")})
+    assert lying.status_code == 200 and lying.json() == predict(client, GLASS).json()
+
+
+def test_short_fields_beside_the_file_are_allowed(client):
+    answer = client.post("/api/predict", data={"note": "found in the kitchen"}, files={"file": GLASS})
+    assert answer.status_code == 200
+
+
+def test_health(client):
+    answer = client.get("/api/health")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ok", "model_loaded": True, "model_error": None}
+
+
+def test_model_info_is_the_card(client, predictor):
+    card, answer = predictor.card, client.get("/api/model/info")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "name": card.name,
+        "architecture": card.architecture,
+        "classes": list(card.classes),
+        "num_classes": len(card.classes),
+        "file_bytes": predictor.model.stat().st_size,
+        "metrics": json.loads(card.evaluation.model_dump_json()),
+        "evaluation_note": card.evaluation_note,
+    }
+    assert 0 < answer.json()["metrics"]["accuracy"] <= 1
+
+
+def test_index_names_every_endpoint(client):
+    answer = client.get("/api/")
+    assert answer.status_code == 200
+    listed = answer.json()["endpoints"]
+    assert listed.keys() == {"GET /api/", "GET /api/health", "GET /api/model/info", "POST /api/predict"}
+    for endpoint in listed:
+        method, path = endpoint.split()
+        assert client.request(method, path).status_code in (200, 422), endpoint
+
+
+def test_documentation_has_examples_and_faults(client):
+    assert client.get(client.get("/api/").json()["documentation"]).status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {*paths["/api/predict"]["post"]["responses"]} == {"200", "400", "413", "415", "422", "500", "503"}
+    for route in (route for methods in paths.values() for route in methods.values()):
+        for status, answer in route["responses"].items():
+            if status != "200":
+                content = answer["content"]["application/json"]
+                assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+                assert isinstance(content["example"]["detail"], str)
+
+
+def test_page(client):
+    answer = client.get("/")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", answer.text)
+
+
+@pytest.mark.parametrize("method, path, status", [("GET", "/nowhere", 404), ("GET", "/api/predict", 405)])
+def test_unknown_paths_and_methods(client, method, path, status):
+    answer = client.request(method, path)
+    assert answer.status_code == status and isinstance(answer.json()["detail"], str)
+
+
+# One picture in many files
+
+
+def turned(picture: Image.Image, orientation: int) -> bytes:
+    """The picture as a camera stores it that was held in this way."""
+    undo = [None, None, 0, 3, 1, 5, 2, 6, 4][orientation]  # Image.Transpose, by EXIF orientation
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(picture if undo is None else picture.transpose(undo), exif=exif)
+
+
+def colour_16_bit(picture: Image.Image) -> bytes:
+    """A PNG with 16 bits a channel, which Pillow reads and cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (np.asarray(picture).astype(">u2") * 257).astype(">u2").reshape(picture.height, -1)
+    header = struct.pack(">IIBBBBB", picture.width, picture.height, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def grey_16_bit(picture: Image.Image) -> bytes:
+    return encode(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257))
+
+
+DISGUISES = {
+    "JPEG": lambda picture: encode(picture, "JPEG", quality=95, subsampling=0),
+    "WebP": lambda picture: encode(picture, "WEBP", lossless=True),
+    "CMYK": lambda picture: encode(picture.convert("CMYK"), "JPEG", quality=95, subsampling=0),
+    "palette": lambda picture: encode(picture.quantize(256)),
+    "alpha": lambda picture: encode(picture.convert("RGBA")),
+    "16-bit colour": colour_16_bit,
+    "greyscale": lambda picture: encode(picture.convert("L")),
+    "16-bit grey": grey_16_bit,
+    "grey with alpha": lambda picture: encode(picture.convert("LA")),
+    **{f"EXIF {orientation}": partial(turned, orientation=orientation) for orientation in range(1, 9)},
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_the_same_picture_in_another_file(client, picture, disguise):
+    plain = picture.convert("L").convert("RGB") if "grey" in disguise else picture
+    expected = predict(client, encode(plain)).json()
+    answer = predict(client, DISGUISES[disguise](picture))
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert said["predicted_class"] == expected["predicted_class"]
+    assert said["all_probabilities"] == pytest.approx(expected["all_probabilities"], abs=0.05)
+
+
+def test_transparent_parts_are_white(client):
+    bottle = Image.new("RGBA", (200, 200))
+    bottle.paste("seagreen", (60, 20, 140, 190))
+    on_white = Image.new("RGB", (200, 200), "white")
+    on_white.paste("seagreen", (60, 20, 140, 190))
+    assert predict(client, encode(bottle)).json() == predict(client, encode(on_white)).json()
+
+
+# Faults
+
+
+JPEG = encode(draw_picture("glass", 0, (512, 384)), "JPEG")
+BAD_FILES = {
+    "empty": (b"", 422, "empty"),
+    "text": (b"a green bottle", 415, "not a picture"),
+    "GIF": (encode(draw_picture("glass", 0), "GIF"), 415, "accepted format"),
+    "TIFF": (encode(draw_picture("glass", 0), "TIFF"), 415, "accepted format"),
+    "half a PNG": (GLASS[: len(GLASS) // 2], 422, "cut off"),
+    "half a JPEG": (JPEG[: len(JPEG) // 2], 422, "cut off"),
+    "51 megapixels": (encode(Image.new("1", (10_200, 5_000))), 413, "10200 x 5000 pixels"),
+    "400 megapixels": (encode(Image.new("1", (20_000, 20_000))), 413, "50 megapixels"),
+    "11 MB": (bytes(11_000_000), 413, "limit of 10 MB"),
+    "one byte too many": (JPEG + bytes(10_000_001 - len(JPEG)), 413, "limit of 10 MB"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file(client, name):
+    data, status, word = BAD_FILES[name]
+    answer = predict(client, data)
+    assert answer.status_code == status, answer.text
+    assert answer.json().keys() == {"detail"} and word in answer.json()["detail"]
+
+
+def test_the_limit_itself_is_allowed(client):
+    assert predict(client, JPEG + bytes(10_000_000 - len(JPEG))).status_code == 200
+
+
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+BAD_REQUESTS = {
+    "nothing": ({}, 422, NO_FILE),
+    "another field": ({"files": {"image": GLASS}}, 422, NO_FILE),
+    "text in the field": ({"data": {"file": "a bottle"}}, 422, NO_FILE),
+    "JSON": ({"json": {"file": "a bottle"}}, 422, NO_FILE),
+    "the bare file": ({"content": GLASS, "headers": {"content-type": "image/png"}}, 422, NO_FILE),
+    "two files": ({"files": [("file", GLASS), ("file", GLASS)]}, 400, BAD_FORM),
+    "a thousand fields": ({"data": {str(n): "" for n in range(1000)}, "files": {"file": GLASS}}, 400, BAD_FORM),
+    "a long field": ({"data": {"note": "x" * 100_000}, "files": {"file": GLASS}}, 400, BAD_FORM),
+    "no boundary": ({"content": GLASS, "headers": {"content-type": "multipart/form-data"}}, 400, BAD_FORM),
+    "not multipart": ({"content": GLASS, "headers": MULTIPART}, 400, BAD_FORM),
+    "a part without a name": ({"content": b"--x\r\nA: b\r\n\r\nc\r\n--x--\r\n", "headers": MULTIPART}, 400, BAD_FORM),
+    "a form cut off": (
+        {"content": b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n', "headers": MULTIPART},
+        422,
+        NO_FILE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_request(client, name):
+    request, status, detail = BAD_REQUESTS[name]
+    answer = client.post("/api/predict", **request)
+    assert (answer.status_code, answer.json()) == (status, {"detail": detail})
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "hex", "nonsense"])
+def test_odd_character_sets_are_no_server_error(client, charset):
+    body = b'--x\r\nContent-Disposition: form-data; name="\xff\xfe"\r\n\r\n\xff\r\n--x--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = client.post("/api/predict", content=body, headers=headers)
+    assert answer.status_code in (400, 422) and isinstance(answer.json()["detail"], str)
+
+
+def test_an_unexpected_exception_keeps_its_text_to_itself(predictor, caplog):
+    class Broken:
+        card = predictor.card
+
+        def predict_one(self, *arguments):
+            raise RuntimeError("/secret/path")
+
+    with TestClient(create_app(predictor=Broken()), raise_server_exceptions=False) as client:
+        answer = predict(client, GLASS)
+    assert (answer.status_code, answer.json()) == (500, {"detail": UNEXPECTED})
+
+
+# Bodies that are too large
+
+
+def answer_on(connection: socket.socket) -> bytes:
+    """All that comes until the answer's body, a short JSON object, is complete."""
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(65_536)
+    return received
+
+
+def connect(server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+HEAD = b"POST /api/predict HTTP/1.1\r\nHost: test\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+
+def test_too_large_without_a_declared_length(client):
+    def pieces():
+        yield PART
+        for _ in range(120):
+            yield bytes(100_000)
+        yield b"\r\n--x--\r\n"
+
+    answer = client.post("/api/predict", content=pieces(), headers=MULTIPART)
+    assert answer.status_code == 413 and "limit of 10 MB" in answer.json()["detail"]
+    assert "content-length" not in answer.request.headers
+
+
+def test_too_large_by_declaration_is_refused_before_it_is_sent(server):
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n")
+        answer = answer_on(connection)
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"limit of 10 MB" in answer
+
+
+def test_an_endless_body_is_answered_at_the_limit(serve):
+    with serve(TRASHSORTING_MAX_BYTES="1000000") as server, connect(server) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"%x\r\n%s\r\n" % (len(PART), PART))
+        piece, sent = b"186a0\r\n" + bytes(100_000) + b"\r\n", 0
+        while sent <= 1_100_000:
+            connection.sendall(piece)
+            sent += 100_000
+        answer = answer_on(connection)  # We have not said that the body ends.
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"limit of 1 MB" in answer
+        assert httpx.get(f"{server.url}/api/health").json()["model_loaded"]
+
+
+def test_a_client_that_hangs_up_is_no_error(serve):
+    with serve() as server:
+        with connect(server) as connection:
+            connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART + bytes(1000))
+        assert httpx.get(f"{server.url}/api/health").status_code == 200
+    assert "Finished server process" in server.said() and "Traceback" not in server.said()
+
+
+# Under load, without a model, and light
+
+
+def test_health_answers_while_large_pictures_are_predicted(server):
+    large = encode(draw_picture("glass", 0, (5000, 4000)), "JPEG", quality=90)
+    with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(16) as pool:
+        predictions = [pool.submit(predict, client, large) for _ in range(16)]
+        waits = []
+        while not all(prediction.done() for prediction in predictions):
+            start = time.perf_counter()
+            assert httpx.get(f"{server.url}/api/health", timeout=10).status_code == 200
+            waits.append(time.perf_counter() - start)
+            time.sleep(0.02)
+    answers = [prediction.result() for prediction in predictions]
+    assert {answer.status_code for answer in answers} == {200}
+    assert all(answer.json() == answers[0].json() for answer in answers)
+    print(f"{len(waits)} health checks, median {np.median(waits):.3f} s, slowest {max(waits):.3f} s")
+    assert len(waits) >= 5 and np.median(waits) < 0.25 and max(waits) < 2
+
+
+def broken_models(folder):
+    """Name -> what to do to a copy of the model, and what the log says then."""
+    model = folder / "model.onnx"
+    source = read_settings().model
+
+    def copy():
+        model.write_bytes(source.read_bytes())
+        card_path(model).write_bytes(card_path(source).read_bytes())
+
+    def cut():
+        copy()
+        model.write_bytes(source.read_bytes()[:-100])
+
+    def without_card():
+        copy()
+        card_path(model).unlink()
+
+    def without_model():
+        copy()
+        model.unlink()
+
+    return model, {
+        "cut": (cut, "is not the file"),
+        "no card": (without_card, "no such file"),
+        "no model": (without_model, "no such file"),
+    }
+
+
+@pytest.mark.parametrize("fault", ["cut", "no card", "no model"])
+def test_without_a_model_the_service_lives_and_says_so(serve, tmp_path, fault):
+    model, faults = broken_models(tmp_path)
+    break_it, logged = faults[fault]
+    break_it()
+    with serve(TRASHSORTING_MODEL=str(model)) as server, httpx.Client(base_url=server.url) as client:
+        health = client.get("/api/health")
+        assert health.status_code == 200
+        assert health.json() == {"status": "degraded", "model_loaded": False, "model_error": NO_MODEL}
+        for answer in (predict(client, GLASS), client.get("/api/model/info")):
+            assert (answer.status_code, answer.json()) == (503, {"detail": NO_MODEL})
+        assert client.get("/").status_code == 200
+        assert str(tmp_path) not in health.text and logged in server.said()
+
+
+def test_a_limit_from_the_environment(serve):
+    with serve(TRASHSORTING_MAX_PIXELS="1000") as server, httpx.Client(base_url=server.url) as client:
+        answer = predict(client, GLASS)
+    assert answer.status_code == 413 and "512 x 384 pixels; the limit is 0.001 megapixels" in answer.json()["detail"]
+
+
+def test_the_service_imports_nothing_heavy():
+    heavy = "{'torch', 'torchvision', 'fastai', 'timm', 'matplotlib', 'pandas', 'nbdev', 'onnx'}"
+    code = f"import sys, trashsorting.app; print(sorted({heavy} & {{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
