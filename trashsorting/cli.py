@@ -7,7 +7,7 @@ __all__ = ['FILE', 'FOLDER', 'model_option', 'cli', 'find_pictures', 'answer', '
            'training_notebook', 'read_value', 'run_notebook', 'train', 'export', 'data', 'sample', 'manifest',
            'announce', 'serve_help', 'serve', 'main']
 
-# %% ../nbs/12_cli.ipynb #4919c13c
+# %% ../nbs/12_cli.ipynb #e4c621bd
 import importlib.util
 import json
 import os
@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -224,7 +225,7 @@ def train(data: str, split: Path | None, out: Path, parameters: tuple[tuple[str,
     run_notebook(out.resolve(), {**given, **{name: read_value(value) for name, value in parameters}})
     click.echo(f"the model: {out / 'model.onnx'}\ntry it:    trashsorting predict --model {out / 'model.onnx'} PHOTO")
 
-# %% ../nbs/12_cli.ipynb #886853d3
+# %% ../nbs/12_cli.ipynb #c58c4929
 @cli.command()
 @click.argument("run", type=FOLDER)
 @click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package.")
@@ -235,6 +236,7 @@ def export(run: Path, shipped: bool) -> None:
     run held out, and is scored on them.
     """
     need("fastai", "Exporting", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.evaluate import table
     from trashsorting.export import export_run, ship
     from trashsorting.predictor import Predictor
