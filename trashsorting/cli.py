@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILE', 'FOLDER', 'model_option', 'cli', 'find_pictures', 'answer', 'answer_line', 'predict', 'evaluate', 'need',
-           'training_notebook', 'read_value', 'run_notebook', 'train', 'export', 'data', 'sample', 'manifest',
-           'announce', 'serve_help', 'serve', 'main']
+           'training_notebook', 'read_value', 'check_names', 'run_notebook', 'train', 'export', 'data', 'sample',
+           'manifest', 'announce', 'serve_help', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #e4c621bd
 import importlib.util
@@ -180,17 +180,25 @@ def read_value(
             continue
     return text
 
-# %% ../nbs/12_cli.ipynb #4ea2e7a0
-def run_notebook(
-    out: Path,  # Folder of the run; the executed notebook goes to `out/train.ipynb`
+# %% ../nbs/12_cli.ipynb #05efa2dd
+def check_names(
     parameters: dict,  # By name
 ) -> None:
-    "Execute the training notebook. Raises `TrashsortingError` for an unknown parameter or a cell that fails."
+    "Raise `TrashsortingError` for a parameter that the training notebook does not have."
     import papermill
 
     known = papermill.inspect_notebook(training_notebook())
     if unknown := [name for name in parameters if name not in known]:
         raise TrashsortingError(f"unknown parameter '{unknown[0]}'; known are {', '.join(known)}")
+
+
+def run_notebook(
+    out: Path,  # Folder of the run; the executed notebook goes to `out/train.ipynb`
+    parameters: dict,  # By name
+) -> None:
+    "Execute the training notebook. Raises `TrashsortingError` for a cell that fails."
+    import papermill
+
     executed = out / "train.ipynb"
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # the kernel's; they are for the libraries' authors
     try:
@@ -200,7 +208,7 @@ def run_notebook(
     except papermill.PapermillExecutionError as error:
         raise TrashsortingError(f"{error.evalue}\nThe notebook with the error in it: {executed}") from None
 
-# %% ../nbs/12_cli.ipynb #c513125b
+# %% ../nbs/12_cli.ipynb #441546ae
 @cli.command()
 @click.option("--data", required=True, metavar="DIR", help="A folder with one sub-folder per class, a zip of one, 'hub' or 'sample'.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
@@ -218,11 +226,13 @@ def train(data: str, split: Path | None, out: Path, parameters: tuple[tuple[str,
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
     if not (data in ("hub", "sample") or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and neither 'hub' nor 'sample'")
-    out.mkdir(parents=True, exist_ok=True)
     given = {"data": data if data in ("hub", "sample") else str(Path(data).resolve()), "out": str(out.resolve())}
     if split:
         given["split"] = str(split.resolve())
-    run_notebook(out.resolve(), {**given, **{name: read_value(value) for name, value in parameters}})
+    given |= {name: read_value(value) for name, value in parameters}
+    check_names(given)
+    out.mkdir(parents=True, exist_ok=True)
+    run_notebook(out.resolve(), given)
     click.echo(f"the model: {out / 'model.onnx'}\ntry it:    trashsorting predict --model {out / 'model.onnx'} PHOTO")
 
 # %% ../nbs/12_cli.ipynb #c58c4929

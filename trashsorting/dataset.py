@@ -380,7 +380,7 @@ def unpack(
         inner = [path for path in root.iterdir() if not path.name.startswith((".", "__"))]
     return root
 
-# %% ../nbs/02_dataset.ipynb #fe903ff0
+# %% ../nbs/02_dataset.ipynb #aaa207ff
 HUB_REPOSITORY = "garythung/trashnet"
 HUB_ARCHIVE = "dataset-resized.zip"
 TRASHNET_COUNTS = {"cardboard": 403, "glass": 501, "metal": 410, "paper": 594, "plastic": 482, "trash": 137}
@@ -392,7 +392,9 @@ def fetch_trashnet(
 ) -> Path:  # The folder with the six class folders
     "Download TrashNet's resized photographs. Raises `DataError` if the hub cannot be reached or the counts are off."
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its warnings about retries say less than the error below
     try:
         archive = hf_hub_download(HUB_REPOSITORY, HUB_ARCHIVE, repo_type="dataset")
     except Exception as error:  # The hub's client raises its own, requests' and httpx's errors.
