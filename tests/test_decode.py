@@ -30,7 +30,9 @@ from trashsorting.image import (
 
 PREPROCESSING = read_card(SHIPPED_MODEL).preprocessing
 LEAST = least_side(PREPROCESSING)
-LONG = bool(os.environ.get("LONG"))
+PHOTOGRAPHS = int(
+    os.environ.get("CHECK_PHOTOGRAPHS", "12")
+)  # Enlarged to twelve megapixels; `make check-long` takes all
 TOLERANCE = 0.1  # Of a probability, between a whole and a reduced decode
 SAME_CLASS = 0.995  # Share of the photographs
 
@@ -128,13 +130,13 @@ def test_small_photographs_are_never_reduced(size):
 
 
 def photographs() -> list[Path]:
-    "The validation photographs: a dozen, or all of them when LONG is set."
+    "Validation photographs, spread over all of them."
     if "TRASHNET" not in os.environ:
         pytest.skip("!!! TRASHNET is unset: reduced decoding was not compared on photographs")
     folder = Path(os.environ["TRASHNET"])
     with (folder / "split.csv").open() as stream:
         files = [folder / "images" / row["file"] for row in csv.DictReader(stream) if row["split"] == "val"]
-    return files if LONG else files[:: len(files) // 12]
+    return files[:: max(1, len(files) // PHOTOGRAPHS)]
 
 
 def test_trashnet_is_read_as_before():
@@ -145,7 +147,7 @@ def test_trashnet_is_read_as_before():
 
 
 def test_twelve_megapixels_get_the_same_answer_reduced_as_whole(predictor, capsys):
-    "With LONG set (make check-long) on all 328 validation photographs, enlarged; otherwise on a dozen of them."
+    "`make check-long` asks this of all 328 validation photographs, `make test` of a dozen."
     changed, differences = 0, []
     files = photographs()
     for seed, file in enumerate(files):
