@@ -9,7 +9,7 @@ __all__ = ['Pen', 'DRAW', 'DRAWN', 'FIELDS', 'SUFFIXES', 'MOST_LEFT_OUT', 'SPLIT
            'manifest_from_csv', 'inspect', 'check_left_out', 'class_folders', 'read_folder', 'split_by_hash',
            'read_split', 'apply_split', 'unpack', 'fetch_trashnet', 'open_source', 'load_manifest']
 
-# %% ../nbs/02_dataset.ipynb #2e8d22ac
+# %% ../nbs/02_dataset.ipynb #3290fc7d
 import csv
 import hashlib
 import io
@@ -28,7 +28,7 @@ from click import progressbar
 from PIL import Image, ImageDraw
 
 from .core import DataError, Labels, check_labels
-from .image import ImageError, decode, to_rgb
+from .image import ImageError, decode, recognise, to_rgb
 
 # %% ../nbs/02_dataset.ipynb #016a76e4
 Pen = ImageDraw.ImageDraw
@@ -211,8 +211,10 @@ def manifest_from_csv(
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a manifest with the columns {','.join(FIELDS)}: {error}") from None
 
-# %% ../nbs/02_dataset.ipynb #3c90e337
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+# %% ../nbs/02_dataset.ipynb #14daefe6
+SUFFIXES = {  # Suffix -> key of `image.FORMATS`
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"
+}
 
 
 def inspect(
@@ -231,8 +233,8 @@ def inspect(
         to_rgb(picture)
     except (ImageError, OSError) as error:
         return LeftOut(file, error.strerror if isinstance(error, OSError) else str(error))
-    if picture.format != SUFFIXES[path.suffix.lower()]:
-        return LeftOut(file, f"the content is {picture.format}, but the suffix says '{path.suffix}'")
+    if (format := recognise(data)) != SUFFIXES[path.suffix.lower()]:
+        return LeftOut(file, f"the content is {format}, but the suffix says '{path.suffix}'")
     return Entry(file, path.parent.relative_to(root).parts[0], "", hashlib.sha256(data).hexdigest(), *picture.size)
 
 # %% ../nbs/02_dataset.ipynb #85f8c3a9

@@ -1,0 +1,262 @@
+"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, five minutes, a table of ratios.
+
+The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
+the same pictures, without HTTP. Everything is measured in one run, on one machine, the load generator included, so the
+ratios mean something and the figures beside them only say where. The limit is measured before and after; how far
+the two lie apart says how quiet the machine was.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pictures import large_pictures, small_pictures
+
+from trashsorting.core import read_settings
+from trashsorting.predictor import Predictor, count_cores
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).with_name("load.lua")
+CONNECTIONS = (1, 8, 64)
+STEADY = 0.7  # Share of the highest throughput at which the tail is measured
+STEADY_CONNECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    pictures: str
+    found: str
+    ratio: float | None = None
+    least: float | None = None  # What the ratio should reach
+    most: float | None = None  # Or stay at or under
+
+    def line(self) -> str:
+        "As Markdown."
+        target = "" if self.least is None else f"≥ {self.least:g}"
+        target = target if self.most is None else f"≤ {self.most:g}"
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
+        met = (self.least is None or self.ratio >= self.least) and (self.most is None or self.ratio <= self.most)
+        return f"| {self.what} | {self.pictures} | {self.found} | {ratio} | {target} | {'' if met else 'missed'} |"
+
+
+# The limit
+
+
+def loop(files: Sequence[Path], seconds: float, barrier, results) -> None:
+    "One process of the limit: classify in turn, for a time; sends the milliseconds of each."
+    predictor, pictures, taken = Predictor(read_settings().model, threads=1), [file.read_bytes() for file in files], []
+    for picture in pictures:
+        predictor.predict_one(picture)
+    barrier.wait()
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        predictor.predict_one(pictures[len(taken) % len(pictures)])
+        taken.append(1000 * (time.perf_counter() - start))
+    results.put(taken)
+
+
+def limit(
+    files: Sequence[Path],
+    processes: int,
+    seconds: float,
+) -> tuple[float, float]:  # Predictions a second of all processes, median milliseconds of one prediction
+    "What the machine reaches without HTTP."
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(processes), context.Queue()
+    started = [context.Process(target=loop, args=(files, seconds, barrier, results)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    taken = [results.get(timeout=seconds + 120) for _ in started]
+    for process in started:
+        process.join()
+    return sum(1000 * len(one) / sum(one) for one in taken), statistics.median(chain(*taken))
+
+
+# The service
+
+
+def free_port() -> int:
+    "A port that nobody listens on."
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> int | None:
+    "The status code of an answer; None when nobody answers."
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body, headers or {})
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def form(picture: bytes) -> tuple[bytes, dict[str, str]]:
+    "A picture as the body of a request, and its header."
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n\r\n'
+    return head + picture + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+@contextmanager
+def service(workers: int, picture: bytes) -> Iterator[tuple[int, int, float]]:
+    "Run the service from this working tree: its port, its process, and seconds from start to first prediction."
+    port, body = free_port(), form(picture)
+    threads = str(max(1, count_cores() // workers))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRASHSORTING_THREADS": threads}
+    command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
+    start = time.perf_counter()
+    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            while ask(port, "POST", "/api/predict", *body) != 200:
+                if process.poll() is not None or time.perf_counter() - start > 60:
+                    raise SystemExit(f"the service did not start:\n{Path(log.name).read_text()}")
+                time.sleep(0.01)
+            yield port, process.pid, time.perf_counter() - start
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def family(pid: int) -> list[int]:
+    "The processes that answer: the service's children that hold a model, or itself where it has none."
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return workers or [pid]
+
+
+def memory(pid: int) -> float:
+    "The largest resident memory of a process that answers, megabytes."
+    pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid)]
+    return max(pages) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+# Load
+
+
+def start_wrk(url: str, connections: int, seconds: float, files: Sequence[Path] = (), delay: float = 0):
+    "Begin to send; `finish` waits for the figures."
+    words = ["wrk", "-t", "1", "-c", connections, "-d", f"{max(1, round(seconds))}s", "--timeout", "60s"]
+    command = [str(word) for word in (*words, "-s", SCRIPT, url, "--", f"{delay:.3f}", *files)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def finish(wrk: subprocess.Popen) -> dict[str, float]:
+    "What wrk found: `rate` counts accepted requests only."
+    found = json.loads(wrk.communicate()[0].splitlines()[-1])
+    if not found["answers"]:
+        raise SystemExit(f"bench: no answer in {found['seconds']:.0f} s: allow more with --seconds")
+    accepted = found["answers"] - found["refused"]
+    return {**found, "rate": accepted / found["seconds"]}
+
+
+def said(found: dict[str, float]) -> str:
+    "Figures of a load in words."
+    trouble = "".join(f", {found[name]:.0f} {name}" for name in ("refused", "failed") if found[name])
+    return f"{found['rate']:.1f}/s, p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms{trouble}"
+
+
+def measure(name: str, files: Sequence[Path], workers: int, connections: Sequence[int], seconds: float) -> list[Row]:
+    "All figures for one size of pictures."
+    cores = count_cores()
+    _, alone = limit(files, 1, seconds)
+    before, _ = limit(files, cores, seconds)
+    rows, loads = [], {}
+    with service(workers, files[0].read_bytes()) as (port, pid, _):
+        url, health = f"http://127.0.0.1:{port}/api/predict", f"http://127.0.0.1:{port}/api/health"
+        finish(start_wrk(url, 2 * workers, 1, files))  # every worker has seen a picture
+        at_first = memory(pid)
+        for number in connections:
+            predictions = start_wrk(url, number, seconds, files)
+            asked = start_wrk(health, 2 * workers, seconds, delay=100) if number == max(connections) else None
+            loads[number] = finish(predictions)
+            healthy = finish(asked) if asked else None
+        best = max(load["rate"] for load in loads.values())
+        pause = 1000 * STEADY_CONNECTIONS / (STEADY * best) - 1.5 * alone
+        steady = finish(start_wrk(url, STEADY_CONNECTIONS, 2 * seconds, files, max(pause, 1)))
+        at_last = memory(pid)
+    after, _ = limit(files, cores, seconds)
+    top = (before + after) / 2
+    moved = f"{before:.1f}/s before, {after:.1f}/s after"
+    rows.append(Row(f"in-process, {cores} processes (the limit)", name, moved))
+    for number, load in loads.items():
+        least = 0.85 if number >= 4 * workers else None  # fewer do not fill the workers
+        rows.append(Row(f"HTTP throughput, {number} connections : limit", name, said(load), load["rate"] / top, least))
+    if 1 in loads:
+        latency = f"{loads[1]['p50']:.1f} ms : {alone:.1f} ms"
+        rows.append(Row("one client's median : in-process time", name, latency, loads[1]["p50"] / alone, most=1.3))
+    full = loads[max(loads)]
+    words = f"p50 {healthy['p50']:.1f} ms, p99 {healthy['p99']:.1f} ms : {full['p50']:.1f} ms"
+    rows.append(Row("`/api/health` p99 under saturation : median", name, words, healthy["p99"] / full["p50"], most=1))
+    share = steady["rate"] / best
+    words = f"{said(steady)}, {share:.0%} load"
+    rows.append(Row("p99 : median at 70 % load", name, words, steady["p99"] / steady["p50"], most=4))
+    words = f"{at_first:.0f} MB at first, {at_last:.0f} MB at last"
+    rows.append(Row("memory of a worker : 250 MB", name, words, at_last / 250, most=1))
+    return rows
+
+
+def measure_start(picture: bytes, times: int) -> Row:
+    "Start to first prediction with one worker, against the imports that cannot be avoided."
+    imports, starts = [], []
+    for _ in range(times):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import fastapi, onnxruntime, PIL"], check=True)
+        imports.append(time.perf_counter() - begin)
+        with service(1, picture) as (_, _, seconds):
+            starts.append(seconds)
+    ours, theirs = statistics.median(starts), statistics.median(imports)
+    return Row("start to first prediction : imports", "", f"{ours:.2f} s : {theirs:.2f} s", ours / theirs, most=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
+    parser.add_argument("--workers", type=int, default=count_cores(), help="of the service; default: one for each core")
+    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--sizes", nargs="+", choices=["small", "large"], default=["small", "large"])
+    parser.add_argument("--count", type=int, default=12, help="pictures of each size")
+    parser.add_argument("--quick", action="store_true", help="under a minute, to see that it works: 1 s, 3 pictures")
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        raise SystemExit("bench: wrk is missing: apt-get install wrk")
+    if options.quick:
+        options.seconds, options.count = 1, 3
+    small = small_pictures(options.photos, options.count)
+    rows = [measure_start(small[0], 1 if options.quick else 5)]
+    with TemporaryDirectory() as folder:
+        for size in options.sizes:
+            pictures = small if size == "small" else large_pictures(small)
+            files = [Path(folder) / f"{size}{number}.jpg" for number in range(len(pictures))]
+            for file, picture in zip(files, pictures, strict=True):
+                file.write_bytes(picture)
+            name = f"{size}, {statistics.mean(map(len, pictures)) / 1e6:.2g} MB"
+            rows += measure(name, files, options.workers, options.connections, options.seconds)
+    print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}\n")
+    print("| what | pictures | found | ratio | target | |\n|---|---|---|---|---|---|")
+    print("\n".join(row.line() for row in rows))
+
+
+if __name__ == "__main__":
+    main()

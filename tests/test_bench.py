@@ -1,0 +1,41 @@
+"""The benchmarks run and print what they promise; what they find is for `bench/` to say, no test is timed."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+def run(*words: str) -> str:
+    "What a benchmark prints."
+    done = subprocess.run([sys.executable, *words], cwd=BENCH.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(
+    not shutil.which("wrk"), reason="!!! wrk is missing (apt-get install wrk): bench/serve.py was not run"
+)
+def test_serve():
+    table = run("bench/serve.py", "--quick", "--sizes", "small", "--connections", "1", "4")
+    for what in (
+        "in-process",
+        "HTTP throughput, 1 connections",
+        "HTTP throughput, 4 connections",
+        "one client's median",
+        "`/api/health` p99",
+        "p99 : median at 70 % load",
+        "start to first prediction",
+        "memory of a worker",
+    ):
+        assert f"| {what}" in table
+    assert "refused" not in table and "failed" not in table
+
+
+def test_decode():
+    table = run("bench/decode.py", "--quick")
+    assert "| decode + to input, whole | " in table and "| decode + to input, reduced | " in table

@@ -1,0 +1,77 @@
+"""`Predictor.predict` at length: memory, order, and that it stays only a little ahead of whom it serves."""
+
+import gc
+import os
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from conftest import encode
+from pictures import SMALL, enlarge
+
+from trashsorting.dataset import draw_picture
+from trashsorting.image import ImageError
+from trashsorting.predictor import Prediction
+
+PREDICTIONS = int(os.environ.get("CHECK_PREDICTIONS", "300"))  # `make check-long` asks for 20,000
+GROWTH = 16  # Megabytes
+
+
+def resident() -> float:
+    "Resident memory of this process, megabytes."
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def things() -> Iterator[bytes | np.ndarray | Path]:
+    "All that a program might pass, again and again; every fiftieth has twelve megapixels."
+    picture = draw_picture("glass", 0, SMALL)
+    small = [
+        encode(picture, "JPEG"),
+        np.asarray(picture),
+        picture,
+        b"GIF89a",
+        Path("nowhere.jpg"),
+        encode(picture)[:500],
+    ]
+    return cycle([*small * 8, enlarge(picture)])
+
+
+def test_memory_is_flat(predictor, capsys):
+    "After 200 to warm up."
+    for _ in predictor.predict(islice(things(), 200)):
+        pass
+    before, kinds = resident(), {}
+    for outcome in predictor.predict(islice(things(), PREDICTIONS)):
+        kinds[type(outcome)] = kinds.get(type(outcome), 0) + 1
+    after = resident()
+    with capsys.disabled():
+        print(f" [{PREDICTIONS} predictions, {before:.0f} MB before, {after:.0f} MB after]", end="")
+    assert sum(kinds.values()) == PREDICTIONS and kinds[Prediction] > PREDICTIONS / 2
+    assert after - before < GROWTH
+
+
+def test_answers_come_in_order_whatever_the_batch(predictor):
+    pictures = [draw_picture(label, seed, SMALL) for seed in range(3) for label in ("glass", "paper", "trash")]
+    sources = [encode(picture) for picture in pictures]
+    sources.insert(4, b"no picture")
+    alone = [one if isinstance(one, ImageError) else one.predicted_class for one in predictor.predict(sources, 1)]
+    for size in (2, 3, 100):
+        together = list(predictor.predict(iter(sources), size))
+        assert isinstance(together.pop(4), ImageError)
+        assert [one.predicted_class for one in together] == [*alone[:4], *alone[5:]]
+
+
+def test_an_endless_source_is_not_read_to_its_end(predictor):
+    taken = []
+    picture = draw_picture("glass", 0, SMALL)
+    answers = predictor.predict(taken.append(None) or picture for _ in iter(int, 1))
+    assert len(list(islice(answers, 10))) == 10
+    answers.close()
+    assert len(taken) < 50
+
+
+def test_nothing_is_drawn_on_a_stderr_that_is_no_terminal(predictor, capsys):
+    assert len(list(predictor.predict([draw_picture("glass", 0, SMALL)], progress=True))) == 1
+    assert capsys.readouterr() == ("", "")
