@@ -90,7 +90,7 @@ class Somebody(FastHttpUser):
     def explain(self) -> None:
         def check(said: dict) -> None:
             check_prediction(said["prediction"])
-            insist(max(map(max, said["heat"])) == 1, "no part of the picture decided")
+            insist(max(map(max, said["heat"])) > 0, "no part of the picture decided")
 
         if self.explains:
             self.ask("POST", "/api/explain", "explain", check, data=choice(SMALL), headers=FORM)  # noqa: S311

@@ -350,14 +350,14 @@ async def endpoints(request: Request) -> Endpoints:
     }
     return Endpoints(name=app.title, version=app.version, documentation=app.url_path_for("docs"), endpoints=named)
 
-# %% ../nbs/09_app.ipynb #0b373ed4
+# %% ../nbs/09_app.ipynb #6bec803f
 class Explanation(BaseModel):
     "A prediction, and which part of the photograph speaks for one class."
 
     prediction: Prediction
     label: str = Field(description="the class that is explained", examples=["glass"])
     heat: list[list[float]] = Field(
-        description="a grid, its rows from top to bottom: 0 says nothing for this class, 1 says most",
+        description="rows of a grid, top to bottom: 0 says nothing for this class, 1 is the most said for any",
         examples=[[[0.0, 0.2], [1.0, 0.4]]],
     )
     box: tuple[float, float, float, float] = Field(

@@ -79,14 +79,14 @@ def run_explained(
     logits, evidence = session.run(["logits", "evidence"], {session.get_inputs()[0].name: inputs})
     return softmax(logits), evidence
 
-# %% ../nbs/06_predictor.ipynb #f169356b
+# %% ../nbs/06_predictor.ipynb #c1bfa60c
 def heat_map(
     evidence: np.ndarray,  # (n_classes, h, w), of one photograph
     index: int,  # Which class
-) -> np.ndarray:  # (h, w), from 0 (says nothing for this class) to 1 (says most)
+) -> np.ndarray:  # (h, w), from 0 (says nothing for this class) to 1 (the most that is said for any class)
     "Where a photograph speaks for one class rather than for the others."
-    speaks = (evidence[index] - evidence.mean(axis=0)).clip(min=0)
-    return speaks / (speaks.max() or 1)
+    speaks = (evidence - evidence.mean(axis=0)).clip(min=0)
+    return speaks[index] / (speaks.max() or 1)
 
 # %% ../nbs/06_predictor.ipynb #9c1e65cc
 CANNOT_EXPLAIN = (
