@@ -17,7 +17,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test lint export outputs readme docs lab lock train train-arguments
+.PHONY: help run setup test lint export outputs readme docs lab lock load load-arguments train train-arguments
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +89,14 @@ lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
 	@command -v uv >/dev/null 2>&1 || test -x .venv-lock/bin/uv || { \
 		$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	PATH="$$PATH:$(CURDIR)/.venv-lock/bin" requirements/lock.sh $(if $(UPGRADE),--upgrade)
+
+load: load-arguments setup ## Put the service at URL=http://... under load, SECONDS=30 USERS=8; a table at the end
+	@$(BIN)/locust --locustfile bench/locustfile.py --host "$(URL)" --headless --users "$(or $(USERS),8)" --spawn-rate 100 --run-time "$(or $(SECONDS),30)s" --stop-timeout 60 --only-summary --loglevel WARNING
+
+load-arguments:
+	@test -n "$(URL)" || { \
+		echo "make load needs URL, the address of a service that you may put under load:" >&2; \
+		echo "  make load URL=http://127.0.0.1:$(PORT) [SECONDS=30] [USERS=8]" >&2; exit 2; }
 
 train: train-arguments setup ## A model: DATA=folder OUT=folder [SPLIT=split.csv] [EPOCHS=8]
 	$(in_venv) trashsorting train --data "$(DATA)" $(if $(SPLIT),--split "$(SPLIT)") --out "$(OUT)" $(if $(EPOCHS),-p epochs "$(EPOCHS)")

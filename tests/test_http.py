@@ -68,6 +68,7 @@ def test_model_info_is_the_card(client, predictor):
         "architecture": card.architecture,
         "classes": list(card.classes),
         "num_classes": len(card.classes),
+        "explains": card.explains,
         "file_bytes": predictor.model.stat().st_size,
         "metrics": json.loads(card.evaluation.model_dump_json()),
         "evaluation_note": card.evaluation_note,
@@ -79,7 +80,13 @@ def test_index_names_every_endpoint(client):
     answer = client.get("/api/")
     assert answer.status_code == 200
     listed = answer.json()["endpoints"]
-    assert listed.keys() == {"GET /api/", "GET /api/health", "GET /api/model/info", "POST /api/predict"}
+    assert listed.keys() == {
+        "GET /api/",
+        "GET /api/health",
+        "GET /api/model/info",
+        "POST /api/explain",
+        "POST /api/predict",
+    }
     for endpoint in listed:
         method, path = endpoint.split()
         assert client.request(method, path).status_code in (200, 422), endpoint

@@ -1,6 +1,7 @@
 """The page in a real browser, at the sizes of a desk and of a phone, in both colour schemes."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from conftest import encode, find_photograph
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from trashsorting.dataset import draw_picture
 
@@ -41,12 +42,23 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     requested: list[str] = field(default_factory=list)
 
-    def upload(self, name: str, data: bytes, kind: str = "image/png") -> None:
-        self.page.get_by_label("Choose").set_input_files({"name": name, "mimeType": kind, "buffer": data})
+    def upload(self, **files: bytes) -> None:
+        """Choose files at once; a keyword is the name without its suffix."""
+        chosen = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": data} for name, data in files.items()]
+        self.page.get_by_label("Choose photographs").set_input_files(chosen)
+
+    def card(self, name: str = "glass") -> Locator:
+        """The picture of that name in the list."""
+        return self.page.get_by_role("listitem", name=f"{name}.png", exact=True)
 
     def shoot(self, what: str) -> None:
+        """Keep a picture of the whole page. Playwright's own full page forgets that the window is a phone's."""
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=ARTIFACTS / f"page-{self.name}-{what}.png", full_page=True)
+        size = self.page.viewport_size
+        height = self.page.evaluate("document.documentElement.scrollHeight")
+        self.page.set_viewport_size({"width": size["width"], "height": max(height, size["height"])})
+        self.page.screenshot(path=ARTIFACTS / f"page-{self.name}-{what}.png", animations="disabled")
+        self.page.set_viewport_size(size)
 
     def hosts(self) -> set[str]:
         return {urlsplit(url).netloc for url in self.requested if url.startswith("http")}
@@ -54,6 +66,22 @@ class Visit:
     def overflow(self) -> int:
         """By how many pixels the page is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+    def answer(self, *answers: dict | int, path: str = "**/api/predict", **headers: str) -> list[Route]:
+        """Let the service say these things, one a request, and then itself; a number is a status."""
+        left, seen = list(answers), []
+
+        def fulfill(route: Route) -> None:
+            seen.append(route)
+            if not left:
+                return route.fallback()
+            said = left.pop(0)
+            if isinstance(said, int):
+                return route.fulfill(status=said, json={"detail": "busy"}, headers=headers)
+            return route.fulfill(json=said)
+
+        self.page.route(path, fulfill)
+        return seen
 
 
 @pytest.fixture(params=["desktop", "phone"])
@@ -69,7 +97,8 @@ def scheme(request) -> str:
 @pytest.fixture
 def visit(browser, server, size, scheme) -> Iterator[Visit]:
     """The page, opened."""
-    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, has_touch=size == "phone")
+    phone = size == "phone"
+    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, has_touch=phone, is_mobile=phone)
     made = Visit(context.new_page(), f"{size}-{scheme}")
     made.page.on("console", lambda line: made.errors.append(line.text) if line.type == "error" else None)
     made.page.on("pageerror", lambda error: made.errors.append(str(error)))
@@ -79,57 +108,126 @@ def visit(browser, server, size, scheme) -> Iterator[Visit]:
     context.close()
 
 
-def check_answer(visit: Visit, said: dict) -> None:
+DRAWN = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
+UNSURE = {
+    "predicted_class": "glass",
+    "confidence": 0.4,
+    "all_probabilities": {"glass": 0.4, "metal": 0.35, "paper": 0.25},
+}
+
+
+def check_answer(visit: Visit, card: Locator, said: dict) -> None:
     """The page says what the service said, in a window that is wide enough."""
-    expect(visit.page.locator("#verdict")).to_have_text(said["predicted_class"])
-    rows = visit.page.locator("#bars li")
+    expect(card.locator(".verdict")).to_have_text(said["predicted_class"])
+    rows = card.locator(".bars li")
     assert [row.locator(".name").text_content() for row in rows.all()] == list(said["all_probabilities"])
     shown = [float(row.locator(".share").text_content().rstrip("%")) / 100 for row in rows.all()]
     assert shown == pytest.approx(list(said["all_probabilities"].values()), abs=0.0006)
-    expect(visit.page.locator("#spoken")).to_contain_text(said["predicted_class"])
+    expect(visit.page.locator("#spoken")).to_contain_text(f"this looks like {said['predicted_class']}")
     assert visit.errors == [] and visit.overflow() <= 0
+
+
+def predict(client: httpx.Client, data: bytes) -> dict:
+    return client.post("/api/predict", files={"file": data}).json()
 
 
 def test_drawn_picture(visit, client, server, predictor):
     expect(visit.page.locator("#model")).to_contain_text(f"of {predictor.card.evaluation.n} held-out pictures")
     expect(visit.page.locator("#model")).to_contain_text(predictor.card.evaluation_note)
     visit.shoot("empty")
-    data = encode(draw_picture("glass", 0, (512, 384)))
-    visit.upload("glass.png", data)
-    expect(visit.page.locator("#result")).to_be_visible()
+    visit.upload(glass=DRAWN["glass"])
     expect(visit.page.get_by_alt_text("Your picture glass.png")).to_be_visible()
-    check_answer(visit, client.post("/api/predict", files={"file": data}).json())
+    check_answer(visit, visit.card(), predict(client, DRAWN["glass"]))
     visit.shoot("drawn")
     assert visit.hosts() == {urlsplit(server.url).netloc}
 
 
 def test_photograph(visit, client):
     data = find_photograph().read_bytes()
-    visit.upload("photograph.jpg", data, "image/jpeg")
-    expect(visit.page.locator("#result")).to_be_visible()
-    check_answer(visit, client.post("/api/predict", files={"file": data}).json())
+    visit.upload(photograph=data)
+    check_answer(visit, visit.card("photograph"), predict(client, data))
     visit.shoot("photograph")
 
 
-def test_error_in_words_and_then_a_good_picture(visit):
-    visit.upload("notes.txt", b"a green bottle", "text/plain")
-    expect(visit.page.locator("#error")).to_be_visible()
-    expect(visit.page.locator("#problem")).to_contain_text("Not a picture in an accepted format")
-    expect(visit.page.locator("#result")).to_be_hidden()
-    expect(visit.page.locator("#spoken")).to_contain_text("did not work")
+def test_several_pictures_and_one_is_none(visit, client):
+    visit.upload(**DRAWN, notes=b"a green bottle")
+    expect(visit.page.locator("#count")).to_have_text("5 photographs")
+    for label, data in DRAWN.items():
+        expect(visit.card(label).locator(".result")).to_be_visible()
+        expect(visit.card(label).locator(".verdict")).to_have_text(predict(client, data)["predicted_class"])
+    bad = visit.card("notes")
+    expect(bad.locator(".problem")).to_contain_text("Not a picture in an accepted format")
+    expect(bad.locator(".result")).to_be_hidden()
+    expect(bad.get_by_role("button", name="Try again")).to_be_hidden()
+    expect(visit.page.locator("#spoken")).to_contain_text("notes.png: that did not work")
+    names = visit.page.locator(".card").evaluate_all("cards => cards.map((card) => card.ariaLabel)")
+    assert names == ["glass.png", "paper.png", "metal.png", "plastic.png", "notes.png"]
     assert visit.overflow() <= 0
-    visit.shoot("error")
-    visit.upload("glass.png", encode(draw_picture("glass", 0)))
-    expect(visit.page.locator("#result")).to_be_visible()
-    expect(visit.page.locator("#error")).to_be_hidden()
+    visit.shoot("several")
+
+
+def test_what_decided(visit, client, predictor):
+    visit.upload(glass=DRAWN["glass"])
+    card = visit.card()
+    toggle, heat = card.get_by_role("button", name="Show what decided"), card.locator("canvas")
+    expect(heat).to_be_hidden()
+    toggle.click()
+    expect(heat).to_have_css("opacity", "1")
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    image, shown = card.locator("img").bounding_box(), heat.bounding_box()
+    assert shown == pytest.approx(image, abs=1), "the model that ships sees the whole picture"
+    expect(card.locator("select")).to_have_value(predict(client, DRAWN["glass"])["predicted_class"])
+    visit.shoot("decided")
+    before = heat.evaluate("canvas => canvas.toDataURL()")
+    other = predict(client, DRAWN["glass"])["all_probabilities"]
+    card.get_by_label("bright parts speak for").select_option([*other][-1])
+    expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {[*other][-1]}: "))
+    assert heat.evaluate("canvas => canvas.toDataURL()") != before
+    toggle.click()
+    expect(heat).to_be_hidden()
+    assert visit.errors == [] and visit.overflow() <= 0
+    asked = [url for url in visit.requested if "/api/explain" in url]
+    assert len(asked) == 2
+
+
+def test_unsure_is_shown_as_such(visit):
+    visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "unsure": False})
+    visit.upload(glass=DRAWN["glass"])
+    card = visit.card()
+    expect(card.locator(".verdict")).to_have_text("Unsure")
+    expect(card.locator(".confidence")).to_have_text("Most likely glass, but only 40% sure")
+    expect(card.locator(".advice")).to_contain_text("look for a recycling mark")
+    expect(visit.page.locator("#spoken")).to_contain_text("glass.png: unsure. Most likely glass")
+    assert visit.overflow() <= 0
+    visit.shoot("unsure")
+    visit.upload(paper=DRAWN["paper"])
+    expect(visit.card("paper").locator(".verdict")).to_have_text("glass")
+    expect(visit.card("paper").locator(".advice")).to_contain_text("bottle bank")
 
 
 def test_busy_while_the_service_thinks(visit):
     visit.page.route("**/api/predict", lambda route: None)  # Never answered.
-    visit.upload("glass.png", encode(draw_picture("glass", 0)))
-    expect(visit.page.locator("#busy")).to_be_visible()
-    expect(visit.page.locator("#answer")).to_have_attribute("aria-busy", "true")
+    visit.upload(**DRAWN)
+    for label in ("glass", "paper"):
+        expect(visit.card(label).locator(".busy")).to_contain_text("Looking at your photograph")
+        expect(visit.card(label)).to_have_attribute("aria-busy", "true")
+    expect(visit.card("metal").locator(".busy")).to_contain_text("Waiting for its turn")
+    assert sum("/api/predict" in url for url in visit.requested) == 2, "two at a time"
     visit.shoot("busy")
+    visit.card("glass").get_by_role("button", name="Remove glass.png").click()
+    expect(visit.card("metal").locator(".busy")).to_contain_text("Looking at your photograph")
+
+
+@pytest.mark.parametrize("scheme", ["light"], indirect=True)
+def test_camera(visit, size):
+    camera = visit.page.locator("#camera")
+    assert (camera.get_attribute("capture"), camera.get_attribute("accept")) == ("environment", "image/*")
+    button = visit.page.get_by_text("Take a photograph")
+    if size == "desktop":
+        return expect(button).to_be_hidden()
+    expect(button).to_be_visible()
+    camera.set_input_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+    expect(visit.card().locator(".result")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", ["desktop"], indirect=True)
@@ -138,56 +236,131 @@ class TestWaysIn:
     """The size and the colours do not matter here."""
 
     def test_keyboard(self, visit):
-        visit.page.keyboard.press("Tab")
+        """From an empty page to an explained answer and back, without a mouse."""
+
+        def focus() -> str:
+            return visit.page.evaluate("[...document.activeElement.classList].pop() || document.activeElement.id")
+
+        def press(*keys: str) -> None:
+            for key in keys:
+                visit.page.keyboard.press(key)
+
+        # Playwright starts to watch for choosers with the first listener, and a key may be quicker than that.
+        visit.page.on("filechooser", lambda chooser: None)
+        press("Tab")
         assert visit.page.evaluate("document.activeElement.id") == "file"
-        assert visit.page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
+        outline = "getComputedStyle(document.querySelector('label[for=file]')).outlineStyle"
+        assert visit.page.evaluate(outline) == "solid", "the focus can be seen"
         with visit.page.expect_file_chooser() as chooser:
-            visit.page.keyboard.press("Enter")
-        picture = {"name": "a.png", "mimeType": "image/png", "buffer": encode(draw_picture("paper", 0))}
-        chooser.value.set_files(picture)
-        expect(visit.page.locator("#result")).to_be_visible()
+            press("Enter")
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        expect(visit.card().locator(".toggle")).to_be_visible()
+        press("Tab")
+        assert focus() == "remove"
+        press("Tab", "Space")
+        assert focus() == "toggle"
+        expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
+        press("Tab")
+        assert visit.page.evaluate("document.activeElement.tagName") == "SELECT"
+        press("Shift+Tab", "Shift+Tab", "Enter")
+        expect(visit.card()).to_have_count(0)
+        assert visit.page.evaluate("document.activeElement.id") == "file"
+        expect(visit.page.locator("#spoken")).to_contain_text("Removed glass.png")
+
+    def test_everything_has_a_name(self, visit):
+        visit.upload(**DRAWN)
+        expect(visit.card("plastic").locator(".toggle")).to_be_visible()
+        nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
+            !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
+        assert visit.page.evaluate(f"({nameless})().length") == 0
+        ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map((part) => part.id)")
+        assert len(ids) == len(set(ids))
+
+    def test_reduced_motion(self, visit):
+        duration = "getComputedStyle(document.querySelector('.drop')).transitionDuration"
+        assert "0.15s" in visit.page.evaluate(duration)
+        visit.page.emulate_media(reduced_motion="reduce")
+        assert visit.page.evaluate(duration).strip("s") == "0"
 
     @pytest.mark.parametrize("kind, carrier", [("drop", "dataTransfer"), ("paste", "clipboardData")])
     def test_drop_and_paste(self, visit, kind, carrier):
         visit.page.evaluate(
             """([kind, carrier, bytes]) => {
                 const data = new DataTransfer();
-                data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+                for (const name of ["a.png", "b.png"]) {
+                    data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+                }
                 const Kind = kind === "drop" ? DragEvent : ClipboardEvent;
                 document.body.dispatchEvent(new Kind(kind, { [carrier]: data, bubbles: true, cancelable: true }));
             }""",
             [kind, carrier, list(encode(draw_picture("metal", 0)))],
         )
-        expect(visit.page.locator("#result")).to_be_visible()
-        expect(visit.page.get_by_alt_text("Your picture a.png")).to_be_visible()
+        for name in ("a", "b"):
+            expect(visit.card(name).locator(".result")).to_be_visible()
+            expect(visit.page.get_by_alt_text(f"Your picture {name}.png")).to_be_visible()
 
-    def test_the_last_of_two_pictures_wins(self, visit, client):
-        pictures = [encode(draw_picture(label, 1, (512, 384))) for label in ("paper", "metal")]
-        for number, data in enumerate(pictures):
-            visit.upload(f"{number}.png", data)
-        said = client.post("/api/predict", files={"file": pictures[-1]}).json()
-        expect(visit.page.locator("#result")).to_be_visible()
-        check_answer(visit, said)
+    def test_the_newest_come_first_and_the_list_can_be_cleared(self, visit, client):
+        visit.upload(paper=DRAWN["paper"])
+        visit.upload(metal=DRAWN["metal"])
+        for label in ("metal", "paper"):
+            check_answer(visit, visit.card(label), predict(client, DRAWN[label]))
+        assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
+        visit.page.get_by_role("button", name="Clear the list").click()
+        expect(visit.page.locator(".card")).to_have_count(0)
+        expect(visit.page.locator("#list")).to_be_hidden()
 
     def test_classes_come_from_the_answer(self, visit):
         shares = {"<b>banana</b>": 0.6, "tin": 0.3, "x" * 80: 0.1}
         answer = {"predicted_class": "<b>banana</b>", "confidence": 0.6, "all_probabilities": shares}
-        visit.page.route("**/api/predict", lambda route: route.fulfill(json=answer))
-        visit.upload("a.png", encode(draw_picture("glass", 0)))
-        expect(visit.page.locator("#result")).to_be_visible()
-        check_answer(visit, answer)
-        expect(visit.page.locator("#advice")).to_be_hidden()
+        visit.answer(answer)
+        visit.upload(glass=DRAWN["glass"])
+        check_answer(visit, visit.card(), answer)
+        expect(visit.card().locator(".advice")).to_be_hidden()
 
-    def test_a_service_that_cannot_be_reached(self, visit):
+    def test_a_service_that_cannot_be_reached_and_then_can(self, visit):
         visit.page.route("**/api/predict", lambda route: route.abort())
-        visit.upload("a.png", encode(draw_picture("glass", 0)))
-        expect(visit.page.locator("#problem")).to_contain_text("could not be reached")
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
+        visit.page.unroute_all()
+        visit.card().get_by_role("button", name="Try again").click()
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.card().locator(".failed")).to_be_hidden()
+
+    def test_a_busy_service_is_asked_again(self, visit):
+        asked = visit.answer(503, 503, **{"retry-after": "0"})
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        assert len(asked) == 3
+
+    def test_a_service_that_stays_busy(self, visit):
+        asked = visit.answer(*[503] * 9, **{"retry-after": "0"})
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_have_text("Busy.")
+        assert len(asked) == 4
+
+    def test_an_explanation_that_fails(self, visit):
+        visit.answer(422, path="**/api/explain*")
+        visit.upload(glass=DRAWN["glass"])
+        toggle = visit.card().get_by_role("button", name="Show what decided")
+        toggle.click()
+        expect(visit.card().locator(".reason")).to_have_text("Busy.")
+        expect(toggle).to_have_attribute("aria-pressed", "false")
+        toggle.click()
+        expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
+        expect(visit.card().locator(".reason")).to_be_hidden()
+
+    def test_a_model_that_cannot_explain(self, visit, client):
+        visit.answer({**client.get("/api/model/info").json(), "explains": False}, path="**/api/model/info")
+        visit.page.reload()
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.card().locator(".toggle")).to_be_hidden()
 
     def test_a_file_that_is_too_large(self, visit, tmp_path):
         large = tmp_path / "large.png"
         large.write_bytes(bytes(30_000_000))
-        visit.page.get_by_label("Choose").set_input_files(large)
-        expect(visit.page.locator("#problem")).to_contain_text("larger than the limit of 10 MB")
+        visit.page.get_by_label("Choose photographs").set_input_files(large)
+        expect(visit.card("large").locator(".problem")).to_contain_text("larger than the limit of 10 MB")
 
 
 def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
@@ -197,3 +370,33 @@ def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
         page.goto(server.url)
         expect(page.locator("#problem")).to_contain_text("No model is loaded")
         page.close()
+
+
+def operations(client: httpx.Client) -> list[tuple[str, str]]:
+    """Path and method of everything in the OpenAPI document."""
+    paths = client.get("/openapi.json").json()["paths"]
+    return [(path, method) for path, methods in paths.items() for method in methods]
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(browser, server, client):
+    page = browser.new_page(viewport=SIZES["desktop"])
+    visit = Visit(page, "docs")
+    page.on("console", lambda line: visit.errors.append(line.text) if line.type in ("error", "warning") else None)
+    page.on("request", lambda request: visit.requested.append(request.url))
+    page.goto(f"{server.url}/docs")
+    expect(page.locator(".opblock-summary-path").first).to_be_visible()
+    documented = {path for path, _ in operations(client)}
+    shown = {path.replace("\u200b", "") for path in page.locator(".opblock-summary-path").all_text_contents()}
+    assert shown == documented
+    page.locator("#operations-default-health_api_health_get").get_by_role("button").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table .response-col_status").first).to_be_visible()
+    visit.shoot("open")
+    assert visit.hosts() == {urlsplit(server.url).netloc} and visit.errors == []
+    policy = page.request.get(f"{server.url}/docs").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "http" not in policy
+    assert '"validatorUrl": null' in page.request.get(f"{server.url}/docs").text(), (
+        "off loopback it would ask its makers"
+    )
+    page.close()

@@ -128,7 +128,7 @@ class Evaluation(Card):
     n: int = Field(gt=0, description="photographs")
     ms_per_image: float | None = Field(None, description="decode, preprocess and inference, wall milliseconds")
 
-# %% ../nbs/00_core.ipynb #07bfcd1d
+# %% ../nbs/00_core.ipynb #98bb4aec
 class Provenance(Card):
     "What a model was made from."
 
@@ -150,6 +150,7 @@ class ModelCard(Card):
     classes: Labels
     preprocessing: Preprocessing
     output: Literal["logits"] = Field("logits", description="the file ends before the softmax")
+    explains: bool = Field(False, description="the file also says where in the picture its logits come from: `evidence`")
     file_sha256: str = Field(description="SHA-256 of the ONNX file that this card describes")
     file_bytes: int = Field(gt=0)
     evaluation: Evaluation = Field(description="the exported file, scored on the photographs held out")
