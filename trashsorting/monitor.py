@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .core import ModelCard
 
-# %% ../nbs/08_monitor.ipynb #c9753647
+# %% ../nbs/08_monitor.ipynb #b67910d0
 log = logging.getLogger("trashsorting")
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -35,9 +35,9 @@ class JsonLines(logging.Formatter):
     "A log record as one line of JSON."
 
     def format(self, record: logging.LogRecord) -> str:
-        "Time (UTC), level, logger, message, the request's id, the record's own `fields`, and a traceback if there is one."
+        "Time (UTC), level, process, message, the request's id, the record's own `fields`, and a traceback if there is one."
         seconds, ms = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)), int(record.msecs)
-        line = {"time": f"{seconds}.{ms:03}Z", "level": record.levelname.lower(), "logger": record.name}
+        line = {"time": f"{seconds}.{ms:03}Z", "level": record.levelname.lower(), "pid": record.process}
         line |= {"message": record.getMessage(), "request_id": REQUEST_ID.get(), **getattr(record, "fields", {})}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
