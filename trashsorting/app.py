@@ -156,13 +156,13 @@ async def sent_files(
             raise Fault("no-files")
         yield uploads
 
-# %% ../nbs/09_app.ipynb #31dd7182
+# %% ../nbs/09_app.ipynb #41f16b71
 def load_predictor(
-    settings: Settings,  # Which model, and how many threads for one inference
+    settings: Settings,  # Which model, and its threads
 ) -> Predictor | None:  # None when it cannot be loaded; the reason is in the log
     "Load the model and warm it up, or log why that is impossible."
     try:
-        predictor = Predictor(settings.model, settings.threads or count_cores())
+        predictor = Predictor(settings.model, settings.threads or 1)
         predictor.predict_image(Image.new("RGB", (64, 64)))
         return predictor
     except ModelError as error:
@@ -501,7 +501,7 @@ def add_metrics(
         "The service's metrics, in Prometheus' text format."
         return PlainTextResponse(metrics_page(app.state.metrics))
 
-# %% ../nbs/09_app.ipynb #ac2ff31c
+# %% ../nbs/09_app.ipynb #83c3471c
 def fill_state(
     app: FastAPI,
     settings: Settings,
@@ -511,7 +511,8 @@ def fill_state(
     state = app.state
     state.settings, state.predictor, state.traffic, state.metrics = settings, predictor, Traffic(), Metrics()
     times = {"queue_seconds": settings.queue_seconds, "work_seconds": settings.work_seconds}
-    state.queue = Queue(settings.parallel or count_cores(), settings.queue, watch=state.metrics.queued.set, **times)
+    parallel = settings.parallel or max(1, count_cores() // (settings.threads or 1))
+    state.queue = Queue(parallel, settings.queue, watch=state.metrics.queued.set, **times)
 
 # %% ../nbs/09_app.ipynb #a75bf024
 def add_layers(

@@ -75,7 +75,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(split_list)]
 Key = Annotated[SecretStr, Field(min_length=8)]
 
-# %% ../nbs/00_core.ipynb #a9044658
+# %% ../nbs/00_core.ipynb #d18920a8
 class Settings(BaseSettings):
     "What the service reads from the environment; each field `x` is the variable `TRASHSORTING_X`."
 
@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest accepted photograph, width x height in pixels")
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
     max_batch_bytes: int = Field(40_000_000, ge=1, description="largest accepted batch, bytes")
-    threads: int = Field(0, ge=0, description="threads of one inference; 0: the cores, shared among the workers")
-    parallel: int = Field(0, ge=0, description="photographs computed at a time by a worker; 0: as for threads")
+    threads: int = Field(0, ge=0, description="threads of one inference; 0: one when serving, else as many as ONNX Runtime likes")
+    parallel: int = Field(0, ge=0, description="photographs computed at a time by a worker; 0: its part of the cores")
     queue: int = Field(64, ge=0, description="photographs that may wait for a worker's cores; one more is answered 503")
     queue_seconds: Seconds = Field(30, description="longest wait in the queue; 503 then")
     work_seconds: Seconds = Field(20, description="longest decoding and inference of a photograph; 503 then")

@@ -142,16 +142,16 @@ def announce(
         except OSError:
             time.sleep(0.05)
 
-# %% ../nbs/09a_server.ipynb #7566e754
+# %% ../nbs/09a_server.ipynb #5b266160
 def share_cores(
     workers: int,
     settings: Settings,  # Their 0 is replaced
     cores: int,  # Of this machine or container
 ) -> dict[str, str]:  # Environment variables for the workers
     "Each worker's part of the cores."
-    part = max(1, cores // workers)
-    shared = {"THREADS": settings.threads or part, "PARALLEL": settings.parallel or part}
-    return {f"TRASHSORTING_{name}": str(value) for name, value in shared.items()}
+    threads = settings.threads or 1
+    parallel = settings.parallel or max(1, cores // workers // threads)
+    return {"TRASHSORTING_THREADS": str(threads), "TRASHSORTING_PARALLEL": str(parallel)}
 
 # %% ../nbs/09a_server.ipynb #91d21b3d
 @contextmanager
