@@ -174,6 +174,14 @@ FORMS = {
 }
 
 
+def test_a_form_of_the_other_kind_is_not_read(client):
+    "Ten megabytes of & take its parser seven seconds, on the loop that answers everybody."
+    start = time.monotonic()
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert check_fault(client.post("/api/predict", content=b"&" * 9_900_000, headers=headers)) == "no-file"
+    assert time.monotonic() - start < 2
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_hostile_form(client, name):
     request, codes = FORMS[name]
@@ -256,6 +264,34 @@ def test_who_stops_half_way_is_dismissed(hasty, name):
     assert time.monotonic() - start < 10
     assert (int(answer.split()[1]) if answer else None) == status, answer
     assert status != 408 or (b'"slow-upload"' in answer and b"connection: close" in answer.lower())
+
+
+ENDLESS = {
+    "header": (HEAD + b"A: ", b"a" * 1000, 431),
+    "headers": (HEAD, b"A: b\r\n" * 200, 431),
+    "address": (b"GET /", b"a" * 1000, 431),
+    "trailers": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n" * 200, None),
+    "extension of a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;a=", b"a" * 1000, None),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_headers_without_end(server, name):
+    "The connection is closed after some tens of kilobytes, and the service does not grow."
+    begin, piece, status = ENDLESS[name]
+    before, sent, answer = memory(server.pid), 0, b""
+    with connect(server) as connection:
+        try:
+            connection.sendall(begin)
+            while sent < 50_000_000:
+                connection.sendall(piece)
+                sent += len(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = read_all(connection)
+    print(f"{sent} bytes, {answer[:40]}")
+    assert sent < 10_000_000 and memory(server.pid) - before < 20
+    assert not answer or answer.startswith(b"HTTP/1.1 431 " if status else b"HTTP/1.1 4"), answer
+    assert httpx.get(f"{server.url}/api/health").status_code == 200
 
 
 def test_drop_by_drop_is_too_slow_as_well(hasty):

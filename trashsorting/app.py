@@ -112,7 +112,7 @@ def add_fault_handlers(
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer_unexpected)
 
-# %% ../nbs/09_app.ipynb #7be9cc74
+# %% ../nbs/09_app.ipynb #d64443ce
 MAX_FIELDS = 8  # Fields in a form that are not files
 MAX_FIELD_BYTES = 4096  # Size of such a field
 
@@ -121,24 +121,27 @@ MAX_FIELD_BYTES = 4096  # Size of such a field
 async def sent_form(
     request: Request,  # Its body is a form
     max_files: int,  # How many files it may hold
-    code: str,  # Of the fault when it cannot be read
+    bad: str,  # Code of the fault when it cannot be read
+    missing: str,  # Code of the fault when it can hold no file
 ) -> AsyncIterator[FormData]:  # Closed afterwards
     "Read a form. Raises `Fault`."
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Fault(missing)
     try:
         form = await request.form(max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
     except (HTTPException, ValueError):
-        raise Fault(code) from None
+        raise Fault(bad) from None
     try:
         yield form
     finally:
         await form.close()
 
-# %% ../nbs/09_app.ipynb #a22abeb1
+# %% ../nbs/09_app.ipynb #c9552034
 async def sent_file(
     request: Request,  # Its body is a form
 ) -> AsyncIterator[BinaryIO]:  # The file in the field `file`, at its start
     "The dependency that reads an upload. Raises `Fault`."
-    async with sent_form(request, 1, "bad-form") as form:
+    async with sent_form(request, 1, "bad-form", "no-file") as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             raise Fault("no-file")
@@ -150,7 +153,7 @@ async def sent_files(
 ) -> AsyncIterator[list[BinaryIO]]:  # The files in the fields `files`, in their order
     "The dependency that reads a batch. Raises `Fault`."
     most = min(request.app.state.settings.max_files, request.app.state.queue.places)  # more would never fit
-    async with sent_form(request, most, "bad-batch") as form:
+    async with sent_form(request, most, "bad-batch", "no-files") as form:
         uploads = [upload.file for upload in form.getlist("files") if isinstance(upload, UploadFile)]
         if not uploads:
             raise Fault("no-files")

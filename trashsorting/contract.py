@@ -98,7 +98,7 @@ NO_MODEL = (
 )
 UNEXPECTED = "something went wrong in the service: it has been logged; try again later"
 
-# %% ../nbs/08a_contract.ipynb #21b31d26
+# %% ../nbs/08a_contract.ipynb #9ade566a
 CODES: dict[str, tuple[int, str]] = {  # Code -> HTTP status code, and the sentence or an example of it
     "bad-form": (400, BAD_FORM),
     "bad-batch": (400, BAD_BATCH),
@@ -114,6 +114,7 @@ CODES: dict[str, tuple[int, str]] = {  # Code -> HTTP status code, and the sente
     "empty-image": (422, "the file is empty (0 bytes); choose a photograph and send it again"),
     "damaged-image": (422, "the picture is damaged or cut off; send it again, or take another photograph"),
     "bad-parameter": (422, "query top_k: Input should be greater than or equal to 1"),
+    "large-head": (431, "the request's headers are too long: send fewer or shorter ones"),
     "unexpected": (500, UNEXPECTED),
     "no-model": (503, NO_MODEL),
     "too-many-connections": (503, "too many connections are open: try again after the seconds that Retry-After names"),
@@ -123,7 +124,7 @@ CODES: dict[str, tuple[int, str]] = {  # Code -> HTTP status code, and the sente
     "draining": (503, "the service is about to stop: try again after the seconds that Retry-After names"),
 }
 
-# %% ../nbs/08a_contract.ipynb #b89f48bb
+# %% ../nbs/08a_contract.ipynb #cd6cca1e
 RETRY_AFTER = 1  # Seconds; a queue is worked off in about that time
 
 
@@ -143,7 +144,7 @@ class Fault(Exception):
         "What RFC 9110 wants beside the status: when to try again, how to show a key, that nothing more is read."
         when = {"retry-after": str(RETRY_AFTER)} if self.status == 503 and self.code != "no-model" else {}
         how = {"www-authenticate": "Bearer"} if self.status == 401 else {}
-        last = {"connection": "close"} if self.code in ("slow-upload", "too-many-connections") else {}
+        last = {"connection": "close"} if self.code in ("slow-upload", "large-head", "too-many-connections") else {}
         return {**when, **how, **last}
 
     def problem(self) -> Problem:

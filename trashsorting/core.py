@@ -75,7 +75,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(split_list)]
 Key = Annotated[SecretStr, Field(min_length=8)]
 
-# %% ../nbs/00_core.ipynb #d18920a8
+# %% ../nbs/00_core.ipynb #a020a059
 class Settings(BaseSettings):
     "What the service reads from the environment; each field `x` is the variable `TRASHSORTING_X`."
 
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     queue_seconds: Seconds = Field(30, description="longest wait in the queue; 503 then")
     work_seconds: Seconds = Field(20, description="longest decoding and inference of a photograph; 503 then")
     upload_seconds: Seconds = Field(60, description="in this time a request must have arrived, body and all; 408 then")
-    connections: int = Field(1000, ge=1, description="open connections of a worker; one more is answered 503 and closed")
+    connections: int = Field(256, ge=1, description="open connections of a worker; one more is answered 503 and closed")
     grace_seconds: Seconds = Field(25, ge=2, description="after SIGTERM, running work is given this time to finish")
     api_key: Key | None = Field(None, description="if set, asked for: Authorization: Bearer KEY (8 characters or more)")
     cors_origins: Origins = Field((), description="other sites whose pages may call, between commas; * for all of them")
