@@ -17,10 +17,10 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test lint export outputs readme docs lab lock load load-arguments train train-arguments
+.PHONY: help run setup test check-long lint export outputs readme docs lab lock load load-arguments train train-arguments
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 	@exec .venv-serve/bin/python -m trashsorting serve --port $(PORT)
@@ -55,6 +55,9 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	@$(MAKE) --no-print-directory lint
 	$(in_venv) nbdev_test
 	$(in_venv) pytest $(ARGS)
+
+check-long: setup ## The same tests with tens of thousands of hostile uploads
+	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 pytest $(ARGS)
 
 lint: setup ## ruff: rules everywhere, layout where nbdev does not write
 	$(BIN)/ruff check . tools/quarto

@@ -1,5 +1,6 @@
 """What several test files need: a real server on a port, pictures, and where to find photographs."""
 
+import json
 import os
 import re
 import subprocess
@@ -24,44 +25,62 @@ START_SECONDS = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A service that runs in a process of its own."""
+    """A service that runs in processes of its own."""
 
     url: str
     log: Path
-    pid: int
+    process: subprocess.Popen
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; several workers are children of it."""
+        return self.process.pid
 
     def said(self) -> str:
         """What it has written to its log so far."""
         return self.log.read_text()
 
+    def lines(self) -> list[dict]:
+        """What it has logged so far, a line of JSON each."""
+        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
 
-def wait_for_port(process: subprocess.Popen, log: Path) -> int:
-    """The port that uvicorn chose, once it listens."""
+    def workers(self) -> list[int]:
+        """The processes that answer."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        named = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        return [pid for pid, command in named.items() if b"spawn_main" in command] or [self.pid]
+
+
+def wait_for_address(process: subprocess.Popen, log: Path) -> str:
+    """Where the service answers, once it says so."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text()):
-            return int(found[1])
+        if found := re.search(r"(?:ready|answers) at (http://127\.0\.0\.1:\d+)", log.read_text()):
+            return found[1]
         time.sleep(0.05)
     raise AssertionError(f"the service did not start:\n{log.read_text()}")
 
 
 @contextmanager
-def running(log: Path, **environment: str) -> Iterator[Server]:
+def running(log: Path, workers: int = 1, **environment: str) -> Iterator[Server]:
     """Run the service as a deployment does, on loopback and a free port, with these environment variables."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "trashsorting.app:create_app", "--port", "0"]
+    command = [sys.executable, "-m", "trashsorting", "serve", "--port", "0", "--workers", str(workers)]
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **environment})
     try:
-        yield Server(f"http://127.0.0.1:{wait_for_port(process, log)}", log, process.pid)
+        yield Server(wait_for_address(process, log), log, process)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            assert process.wait(timeout=40) == 0, log.read_text()
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Server]]:
-    """Start a service of one's own: `with serve(TRASHSORTING_MAX_BYTES="1000") as server`."""
-    return lambda **environment: running(tmp_path_factory.mktemp("service") / "log", **environment)
+    """Start a service of one's own: `with serve(workers=2, TRASHSORTING_MAX_BYTES="1000") as server`."""
+    return lambda **options: running(tmp_path_factory.mktemp("service") / "log", **options)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The `trashsorting` command as a process: what it prints where, and what its exit status says."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,35 @@ def test_errors_are_a_sentence_on_standard_error(words, said, sample, tmp_path):
     assert not any(tmp_path.iterdir())  # what is refused leaves nothing behind
 
 
-def test_a_wrong_setting_is_named():
-    done = call("serve", TRASHSORTING_THREADS="-1")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("THREADS", "-1"),
+        ("QUEUE", "many"),
+        ("QUEUE_SECONDS", "0"),
+        ("WORK_SECONDS", "inf"),
+        ("GRACE_SECONDS", "1"),
+        ("CORS_ORIGINS", "one.example"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_setting_is_named(name, value):
+    done = call("serve", **{f"TRASHSORTING_{name}": value})
     assert done.returncode == 1
-    assert done.stderr.decode().startswith("trashsorting: TRASHSORTING_THREADS='-1': ")
+    assert done.stderr.decode().startswith(f"trashsorting: TRASHSORTING_{name}='{value}': ")
+
+
+def test_a_key_that_is_too_short_is_not_repeated():
+    done = call("serve", TRASHSORTING_API_KEY="1234")
+    assert done.returncode == 1 and done.stderr.startswith(b"trashsorting: TRASHSORTING_API_KEY=: ")
+    assert b"1234" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_a_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = call("serve", "--port", taken.getsockname()[1])
+    assert done.returncode == 1 and b"cannot listen on 127.0.0.1, port" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_predict_a_folder_a_file_and_standard_input(sample):

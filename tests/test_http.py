@@ -18,7 +18,8 @@ from conftest import encode
 from PIL import Image
 from starlette.testclient import TestClient
 
-from trashsorting.app import BAD_FORM, NO_FILE, NO_MODEL, UNEXPECTED, create_app
+from trashsorting.app import create_app
+from trashsorting.contract import BAD_FORM, NO_FILE, NO_MODEL, UNEXPECTED
 from trashsorting.core import card_path, read_settings
 from trashsorting.dataset import draw_picture
 
@@ -80,13 +81,8 @@ def test_index_names_every_endpoint(client):
     answer = client.get("/api/")
     assert answer.status_code == 200
     listed = answer.json()["endpoints"]
-    assert listed.keys() == {
-        "GET /api/",
-        "GET /api/health",
-        "GET /api/model/info",
-        "POST /api/explain",
-        "POST /api/predict",
-    }
+    gets = {f"GET {path}" for path in ("/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics")}
+    assert listed.keys() == gets | {f"POST /api/{name}" for name in ("predict", "predict/batch", "explain")}
     for endpoint in listed:
         method, path = endpoint.split()
         assert client.request(method, path).status_code in (200, 422), endpoint
@@ -95,12 +91,13 @@ def test_index_names_every_endpoint(client):
 def test_documentation_has_examples_and_faults(client):
     assert client.get(client.get("/api/").json()["documentation"]).status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
-    assert {*paths["/api/predict"]["post"]["responses"]} == {"200", "400", "413", "415", "422", "500", "503"}
+    assert {*paths["/api/predict"]["post"]["responses"]} == {"200", "400", "408", "413", "415", "422", "500", "503"}
     for route in (route for methods in paths.values() for route in methods.values()):
         for status, answer in route["responses"].items():
-            if status != "200":
+            if int(status) >= 400:
                 content = answer["content"]["application/json"]
                 assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+                assert content["example"]["code"] in answer["description"]
                 assert isinstance(content["example"]["detail"], str)
 
 
@@ -112,10 +109,138 @@ def test_page(client):
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", answer.text)
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "/nowhere", 404), ("GET", "/api/predict", 405)])
-def test_unknown_paths_and_methods(client, method, path, status):
+@pytest.mark.parametrize(
+    "method, path, status, code",
+    [
+        ("GET", "/nowhere", 404, "not-found"),
+        ("GET", "/api/predict", 405, "wrong-method"),
+        ("PUT", "/api/", 405, "wrong-method"),
+    ],
+)
+def test_unknown_paths_and_methods(client, method, path, status, code):
     answer = client.request(method, path)
-    assert answer.status_code == status and isinstance(answer.json()["detail"], str)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert isinstance(answer.json()["detail"], str) and ("allow" in answer.headers) == (status == 405)
+
+
+def test_ready(client):
+    assert (client.get("/api/ready").status_code, client.get("/api/ready").json()) == (200, {"ready": True})
+
+
+def test_top_k_and_timing(client):
+    everything = predict(client, GLASS).json()
+    answer = client.post("/api/predict", params={"top_k": 2, "timing": "true"}, files={"file": GLASS})
+    said = answer.json()
+    assert said["timing"].keys() == {"queue_ms", "decode_ms", "inference_ms"} and min(said["timing"].values()) >= 0
+    assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, inference;dur=[\d.]+", answer.headers["server-timing"])
+    assert list(said["all_probabilities"].items()) == list(everything["all_probabilities"].items())[:2]
+    assert said["predicted_class"] == everything["predicted_class"]
+
+
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=many", "top_k=1e9", "timing=perhaps"])
+def test_parameters_are_checked(client, query):
+    answer = client.post(f"/api/predict?{query}", files={"file": GLASS})
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad-parameter")
+    assert query.split("=")[0] in answer.json()["detail"]
+
+
+def batch(client: httpx.Client, *files: bytes, **options) -> httpx.Response:
+    return client.post(
+        "/api/predict/batch", files=[("files", (f"{n}.jpg", data)) for n, data in enumerate(files)], **options
+    )
+
+
+def test_batch_answers_each_in_order_and_a_bad_file_does_not_spoil_the_rest(client):
+    paper = encode(draw_picture("paper", 3, (512, 384)))
+    answer = batch(client, GLASS, b"", paper, b"a green bottle", GLASS[:1000], GLASS)
+    assert answer.status_code == 200
+    items = answer.json()["answers"]
+    assert [item["status"] for item in items] == [200, 422, 200, 415, 422, 200]
+    codes = [item["problem"]["code"] for item in items if "problem" in item]
+    assert codes == ["empty-image", "not-an-image", "damaged-image"]
+    assert items[0]["answer"] == items[5]["answer"] == predict(client, GLASS).json()
+    assert items[2]["answer"] == predict(client, paper).json()
+
+
+def test_batch_is_bounded(serve):
+    with serve(TRASHSORTING_MAX_FILES="3", TRASHSORTING_MAX_BATCH_BYTES="2000000") as server:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            assert batch(client, *[GLASS] * 3).status_code == 200
+            many, large, none = batch(client, *[GLASS] * 4), batch(client, bytes(2_100_000)), batch(client)
+            text = client.post("/api/predict/batch", data={"files": "a bottle"})
+    assert (many.status_code, many.json()["code"]) == (400, "bad-batch")
+    assert (large.status_code, large.json()["code"]) == (413, "too-many-bytes") and "2 MB" in large.json()["detail"]
+    assert [none.json()["code"], text.json()["code"]] == ["no-files"] * 2
+
+
+def test_one_file_of_a_batch_is_too_large(client):
+    items = batch(client, JPEG + bytes(10_000_001 - len(JPEG)), GLASS).json()["answers"]
+    assert [item["status"] for item in items] == [413, 200] and "10 MB" in items[0]["problem"]["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "/api/model/info"])
+def test_what_the_client_has_is_not_sent_again(client, path):
+    first = client.get(path)
+    again = client.get(path, headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+    assert "cache-control" in again.headers
+
+
+def test_the_page_has_a_head(client):
+    head = client.head("/")
+    assert (head.status_code, head.content) == (200, b"") and "content-security-policy" in head.headers
+
+
+def test_a_key_is_wanted_where_it_costs_something(serve):
+    with serve(TRASHSORTING_API_KEY="correct horse") as server, httpx.Client(base_url=server.url) as client:
+        for path in ("/", "/api/", "/api/health", "/api/ready", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic Y29ycmVjdCBob3JzZQ=="}):
+            for method, path in [
+                ("POST", "/api/predict"),
+                ("POST", "/api/predict/batch"),
+                ("GET", "/api/model/info"),
+                ("GET", "/metrics"),
+            ]:
+                answer = client.request(method, path, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (401, "no-key")
+                assert answer.headers["www-authenticate"] == "Bearer"
+        client.headers["authorization"] = "Bearer correct horse"
+        assert predict(client, GLASS).status_code == client.get("/metrics").status_code == 200
+        assert "correct horse" not in server.said()
+        documented = client.get("/openapi.json").json()["paths"]
+    assert "401" in documented["/api/predict"]["post"]["responses"] and documented["/api/predict"]["post"]["security"]
+    assert "401" not in documented["/api/health"]["get"]["responses"]
+
+
+def test_other_sites_may_not_call_unless_they_are_named(serve, client):
+    asked = {"Origin": "https://one.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in client.options("/api/predict", headers=asked).headers
+    with serve(TRASHSORTING_CORS_ORIGINS="https://one.example, https://two.example") as server:
+        for origin, allowed in [("https://one.example", True), ("https://three.example", False)]:
+            answer = httpx.options(f"{server.url}/api/predict", headers={**asked, "Origin": origin})
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+        large = httpx.post(f"{server.url}/api/predict", headers=asked, files={"file": bytes(11_000_000)})
+        assert large.status_code == 413 and large.headers["access-control-allow-origin"] == "https://one.example"
+
+
+def test_the_log_has_a_line_for_each_request_and_no_more_than_it_should(serve):
+    with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        named = client.post(
+            "/api/predict?secret=1", files={"file": ("my-kitchen.jpg", GLASS)}, headers={"X-Request-ID": "order-66"}
+        )
+        odd = client.get("/api/health", headers={"X-Request-ID": 'x" y'})
+        client.get("/nowhere/my-cellar")
+    assert named.headers["x-request-id"] == "order-66" and re.fullmatch("[0-9a-f]{32}", odd.headers["x-request-id"])
+    lines = [line for line in server.lines() if line["message"] == "request"]
+    found = next(line for line in lines if line["request_id"] == "order-66")
+    assert found["time"].endswith("Z") and found["ms"] > 0
+    about = {key: found[key] for key in ("method", "route", "status", "level")}
+    assert about == {"method": "POST", "route": "/api/predict", "status": 200, "level": "info"}
+    assert any(line["request_id"] == odd.headers["x-request-id"] for line in lines)
+    assert [line["route"] for line in lines if line["status"] == 404] == ["other"]
+    assert not any(word in server.said() for word in ("kitchen", "cellar", "secret", "127.0.0.1:5"))
 
 
 # One picture in many files
@@ -201,7 +326,7 @@ def test_bad_file(client, name):
     data, status, word = BAD_FILES[name]
     answer = predict(client, data)
     assert answer.status_code == status, answer.text
-    assert answer.json().keys() == {"detail"} and word in answer.json()["detail"]
+    assert answer.json().keys() == {"code", "detail"} and word in answer.json()["detail"]
 
 
 def test_the_limit_itself_is_allowed(client):
@@ -233,7 +358,7 @@ BAD_REQUESTS = {
 def test_bad_request(client, name):
     request, status, detail = BAD_REQUESTS[name]
     answer = client.post("/api/predict", **request)
-    assert (answer.status_code, answer.json()) == (status, {"detail": detail})
+    assert (answer.status_code, answer.json()["detail"]) == (status, detail)
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "hex", "nonsense"])
@@ -248,12 +373,13 @@ def test_an_unexpected_exception_keeps_its_text_to_itself(predictor, caplog):
     class Broken:
         card = predictor.card
 
-        def predict_one(self, *arguments):
+        def predict_image(self, picture):
             raise RuntimeError("/secret/path")
 
     with TestClient(create_app(predictor=Broken()), raise_server_exceptions=False) as client:
         answer = predict(client, GLASS)
-    assert (answer.status_code, answer.json()) == (500, {"detail": UNEXPECTED})
+    assert (answer.status_code, answer.json()) == (500, {"code": "unexpected", "detail": UNEXPECTED})
+    assert "/secret/path" in caplog.text
 
 
 # Bodies that are too large
@@ -313,7 +439,7 @@ def test_a_client_that_hangs_up_is_no_error(serve):
         with connect(server) as connection:
             connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART + bytes(1000))
         assert httpx.get(f"{server.url}/api/health").status_code == 200
-    assert "Finished server process" in server.said() and "Traceback" not in server.said()
+    assert "Traceback" not in server.said() and not [line for line in server.lines() if line["level"] != "info"]
 
 
 # Under load, without a model, and light
@@ -373,8 +499,8 @@ def test_without_a_model_the_service_lives_and_says_so(serve, tmp_path, fault):
         health = client.get("/api/health")
         assert health.status_code == 200
         assert health.json() == {"status": "degraded", "model_loaded": False, "model_error": NO_MODEL}
-        for answer in (predict(client, GLASS), client.get("/api/model/info")):
-            assert (answer.status_code, answer.json()) == (503, {"detail": NO_MODEL})
+        for answer in (predict(client, GLASS), client.get("/api/model/info"), client.get("/api/ready")):
+            assert (answer.status_code, answer.json()) == (503, {"code": "no-model", "detail": NO_MODEL})
         assert client.get("/").status_code == 200
         assert str(tmp_path) not in health.text and logged in server.said()
 

@@ -5,16 +5,13 @@
 # %% auto #0
 __all__ = ['FILE', 'FOLDER', 'model_option', 'cli', 'find_pictures', 'answer', 'answer_line', 'predict', 'evaluate', 'need',
            'training_notebook', 'read_value', 'check_names', 'run_notebook', 'train', 'export', 'data', 'sample',
-           'manifest', 'announce', 'serve_help', 'serve', 'main']
+           'manifest', 'serve_help', 'serve', 'main']
 
-# %% ../nbs/12_cli.ipynb #e4c621bd
+# %% ../nbs/12_cli.ipynb #e4ce177c
 import importlib.util
 import json
 import os
-import signal
 import sys
-import threading
-import time
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -296,47 +293,30 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
     else:
         click.echo(found.to_csv(), nl=False)
 
-# %% ../nbs/12_cli.ipynb #a0978f14
-def announce(
-    address: str,  # Of the service, with http:// and port
-) -> None:
-    "Wait until the service answers, then print the line that says so."
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    while True:
-        try:
-            with urlopen(f"{address}/api/health", timeout=5) as answered:  # noqa: S310 - our own address
-                loaded = json.load(answered)["model_loaded"]
-        except (URLError, OSError):
-            time.sleep(0.1)
-            continue
-        click.echo(f"trashsorting: ready at {address}" + ("" if loaded else ", but without a model: see the log"))
-        return
-
-# %% ../nbs/12_cli.ipynb #2aa97e7f
+# %% ../nbs/12_cli.ipynb #3b6b42bd
 def serve_help() -> str:
-    "One line per environment variable, for `serve --help`."
-    fields = Settings.model_fields.items()
-    return "\n".join(f"TRASHSORTING_{name.upper()}: {field.description}" for name, field in fields)
+    "One paragraph per environment variable, for `serve --help`."
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = "the one that ships" if name == "model" else "none" if field.default in (None, ()) else f"{field.default}"
+        lines.append(f"\b\nTRASHSORTING_{name.upper()}  [default: {default}]\n  {field.description}")
+    return "\n\n".join(lines)
 
 
-@cli.command(epilog="\b\nRead from the environment:\n" + serve_help())
+@cli.command(epilog="Read from the environment:\n\n" + serve_help())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, envvar="PORT", show_default=True, show_envvar=True)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that answer.")
-def serve(host: str, port: int, workers: int) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, envvar="PORT", show_default=True, show_envvar=True, help="0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that answer.  [default: one for each core]")
+def serve(host: str, port: int, workers: int | None) -> None:
     """Answer over HTTP.
 
-    The page is at /, the API's description at /docs. Ctrl-C ends the service.
+    The page is at /, the API's description at /docs, metrics at /metrics. Ctrl-C or SIGTERM ends the service: it
+    finishes what is running and refuses new work.
     """
-    import uvicorn
+    settings = read_settings()  # a wrong setting stops the start here, with its name
+    from trashsorting.server import run
 
-    read_settings()  # a wrong setting stops the start here, with its name
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn has finished what was running by then
-    here = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
-    threading.Thread(target=announce, args=(f"http://{here}:{port}",), daemon=True).start()
-    uvicorn.run("trashsorting.app:create_app", factory=True, host=host, port=port, workers=workers, log_level="warning")
+    run(host, port, workers, settings)
 
 # %% ../nbs/12_cli.ipynb #fbc5b26e
 def main() -> None:

@@ -1,0 +1,89 @@
+"""The Python client against a real service."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import encode
+
+from trashsorting.client import Client, Refused, Unreachable
+from trashsorting.dataset import draw_picture
+
+GLASS = encode(draw_picture("glass", 0, (256, 192)))
+
+
+@pytest.fixture
+def asked(server) -> Client:
+    return Client(server.url)
+
+
+def test_predict(asked, predictor, tmp_path):
+    path = tmp_path / "bottle.png"
+    path.write_bytes(GLASS)
+    expected = predictor.predict_one(GLASS)
+    for photograph in (GLASS, path, str(path)):
+        said = asked.predict(photograph)
+        assert said.predicted_class == expected.predicted_class and said.timing is None
+        assert said.all_probabilities == pytest.approx(expected.all_probabilities, abs=1e-6)
+    short = asked.predict(GLASS, top_k=2, timing=True)
+    assert len(short.all_probabilities) == 2 and short.timing.inference_ms > 0
+
+
+def test_predict_batch(asked):
+    glass, text, empty = asked.predict_batch([GLASS, b"a bottle", b""], top_k=1)
+    assert glass.status == 200 and list(glass.answer.all_probabilities) == [glass.answer.predicted_class]
+    assert [text.problem.code, empty.problem.code] == ["not-an-image", "empty-image"] and text.answer is None
+
+
+def test_health_and_info(asked, predictor):
+    assert asked.health().model_loaded
+    assert asked.info().classes == predictor.card.classes and asked.info().metrics == predictor.card.evaluation
+
+
+def test_faults_are_typed(asked, tmp_path):
+    with pytest.raises(Refused, match="not a picture in an accepted format") as refused:
+        asked.predict(b"a bottle")
+    assert (refused.value.status, refused.value.code) == (415, "not-an-image")
+    with pytest.raises(Refused) as refused:
+        asked.predict(GLASS, top_k=0)
+    assert refused.value.code == "bad-parameter"
+    with pytest.raises(OSError, match=r"nowhere\.jpg"):
+        asked.predict(tmp_path / "nowhere.jpg")
+    with pytest.raises(Unreachable):
+        Client("http://127.0.0.1:9", retries=0).health()
+
+
+def test_key(serve):
+    with serve(TRASHSORTING_API_KEY="correct horse") as server:
+        assert Client(server.url, key="correct horse").predict(GLASS).confidence > 0
+        with pytest.raises(Refused) as refused:
+            Client(server.url, key="battery staple").predict(GLASS)
+    assert (refused.value.status, refused.value.code) == (401, "no-key")
+
+
+def test_a_full_queue_is_waited_for(serve):
+    "One place and eight clients: without patience most are refused, with it all are answered."
+    large = encode(draw_picture("glass", 0, (3000, 2000)))
+
+    def ask(retries):
+        try:
+            return Client(server.url, retries=retries).predict(large).predicted_class
+        except Refused as refused:
+            assert refused.code == "queue-full" and refused.retry_after == 1
+            return refused
+
+    with serve(TRASHSORTING_QUEUE="0", TRASHSORTING_PARALLEL="1") as server, ThreadPoolExecutor(8) as pool:
+        hasty = list(pool.map(ask, [0] * 8))
+        patient = list(pool.map(ask, [60] * 8))
+    refused = [one for one in hasty if isinstance(one, Refused)]
+    print(f"{len(refused)} of 8 refused without patience")
+    assert refused and len(refused) < 8
+    assert len(set(patient)) == 1 and isinstance(patient[0], str)
+
+
+def test_it_imports_no_model_runtime_and_no_web_framework():
+    heavy = "{'onnxruntime', 'fastapi', 'starlette', 'PIL', 'numpy'}"
+    code = f"import sys, trashsorting.client; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
