@@ -6,7 +6,8 @@ import pytest
 from conftest import encode
 from starlette.testclient import TestClient
 
-from trashsorting.app import BAD_FORM, NO_EXPLANATION, NO_FILE, NO_MODEL, create_app
+from trashsorting.app import create_app
+from trashsorting.contract import BAD_FORM, NO_FILE, NO_MODEL
 from trashsorting.dataset import draw_picture
 from trashsorting.image import to_input
 from trashsorting.predictor import Predictor, run_explained
@@ -103,7 +104,7 @@ def test_a_model_that_cannot_explain():
     predictor.card = predictor.card.model_copy(update={"explains": False})
     with TestClient(create_app(predictor=predictor)) as client:
         answer = explain(client, encode(GLASS))
-        assert (answer.status_code, answer.json()["detail"]) == (501, NO_EXPLANATION)
+        assert (answer.status_code, answer.json()["code"]) == (501, "no-explanation")
         assert client.get("/api/model/info").json()["explains"] is False
         assert client.post("/api/predict", files={"file": encode(GLASS)}).status_code == 200
 
