@@ -7,7 +7,7 @@ __all__ = ['Source', 'Outcome', 'BATCH_SIZE', 'Prediction', 'rank', 'softmax', '
            'open_session', 'run_session', 'Predictor', 'to_picture', 'read_ahead', 'shown', 'batches', 'classify',
            'predict_many', 'score']
 
-# %% ../nbs/06_predictor.ipynb #b4620e8d
+# %% ../nbs/06_predictor.ipynb #bc294785
 import math
 import os
 import sys
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -120,7 +121,7 @@ def run_session(
     "Run the network on a batch."
     return softmax(session.run(None, {session.get_inputs()[0].name: inputs})[0])
 
-# %% ../nbs/06_predictor.ipynb #f73ee2a9
+# %% ../nbs/06_predictor.ipynb #956a0b3c
 BATCH_SIZE = 4
 
 
@@ -166,8 +167,10 @@ class Predictor:
         return predict_many(self, sources, batch_size, progress)
 
     def warm_up(self) -> None:
-        "Classify a blank picture: the first run reserves memory, and no client should wait for it."
-        self.predict_image(Image.new("RGB", (512, 384)))
+        "Classify a blank JPEG: the first one loads code and reserves memory, and no client should wait for that."
+        stream = BytesIO()
+        Image.new("RGB", (512, 384)).save(stream, "JPEG")
+        self.predict_one(stream.getvalue())
 
 # %% ../nbs/06_predictor.ipynb #9ad42a1c
 def to_picture(
