@@ -12,7 +12,7 @@ __all__ = ['FAULTS', 'MAX_FIELDS', 'MAX_FIELD_BYTES', 'bearer', 'api', 'probes',
            'endpoints', 'Explanation', 'explain_picture', 'known_label', 'explain_upload', 'explain', 'inline_hash',
            'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers', 'create_app']
 
-# %% ../nbs/09_app.ipynb #d0f5ae2d
+# %% ../nbs/09_app.ipynb #a30f953a
 import hashlib
 import hmac
 import re
@@ -39,8 +39,8 @@ from starlette.staticfiles import StaticFiles
 
 from . import __version__
 from .contract import CODES, NO_MODEL, Answer, BatchAnswer, BatchItem, Fault, Health, ModelInfo, Problem, Ready, Timing
-from .core import ModelError, Settings, read_settings
-from .gate import Job, LimitBody, Queue, Traffic, count_cores, drain_on_signals, problem, watch_client
+from .core import ModelError, Settings, count_cores, read_settings
+from .gate import Job, LimitBody, Queue, Traffic, drain_on_signals, problem, watch_client
 from trashsorting.image import (
     FORMATS,
     DamagedImage,
@@ -173,14 +173,14 @@ async def sent_files(
             raise Fault("no-files")
         yield uploads
 
-# %% ../nbs/09_app.ipynb #41f16b71
+# %% ../nbs/09_app.ipynb #e36eb89e
 def load_predictor(
     settings: Settings,  # Which model, and its threads
 ) -> Predictor | None:  # None when it cannot be loaded; the reason is in the log
     "Load the model and warm it up, or log why that is impossible."
     try:
         predictor = Predictor(settings.model, settings.threads or 1)
-        predictor.predict_image(Image.new("RGB", (64, 64)))
+        predictor.warm_up()
         return predictor
     except ModelError as error:
         log.error("the model cannot be loaded: %s", error)

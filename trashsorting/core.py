@@ -6,12 +6,14 @@
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Origins', 'Key', 'Interval', 'TrashsortingError',
            'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'Settings', 'read_settings', 'Card',
            'Preprocessing', 'ClassFigures', 'Evaluation', 'Provenance', 'ModelCard', 'card_path', 'file_sha256',
-           'read_card']
+           'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
 
-# %% ../nbs/00_core.ipynb #5f7b9efe
+# %% ../nbs/00_core.ipynb #9e4fb515
 import hashlib
+import math
+import os
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -225,3 +227,41 @@ def read_card(
     if file_sha256(model) != read.file_sha256:
         raise ModelError(f"{model} is not the file that {card.name} describes: export the model again")
     return read
+
+# %% ../nbs/00_core.ipynb #c4a54746
+def folder_quota(
+    folder: Path,  # Of a control group
+) -> float:  # Cores; infinite when it sets no limit
+    "How much processor time a control group may use."
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = [(folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")]
+        return math.inf if quota in ("max", "-1") else float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+# %% ../nbs/00_core.ipynb #f0a39bf8
+def cpu_quota(
+    root: Path = Path("/"),  # Of the file system
+) -> float:  # Cores; infinite without a limit
+    "How much processor time this process may use, by its control groups and those around them."
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return math.inf
+    folders = []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        if "cpu" in controllers.split(",") or not controllers:  # version 1, or 2
+            inside = PurePosixPath(group.lstrip("/"))
+            folders += [root / "sys/fs/cgroup" / controllers / part for part in (inside, *inside.parents)]
+    return min(map(folder_quota, folders), default=math.inf)
+
+# %% ../nbs/00_core.ipynb #5e7658dc
+def count_cores(
+    root: Path = Path("/"),  # Of the file system
+) -> int:
+    "How many cores this process may use, by its affinity and its control groups; at least one."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota(root))))

@@ -6,7 +6,7 @@
 __all__ = ['MAX_HEAD', 'KEEP_ALIVE', 'HUNG', 'last_words', 'TimedConnection', 'Connection', 'listen', 'address', 'announce',
            'share_cores', 'shared_counts', 'configure', 'run']
 
-# %% ../nbs/09a_server.ipynb #1b1125f0
+# %% ../nbs/09a_server.ipynb #ab84cb31
 import asyncio
 import json
 import os
@@ -29,8 +29,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from .contract import Fault
-from .core import Settings, TrashsortingError
-from .gate import count_cores, problem
+from .core import Settings, TrashsortingError, count_cores
+from .gate import problem
 from .monitor import log_settings
 
 # %% ../nbs/09a_server.ipynb #321e488b
