@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILE', 'FOLDER', 'model_option', 'cli', 'find_pictures', 'answer', 'answer_line', 'predict', 'evaluate_folder',
-           'evaluate', 'need', 'training_notebook', 'read_value', 'run_notebook', 'train', 'export', 'data', 'sample',
-           'manifest', 'announce', 'serve_help', 'serve', 'main']
+           'evaluate', 'need', 'stress', 'training_notebook', 'read_value', 'run_notebook', 'train', 'export', 'data',
+           'sample', 'manifest', 'announce', 'serve_help', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #4919c13c
 import importlib.util
@@ -170,7 +170,7 @@ def evaluate(sources: tuple[str, ...], split: Path | None, part: str, json_file:
     if json_file:
         json_file.write_text(written + "\n")
 
-# %% ../nbs/12_cli.ipynb #88c6bab1
+# %% ../nbs/12_cli.ipynb #f55d01d0
 def need(
     module: str,  # What must be importable
     what: str,  # What needs it: "Training"
@@ -180,7 +180,45 @@ def need(
     if importlib.util.find_spec(module) is None:
         raise MissingExtra(what, extra)
 
+# %% ../nbs/12_cli.ipynb #f8c8195e
+@cli.command()
+@click.argument("source", metavar="DIR")
+@click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
+@click.option("--part", default="val", show_default=True, help="Which part of the split to spoil.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to a file, too.")
+@model_option
+def stress(source: str, split: Path | None, part: str, json_file: Path | None, model: Path) -> None:
+    """Measure a model on spoilt photographs and on other things.
 
+    DIR is as for evaluate. Each photograph is classified 42 times, so this takes a while.
+    """
+    for module in ("torchvision", "skimage"):
+        need(module, "Spoiling photographs", "train")
+    from dataclasses import asdict
+
+    from trashsorting.calibrate import detect, detection_table
+    from trashsorting.dataset import apply_split, open_source, read_folder
+    from trashsorting.image import open_rgb
+    from trashsorting.predictor import Predictor
+    from trashsorting.robustness import logits_for, measure_robustness, other_things, robustness_table
+
+    predictor = Predictor(model, read_settings().threads)
+    card, opened = predictor.card, (predictor.session, predictor.card.preprocessing)
+    with TemporaryDirectory() as folder:
+        manifest = read_folder(open_source(source, Path(folder) / "data"), card.classes, progress=True)
+        if split:
+            manifest = apply_split(manifest, split).part(part)
+        paths = [manifest.root / entry.file for entry in manifest.entries]
+        targets = [card.classes.index(entry.label) for entry in manifest.entries]
+        measured = measure_robustness(*opened, map(open_rgb, paths), targets)
+        ours = logits_for(*opened, map(open_rgb, paths))
+    found = detect(ours, logits_for(*opened, other_things().values()), card.temperature)
+    click.echo(f"{robustness_table(measured)}\n\n{detection_table(found)}")
+    if json_file:
+        scores = {name: asdict(one) for name, one in found.items()}
+        json_file.write_text(json.dumps({"robustness": asdict(measured), "detection": scores}, indent=2) + "\n")
+
+# %% ../nbs/12_cli.ipynb #2c21c6c3
 def training_notebook() -> Path:
     "`nbs/train.ipynb` of the checkout, or the copy that the wheel carries."
     package = SHIPPED_MODEL.parents[1]
