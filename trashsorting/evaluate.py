@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Z95', 'N_BINS', 'wilson', 'confusion_matrix', 'class_figures', 'resample_confusions', 'shares', 'percentiles',
-           'bootstrap', 'softmax', 'calibration_bins', 'expected_calibration_error', 'plot_reliability',
-           'risk_coverage', 'area_under_risk', 'how_sure', 'evaluate', 'span', 'table', 'sure_lines', 'confusion_table',
-           'comparison_line', 'comparison', 'recall_comparison', 'plot_confusion']
+           'bootstrap', 'softmax', 'calibration_bins', 'expected_calibration_error', 'risk_coverage', 'area_under_risk',
+           'how_sure', 'evaluate', 'span', 'table', 'sure_lines', 'confusion_table', 'comparison_line', 'comparison',
+           'recall_comparison', 'plot_confusion']
 
 # %% ../nbs/05_evaluate.ipynb #a5fd22d1
 from pathlib import Path
@@ -160,31 +160,6 @@ def expected_calibration_error(
     "Mean distance between how sure the model is and how often it is right."
     _, confidence, right = calibration_bins(probabilities, targets, n_bins)
     return float(np.abs(confidence - right).sum() / len(targets))
-
-# %% ../nbs/05_evaluate.ipynb #a0585f74
-def plot_reliability(
-    probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
-    targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-    path: Path | None = None,  # Where to save a picture; None: nowhere
-):  # A matplotlib figure
-    "Draw how often the model is right against how sure it is, and how many photographs stand behind each point."
-    from matplotlib.figure import Figure
-
-    count, confidence, right = calibration_bins(probabilities, targets)
-    filled = count > 0
-    count, sure, share = count[filled], (confidence / count.clip(1))[filled], (right / count.clip(1))[filled]
-    spans = np.array([wilson(k, n) for k, n in zip(right[filled], count, strict=True)]).T
-    figure = Figure(figsize=(4.2, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
-    top.errorbar(sure, share, yerr=np.abs(spans - share), fmt="o", color="tab:blue", capsize=2)
-    error = expected_calibration_error(probabilities, targets)
-    top.set(ylabel="share right (95 % Wilson)", ylim=(0, 1.02), title=f"calibration error {error:.3f}, n = {len(targets)}")
-    bottom.bar(sure, count, width=0.8 / N_BINS, color="tab:blue")
-    bottom.set(xlabel="probability of the class that was named", ylabel="photographs", xlim=(0, 1.02))
-    if path:
-        figure.savefig(path, dpi=120)
-    return figure
 
 # %% ../nbs/05_evaluate.ipynb #c4fb5a8a
 def risk_coverage(
