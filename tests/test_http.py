@@ -37,7 +37,7 @@ def test_predict(client, predictor):
     answer = predict(client, GLASS)
     assert answer.status_code == 200
     said = answer.json()
-    assert said.keys() == {"predicted_class", "confidence", "all_probabilities"}
+    assert said.keys() == {"predicted_class", "confidence", "all_probabilities", "unsure"}
     shares = list(said["all_probabilities"].values())
     assert sorted(said["all_probabilities"]) == list(predictor.card.classes)
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1)
