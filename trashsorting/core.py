@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Interval', 'TrashsortingError', 'DataError', 'ModelError',
            'MissingExtra', 'check_labels', 'Settings', 'read_settings', 'Card', 'Preprocessing', 'ClassFigures',
-           'Evaluation', 'Provenance', 'ModelCard', 'card_path', 'file_sha256', 'read_card']
+           'Evaluation', 'Source', 'Provenance', 'ModelCard', 'card_path', 'file_sha256', 'read_card']
 
 # %% ../nbs/00_core.ipynb #5f4d66ba
 import hashlib
@@ -102,7 +102,7 @@ class Preprocessing(Card):
     mean: tuple[float, float, float] = Field(description="subtracted from RGB in 0..1")
     std: tuple[float, float, float] = Field(description="then divided by")
 
-# %% ../nbs/00_core.ipynb #b8b270fe
+# %% ../nbs/00_core.ipynb #048c982e
 Interval = tuple[float, float]
 
 
@@ -127,8 +127,20 @@ class Evaluation(Card):
     classes: Labels
     n: int = Field(gt=0, description="photographs")
     ms_per_image: float | None = Field(None, description="decode, preprocess and inference, wall milliseconds")
+    n_seen: int | None = Field(None, description="of the n, those (nearly) trained on; null: not known")
+    unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
+    unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
-# %% ../nbs/00_core.ipynb #07bfcd1d
+# %% ../nbs/00_core.ipynb #159a0e83
+class Source(Card):
+    "One of the places that a data set's photographs came from."
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="short: a folder of this name holds its photographs")
+    where: str = Field(description="a folder, a zip of one, or a name on the hub")
+    licence: str = Field("", description="under which its photographs may be used; empty: not known")
+    classes: dict[str, str] = Field({}, description="its class -> ours, '' leaves it out; one that is not named stays")
+
+
 class Provenance(Card):
     "What a model was made from."
 
@@ -140,6 +152,7 @@ class Provenance(Card):
     parameters: dict = Field(description="every parameter of the run")
     libraries: dict[str, str] = Field(description="versions of what the run imported")
     weights: str = Field(description="where the backbone's starting weights came from")
+    sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 
 class ModelCard(Card):
@@ -155,6 +168,9 @@ class ModelCard(Card):
     evaluation: Evaluation = Field(description="the exported file, scored on the photographs held out")
     evaluation_note: str = Field(description="what the held-out photographs were used for besides measuring")
     provenance: Provenance
+    fingerprints: str = Field(
+        "", repr=False, description="of the photographs trained on: base64 of 16 bytes each, sorted; empty: not known"
+    )
 
     @model_validator(mode="after")
     def check_classes(self) -> "ModelCard":
