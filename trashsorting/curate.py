@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'LUMA_WAVES', 'CHROMA_WAVES', 'CHROMA_BITS', 'COSINES', 'NOISE', 'SIGNS', 'POSES', 'MOST_BITS',
-           'MOST_GREY_BITS', 'Links', 'LEAST_COSINE', 'BEHIND', 'GROUP_FIELDS', 'spectrum', 'to_bits', 'fingerprint',
-           'distance', 'is_copy', 'fingerprint_files', 'close_prints', 'close_embeddings', 'forest', 'components',
-           'Link', 'Group', 'name_link', 'find_groups', 'contradictions', 'what_is_done', 'settle', 'crossing',
-           'groups_csv', 'Doubt', 'out_of_fold', 'find_doubts', 'doubts_csv', 'pack_prints', 'unpack_prints',
-           'seen_before']
+           'MOST_GREY_BITS', 'LEAST_COSINE', 'MAYBE_COSINE', 'MAYBE_BITS', 'Links', 'BEHIND', 'GROUP_FIELDS',
+           'spectrum', 'to_bits', 'fingerprint', 'distance', 'is_copy', 'fingerprint_files', 'close_prints',
+           'close_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups', 'contradictions',
+           'what_is_done', 'settle', 'crossing', 'groups_csv', 'Doubt', 'out_of_fold', 'find_doubts', 'doubts_csv',
+           'pack_prints', 'unpack_prints', 'seen_before']
 
 # %% ../nbs/02b_curate.ipynb #8ccc81f8
 import base64
@@ -89,8 +89,8 @@ def distance(
     grey = np.bitwise_count(some[..., 0] ^ others[..., 0])
     return grey + np.bitwise_count(some[..., 1] ^ others[..., 1]), grey
 
-# %% ../nbs/02b_curate.ipynb #39f7a727
-MOST_BITS, MOST_GREY_BITS = 16, 10
+# %% ../nbs/02b_curate.ipynb #7b12fb7b
+MOST_BITS, MOST_GREY_BITS = 16, 6
 
 
 def is_copy(
@@ -113,7 +113,11 @@ def fingerprint_files(
         with progressbar(prints, len(paths), "fingerprints", hidden=not shown, file=sys.stderr) as bar:
             return np.stack(list(bar)) if paths else np.empty((0, len(POSES), 2), np.uint64)
 
-# %% ../nbs/02b_curate.ipynb #7ea709a6
+# %% ../nbs/02b_curate.ipynb #fb6ef570
+LEAST_COSINE = 0.90  # of two embeddings, from which on they show the same thing
+MAYBE_COSINE, MAYBE_BITS = 0.80, 22  # neither would do alone, both together do
+
+# %% ../nbs/02b_curate.ipynb #f7236a46
 Links = np.ndarray  # (3, m): first, second, and how far they are apart, 0 or more
 
 
@@ -134,15 +138,19 @@ def close_prints(
 
 def close_embeddings(
     embeddings: np.ndarray,  # (n, d) features
-    least_cosine: float,  # Of the angle between two, from which on they show the same thing
-    block: int = 256,  # Rows compared at once
+    prints: np.ndarray,  # (n, 8, 2) uint64, of the same photographs
+    block: int = 64,  # Rows compared at once
 ) -> Iterator[Links]:  # For each block: pairs, with 1 - cosine
-    "Pairs of embeddings that point the same way."
+    "Pairs of embeddings that point the same way, or nearly so while the fingerprints are not far apart either."
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
     for start in range(0, len(unit), block):
         cosines = unit[start : start + block] @ unit[start:].T
-        first, second = np.nonzero(np.triu(cosines >= least_cosine, k=1))
-        yield np.stack([first + start, second + start, 1 - cosines[first, second].clip(-1, 1)])
+        first, second = np.nonzero(np.triu(cosines >= MAYBE_COSINE, k=1))
+        cosine, first, second = cosines[first, second].clip(-1, 1), first + start, second + start
+        sure = cosine >= LEAST_COSINE
+        maybe = np.flatnonzero(~sure)
+        sure[maybe] = distance(prints[first[maybe]], prints[second[maybe], :1])[0].min(axis=1) <= MAYBE_BITS
+        yield np.stack([first, second, 1 - cosine])[:, sure]
 
 # %% ../nbs/02b_curate.ipynb #db484177
 def forest(
@@ -181,8 +189,7 @@ def components(
     cuts = np.flatnonzero(np.diff(names[order])) + 1
     return sorted((group for group in np.split(order, cuts) if len(group) > 1), key=lambda group: group[0])
 
-# %% ../nbs/02b_curate.ipynb #902928d9
-LEAST_COSINE = 0.90
+# %% ../nbs/02b_curate.ipynb #0b5e12bf
 BEHIND = 1000.0  # added to what embeddings say, so that the forest prefers every copy to everything that looks alike
 
 
@@ -208,11 +215,16 @@ class Group:
         "Its files, sorted."
         return tuple(entry.file for entry in self.entries)
 
+    @property
+    def how(self) -> str:
+        "The kinds of its links, the strongest evidence first."
+        return "; ".join(dict.fromkeys(link.how for link in self.links))
+
     def several(self, field: str) -> tuple[str, ...]:
         "The different values of a field (`label`, `split`, `source`), sorted."
         return tuple(sorted({getattr(entry, field) for entry in self.entries}))
 
-# %% ../nbs/02b_curate.ipynb #7a895707
+# %% ../nbs/02b_curate.ipynb #199b2cac
 def name_link(
     entries: Sequence[Entry],
     prints: np.ndarray,  # (n, 8, 2) uint64
@@ -234,11 +246,10 @@ def find_groups(
     manifest: Manifest,
     prints: np.ndarray,  # (n, 8, 2) uint64, in the manifest's order
     embeddings: np.ndarray | None = None,  # (n, d), in the manifest's order; None: copies only
-    least_cosine: float = LEAST_COSINE,
 ) -> tuple[Group, ...]:  # By their first file
     "Groups of photographs that belong together. Raises `MissingExtra` without scipy."
     entries, n = manifest.entries, len(manifest.entries)
-    alike = () if embeddings is None else close_embeddings(embeddings, least_cosine)
+    alike = () if embeddings is None else close_embeddings(embeddings, prints)
     offset = np.array([[0], [0], [BEHIND]])
     links = forest(n, chain(close_prints(prints), (found + offset for found in alike)))
     groups, group_of = components(n, links), {}
