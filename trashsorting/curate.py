@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'LUMA_WAVES', 'CHROMA_WAVES', 'CHROMA_BITS', 'COSINES', 'NOISE', 'SIGNS', 'POSES', 'MOST_BITS',
-           'MOST_GREY_BITS', 'LEAST_COSINE', 'MAYBE_COSINE', 'MAYBE_BITS', 'Links', 'BEHIND', 'GROUP_FIELDS',
-           'spectrum', 'to_bits', 'fingerprint', 'distance', 'is_copy', 'fingerprint_files', 'close_prints',
-           'close_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups', 'contradictions',
-           'what_is_done', 'settle', 'crossing', 'groups_csv', 'Doubt', 'out_of_fold', 'find_doubts', 'doubts_csv',
-           'pack_prints', 'unpack_prints', 'seen_before']
+           'MOST_GREY_BITS', 'LEAST_COSINE', 'LESS_COSINE', 'MAYBE_BITS', 'Links', 'BEHIND', 'GROUP_FIELDS', 'spectrum',
+           'to_bits', 'fingerprint', 'distance', 'is_copy', 'fingerprint_files', 'to_unit', 'cosine_limit',
+           'close_prints', 'close_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups',
+           'contradictions', 'what_is_done', 'settle', 'crossing', 'groups_csv', 'Doubt', 'out_of_fold', 'find_doubts',
+           'doubts_csv', 'pack_prints', 'unpack_prints', 'seen_before']
 
-# %% ../nbs/02b_curate.ipynb #8ccc81f8
+# %% ../nbs/02b_curate.ipynb #a11abdaa
 import base64
 import csv
 import io
@@ -28,7 +28,7 @@ from click import progressbar
 from PIL import Image
 
 from .core import MissingExtra, ModelCard
-from .dataset import Entry, Manifest, fold_by_hash, leave_out
+from .dataset import Entry, Manifest, fold_by_hash, leave_out, line_up
 from .image import open_rgb
 
 # %% ../nbs/02b_curate.ipynb #6f557819
@@ -113,11 +113,28 @@ def fingerprint_files(
         with progressbar(prints, len(paths), "fingerprints", hidden=not shown, file=sys.stderr) as bar:
             return np.stack(list(bar)) if paths else np.empty((0, len(POSES), 2), np.uint64)
 
-# %% ../nbs/02b_curate.ipynb #fb6ef570
+# %% ../nbs/02b_curate.ipynb #2b5299c2
 LEAST_COSINE = 0.90  # of two embeddings, from which on they show the same thing
-MAYBE_COSINE, MAYBE_BITS = 0.80, 22  # neither would do alone, both together do
+LESS_COSINE, MAYBE_BITS = 0.10, 22  # so much less, and so few bits: neither would do alone, both together do
 
-# %% ../nbs/02b_curate.ipynb #f7236a46
+
+def to_unit(
+    embeddings: np.ndarray,  # (n, d) features
+) -> np.ndarray:  # (n, d), each row of length 1
+    "Embeddings whose products are cosines."
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
+
+
+def cosine_limit(
+    embeddings: np.ndarray,  # (n, d) features
+    sample: int = 1000,  # So many of them are compared with each other
+) -> float:  # `LEAST_COSINE` or more, 0..1
+    "From which cosine on two embeddings of this data set show the same thing."
+    unit = to_unit(embeddings[:: max(1, len(embeddings) // sample)])
+    cosines = (unit @ unit.T)[np.triu_indices(len(unit), k=1)]
+    return max(LEAST_COSINE, float(np.quantile(cosines, 0.99))) if len(cosines) else LEAST_COSINE
+
+# %% ../nbs/02b_curate.ipynb #31d3333c
 Links = np.ndarray  # (3, m): first, second, and how far they are apart, 0 or more
 
 
@@ -142,12 +159,12 @@ def close_embeddings(
     block: int = 64,  # Rows compared at once
 ) -> Iterator[Links]:  # For each block: pairs, with 1 - cosine
     "Pairs of embeddings that point the same way, or nearly so while the fingerprints are not far apart either."
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
+    unit, least = to_unit(embeddings), cosine_limit(embeddings)
     for start in range(0, len(unit), block):
         cosines = unit[start : start + block] @ unit[start:].T
-        first, second = np.nonzero(np.triu(cosines >= MAYBE_COSINE, k=1))
+        first, second = np.nonzero(np.triu(cosines >= least - LESS_COSINE, k=1))
         cosine, first, second = cosines[first, second].clip(-1, 1), first + start, second + start
-        sure = cosine >= LEAST_COSINE
+        sure = cosine >= least
         maybe = np.flatnonzero(~sure)
         sure[maybe] = distance(prints[first[maybe]], prints[second[maybe], :1])[0].min(axis=1) <= MAYBE_BITS
         yield np.stack([first, second, 1 - cosine])[:, sure]
@@ -322,7 +339,7 @@ def groups_csv(
             rows.writerow((number, *about, what_is_done(group)))
     return text.getvalue()
 
-# %% ../nbs/02b_curate.ipynb #4f5071df
+# %% ../nbs/02b_curate.ipynb #eda0663b
 @dataclass(frozen=True)
 class Doubt:
     "A photograph whose name is probably wrong."
@@ -337,7 +354,7 @@ def out_of_fold(
     embeddings: np.ndarray,  # (n, d), in the manifest's order
     manifest: Manifest,
     groups: Iterable[Group] = (),
-    k: int = 5,  # Folds
+    k: int = 5,  # Folds; fewer where a class has fewer groups, but at least 2
     seed: int = 0,
 ) -> np.ndarray:  # (n, classes) probabilities, each by a classifier that did not see the photograph's group
     "Judge every photograph by a linear classifier of the other folds. Raises `DataError` or `MissingExtra`."
@@ -347,10 +364,12 @@ def out_of_fold(
         from sklearn.preprocessing import StandardScaler
     except ImportError:
         raise MissingExtra("Looking for wrong labels", "train") from None
-    folds = np.array(fold_by_hash(manifest, k, [group.files for group in groups], seed))
+    together = [group.files for group in groups]
+    fewest = min(map(len, line_up(manifest, together).values()))
+    folds = np.array(fold_by_hash(manifest, max(2, min(k, fewest)), together, seed))
     targets = np.array([manifest.labels.index(entry.label) for entry in manifest.entries])
     judged = np.zeros((len(targets), len(manifest.labels)))
-    for fold in range(k):
+    for fold in range(folds.max() + 1):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
         probe.fit(embeddings[folds != fold], targets[folds != fold])
         judged[np.ix_(folds == fold, probe.classes_)] = probe.predict_proba(embeddings[folds == fold])

@@ -7,8 +7,8 @@ __all__ = ['Pen', 'DRAW', 'DRAWN', 'FIELDS', 'SUFFIXES', 'MOST_LEFT_OUT', 'SPLIT
            'HUB_SOURCES', 'TRASHNET_COUNTS', 'WORDS', 'PART_NAMES', 'draw_cardboard', 'draw_glass', 'draw_metal',
            'draw_paper', 'draw_plastic', 'draw_trash', 'draw_picture', 'draw_sample', 'describe_source', 'Entry',
            'LeftOut', 'Manifest', 'manifest_from_csv', 'inspect', 'check_left_out', 'class_folders', 'read_folder',
-           'line_up', 'places', 'split_by_hash', 'fold_by_hash', 'read_split', 'leave_out', 'apply_split', 'unpack',
-           'fetch_archive', 'fetch_trashnet', 'open_source', 'read_sources', 'read_source', 'open_manifest',
+           'line_up', 'places', 'split_by_hash', 'fold_by_hash', 'read_split', 'leave_out', 'apply_split', 'split_csv',
+           'unpack', 'fetch_archive', 'fetch_trashnet', 'open_source', 'read_sources', 'read_source', 'open_manifest',
            'load_manifest']
 
 # %% ../nbs/02_dataset.ipynb #590be5b9
@@ -393,7 +393,7 @@ def read_split(
             raise DataError(f"{path}, line {line}: {file} is listed twice, as {split[file]} and as {(label, part)}")
     return split
 
-# %% ../nbs/02_dataset.ipynb #d7cfde21
+# %% ../nbs/02_dataset.ipynb #e2ade488
 def leave_out(
     manifest: Manifest,
     reasons: dict[str, str],  # By file: why; empty: the split file says so
@@ -416,10 +416,21 @@ def apply_split(
     for files, problem in [(gone, f"are not in {manifest.root}"), (unlisted, f"of {manifest.root} are not listed in it")]:
         if files:
             raise DataError(f"{path}: {len(files)} files {problem}; the first is {min(files)}")
-    if moved := [file for file, label in known.items() if split[file][0] != label]:
+    if moved := [file for file, label in known.items() if split[file][1] != NO_SPLIT and split[file][0] != label]:
         raise DataError(f"{path}: {moved[0]} is listed as '{split[moved[0]][0]}' but lies in folder '{known[moved[0]]}'")
     entries = tuple(replace(entry, split=split[entry.file][1]) for entry in manifest.entries)
     return leave_out(replace(manifest, entries=entries), {entry.file: "" for entry in entries if entry.split == NO_SPLIT})
+
+# %% ../nbs/02_dataset.ipynb #4b8f3ef9
+def split_csv(
+    manifest: Manifest,  # Decided
+) -> str:  # CSV with the columns file,label,split
+    "A split as a file, for `apply_split`; what was left out though it could be read is there as 'none'."
+    rows = [(entry.file, entry.label, entry.split) for entry in manifest.entries]
+    rows += [(item.file, Path(item.file).parts[0], NO_SPLIT) for item in manifest.left_out]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "label", "split"), *sorted(rows)])
+    return text.getvalue()
 
 # %% ../nbs/02_dataset.ipynb #b0786c8c
 MOST_UNPACKED = 20 * 2**30
