@@ -266,8 +266,8 @@ def test_a_set_that_holds_the_other_again_is_found(tmp_path, monkeypatch):
         part = "train" if path.stem[-1] < "4" else "test"
         (theirs / part / path.parent.name).mkdir(parents=True, exist_ok=True)
         with Image.open(path) as picture:
-            smaller = picture.convert("RGB").resize((120, 90))
-            smaller.save(theirs / part / path.parent.name / f"{path.stem}_.jpg", quality=70)
+            smaller = picture.convert("RGB").resize((144, 108))
+            smaller.save(theirs / part / path.parent.name / f"{path.stem}_.jpg", quality=85)
     for part in ("train", "test"):
         (theirs / part / "compost").mkdir()
         draw_picture("trash", 1 if part == "train" else 2).save(theirs / part / "compost" / "peel.png")
