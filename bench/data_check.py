@@ -35,7 +35,7 @@ def perturbed(n: int, rng: np.random.Generator) -> tuple[Manifest, np.ndarray, n
     real = [fingerprint(draw_picture(labels[number % len(labels)], number)) for number in range(DRAWN)]
     prints = np.stack([real[number % DRAWN] for number in range(n)])
     prints ^= rng.integers(0, 2**64, prints.shape, np.uint64) & rng.integers(0, 2**64, prints.shape, np.uint64)
-    kinds = np.arange(n) % len(labels)
+    kinds, directions = np.arange(n) % len(labels), rng.standard_normal((len(labels), FEATURES), np.float32) / 2
     embeddings = (rng.normal(size=(len(labels), FEATURES))[kinds] + 2 * rng.normal(size=(n, FEATURES))).astype(
         np.float32
     )
@@ -89,9 +89,8 @@ def command(n: int) -> None:
         find_doubts(out_of_fold(found, manifest), manifest)
         times.append(("labels", time.perf_counter() - start))
     for name, seconds in times:
-        print(
-            f"{name:14}{seconds:8.1f} s{1000 * seconds / n:8.1f} ms a photograph, {10_000 * seconds / n / 60:.1f} min for 10,000"
-        )
+        each, whole = 1000 * seconds / n, 10_000 * seconds / n / 60
+        print(f"{name:14}{seconds:8.1f} s{each:8.1f} ms a photograph, {whole:6.1f} min for 10,000")
     print(f"peak memory   {peak_mb():8.0f} MB")
 
 
