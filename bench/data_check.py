@@ -36,9 +36,9 @@ def perturbed(n: int, rng: np.random.Generator) -> tuple[Manifest, np.ndarray, n
     prints = np.stack([real[number % DRAWN] for number in range(n)])
     prints ^= rng.integers(0, 2**64, prints.shape, np.uint64) & rng.integers(0, 2**64, prints.shape, np.uint64)
     kinds, directions = np.arange(n) % len(labels), rng.standard_normal((len(labels), FEATURES), np.float32) / 2
-    embeddings = (rng.normal(size=(len(labels), FEATURES))[kinds] + 2 * rng.normal(size=(n, FEATURES))).astype(
-        np.float32
-    )
+    embeddings = rng.standard_normal((n, FEATURES), np.float32)
+    for at in range(n):  # in place, so that making them does not take more memory than searching
+        embeddings[at] += directions[kinds[at]]
     twins = rng.choice(n, (2, int(TWINS * n / 2)), replace=False)
     prints[twins[0]], embeddings[twins[0]] = prints[twins[1]], embeddings[twins[1]]
     entries = [Entry(f"{at:06}.png", labels[kinds[at]], "", str(at), 10, 10) for at in range(n)]
