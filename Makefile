@@ -17,7 +17,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test lint export readme docs lab lock train train-arguments
+.PHONY: help run setup test lint export outputs readme docs lab lock train train-arguments
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,11 @@ lint: setup ## ruff: rules everywhere, layout where nbdev does not write
 
 export: setup ## Notebooks to modules, then clean the notebooks
 	$(in_venv) nbdev_export
+	$(in_venv) nbdev_clean
+
+outputs: setup ## Run every notebook in a Jupyter kernel and keep what it shows (not the training run)
+	$(in_venv) PYTHONWARNINGS=ignore jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
+		$(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb))
 	$(in_venv) nbdev_clean
 
 readme: setup ## README.md from nbs/index.ipynb, by the pinned pandoc, so that it is the same everywhere

@@ -40,29 +40,26 @@ def test_help_teaches_every_command():
     ("words", "said"),
     [
         (["predict", "nowhere.jpg"], "nowhere.jpg: No such file"),
-        (["predict", "{sample}/empty"], "no pictures in this folder"),
+        (["predict", "{empty}"], "no pictures in this folder"),
         (["predict", "--model", "nowhere.onnx", "x.jpg"], "'nowhere.onnx' does not exist"),
         (["evaluate", "nowhere"], "nowhere: no such folder"),
-        (["evaluate", "{sample}", "--split", "{sample}/split.csv"], "unknown split 'dev'"),
+        (["evaluate", "{sample}", "--split", "{sample}/dev.csv"], "unknown split 'dev'"),
         (["export", "nowhere"], "run.json: no such file"),
-        (["train", "--data", "nowhere", "--out", "{sample}/run"], "nowhere: no such folder or zip"),
-        (["train", "--data", "sample", "--out", "{sample}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
+        (["train", "--data", "nowhere", "--out", "{empty}/run"], "nowhere: no such folder or zip"),
+        (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
         (["serve", "--port", "99999"], "99999 is not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
 )
-def test_errors_are_a_sentence_on_standard_error(words, said, sample):
-    (sample / "empty").mkdir(exist_ok=True)
-    (sample / "split.csv").write_text("file,label,split\nglass/glass000.png,glass,dev\n")
-    try:
-        done = call(*(word.format(sample=sample) for word in words))
-    finally:
-        (sample / "empty").rmdir()
+def test_errors_are_a_sentence_on_standard_error(words, said, sample, tmp_path):
+    (sample / "dev.csv").write_text("file,label,split\nglass/glass000.png,glass,dev\n")
+    done = call(*(word.format(sample=sample, empty=tmp_path) for word in words))
     assert done.returncode not in (0, None)
     assert done.stdout == b""
     assert said in done.stderr.decode()
     assert len(done.stderr.decode().splitlines()) <= 2
+    assert not any(tmp_path.iterdir())  # what is refused leaves nothing behind
 
 
 def test_a_wrong_setting_is_named():

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILE', 'FOLDER', 'model_option', 'SPLIT_OPTION', 'HASHES_OPTION', 'cli', 'find_pictures', 'answer', 'answer_line',
-           'predict', 'find_seen', 'seen_line', 'evaluate', 'need', 'training_notebook', 'read_value', 'run_notebook',
-           'train', 'export', 'data', 'sample', 'manifest', 'look_at', 'check_lines', 'check', 'report', 'announce',
-           'serve_help', 'serve', 'main']
+           'predict', 'find_seen', 'seen_line', 'evaluate', 'need', 'training_notebook', 'read_value', 'check_names',
+           'run_notebook', 'train', 'export', 'data', 'sample', 'manifest', 'look_at', 'check_lines', 'check', 'report',
+           'announce', 'serve_help', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #e4c621bd
 import importlib.util
@@ -219,17 +219,25 @@ def read_value(
             continue
     return text
 
-# %% ../nbs/12_cli.ipynb #4ea2e7a0
-def run_notebook(
-    out: Path,  # Folder of the run; the executed notebook goes to `out/train.ipynb`
+# %% ../nbs/12_cli.ipynb #05efa2dd
+def check_names(
     parameters: dict,  # By name
 ) -> None:
-    "Execute the training notebook. Raises `TrashsortingError` for an unknown parameter or a cell that fails."
+    "Raise `TrashsortingError` for a parameter that the training notebook does not have."
     import papermill
 
     known = papermill.inspect_notebook(training_notebook())
     if unknown := [name for name in parameters if name not in known]:
         raise TrashsortingError(f"unknown parameter '{unknown[0]}'; known are {', '.join(known)}")
+
+
+def run_notebook(
+    out: Path,  # Folder of the run; the executed notebook goes to `out/train.ipynb`
+    parameters: dict,  # By name
+) -> None:
+    "Execute the training notebook. Raises `TrashsortingError` for a cell that fails."
+    import papermill
+
     executed = out / "train.ipynb"
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # the kernel's; they are for the libraries' authors
     try:
@@ -239,7 +247,7 @@ def run_notebook(
     except papermill.PapermillExecutionError as error:
         raise TrashsortingError(f"{error.evalue}\nThe notebook with the error in it: {executed}") from None
 
-# %% ../nbs/12_cli.ipynb #8d572821
+# %% ../nbs/12_cli.ipynb #1ad76135
 @cli.command()
 @click.option("--data", required=True, metavar="DIR", help="A folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
@@ -251,22 +259,24 @@ def train(data: str, split: Path | None, out: Path, parameters: tuple[tuple[str,
     Runs nbs/train.ipynb and leaves in RUN the executed notebook, history.csv, pictures, the checkpoint, and the model
     (model.onnx) with its card (model.json). Try it on drawn pictures: --data sample -p epochs 1
     """
+    from trashsorting.dataset import WORDS
+
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
     if (out / "run.json").exists():
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
-    from trashsorting.dataset import WORDS
-
     if not (data in WORDS or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
-    out.mkdir(parents=True, exist_ok=True)
     given = {"data": data if data in WORDS else str(Path(data).resolve()), "out": str(out.resolve())}
     if split:
         given["split"] = str(split.resolve())
-    run_notebook(out.resolve(), {**given, **{name: read_value(value) for name, value in parameters}})
+    given |= {name: read_value(value) for name, value in parameters}
+    check_names(given)
+    out.mkdir(parents=True, exist_ok=True)
+    run_notebook(out.resolve(), given)
     click.echo(f"the model: {out / 'model.onnx'}\ntry it:    trashsorting predict --model {out / 'model.onnx'} PHOTO")
 
-# %% ../nbs/12_cli.ipynb #886853d3
+# %% ../nbs/12_cli.ipynb #c58c4929
 @cli.command()
 @click.argument("run", type=FOLDER)
 @click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package.")
@@ -277,6 +287,7 @@ def export(run: Path, shipped: bool) -> None:
     run held out, and is scored on them.
     """
     need("fastai", "Exporting", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.evaluate import table
     from trashsorting.export import export_run, ship
     from trashsorting.predictor import Predictor
@@ -326,7 +337,7 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
     else:
         click.echo(found.to_csv(), nl=False)
 
-# %% ../nbs/12_cli.ipynb #a28e544b
+# %% ../nbs/12_cli.ipynb #75d3bac1
 def look_at(
     source: str,  # As for `open_manifest`
     into: Path,  # As for `open_manifest`
@@ -348,7 +359,7 @@ def look_at(
     prints = fingerprint_files(paths, progress=True)
     if hashes_only:
         return manifest, find_groups(manifest, prints), None
-    warnings.simplefilter("ignore")  # torch's; they are for the libraries' authors
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.learner import embed
 
     embeddings = embed(paths, progress=True)

@@ -459,7 +459,7 @@ def unpack(
         inner = [path for path in root.iterdir() if not path.name.startswith((".", "__"))]
     return root
 
-# %% ../nbs/02_dataset.ipynb #b0008bd4
+# %% ../nbs/02_dataset.ipynb #a6027459
 HUB_ARCHIVES = {"garythung/trashnet": "dataset-resized.zip", "rootstrap-org/waste-classifier": "dataset-splits-custom.zip"}
 HUB_SOURCES = {
     source.where: source
@@ -477,7 +477,9 @@ def fetch_archive(
 ) -> Path:  # The zip, in the hub's cache
     "Download a data set's archive. Raises `DataError` if the hub cannot be reached."
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its warnings about retries say less than the error below
     try:
         return Path(hf_hub_download(repository, HUB_ARCHIVES[repository], repo_type="dataset"))
     except Exception as error:  # The hub's client raises its own, requests' and httpx's errors.
