@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from .core import MAX_BYTES, Evaluation, Labels
 
-# %% ../nbs/08a_contract.ipynb #6187729d
+# %% ../nbs/08a_contract.ipynb #3b490408
 class Timing(BaseModel):
     "Where the time went, wall milliseconds."
 
@@ -32,6 +32,7 @@ class Answer(BaseModel):
         description="every class, or the top_k of them, with its probability, the most probable first",
         examples=[{"glass": 0.93, "plastic": 0.06, "metal": 0.01}],
     )
+    unsure: bool = Field(False, description="the confidence is below the model's threshold: the class is a guess")
     timing: Timing | None = Field(None, description="with timing=true, and otherwise left out")
 
 # %% ../nbs/08a_contract.ipynb #d49af1fa

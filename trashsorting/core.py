@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Origins', 'Key', 'Interval', 'TrashsortingError',
            'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'Settings', 'read_settings', 'Card',
-           'Preprocessing', 'ClassFigures', 'Evaluation', 'Provenance', 'ModelCard', 'card_path', 'file_sha256',
-           'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
+           'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'Source', 'Provenance', 'ModelCard', 'card_path',
+           'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
 import hashlib
@@ -132,7 +132,7 @@ class Preprocessing(Card):
     mean: tuple[float, float, float] = Field(description="subtracted from RGB in 0..1")
     std: tuple[float, float, float] = Field(description="then divided by")
 
-# %% ../nbs/00_core.ipynb #b8b270fe
+# %% ../nbs/00_core.ipynb #de0b2633
 Interval = tuple[float, float]
 
 
@@ -144,8 +144,24 @@ class ClassFigures(Card):
     recall_interval: Interval = Field(description="95 % Wilson score interval of the recall")
     f1: float = Field(description="harmonic mean of precision and recall")
     support: int = Field(description="photographs of this class")
+    precision_interval: Interval | None = Field(None, description="95 % Wilson score interval of the precision")
 
 
+class Bootstrap(Card):
+    "Intervals by drawing again from what was measured, with replacement; percentiles 2.5 and 97.5."
+
+    resampled: Literal["photographs", "groups"] = Field(
+        description="what was drawn: single photographs, or whole groups of look-alikes"
+    )
+    units: int = Field(gt=0, description="how many of these there are")
+    resamples: int = Field(gt=0, description="how often all of them were drawn again")
+    seed: int = Field(description="of the draw")
+    accuracy: Interval
+    macro_f1: Interval
+    precision: dict[str, Interval] = Field(description="by class")
+    recall: dict[str, Interval] = Field(description="by class")
+
+# %% ../nbs/00_core.ipynb #514e9074
 class Evaluation(Card):
     "One model measured on one set of photographs."
 
@@ -157,8 +173,28 @@ class Evaluation(Card):
     classes: Labels
     n: int = Field(gt=0, description="photographs")
     ms_per_image: float | None = Field(None, description="decode, preprocess and inference, wall milliseconds")
+    bootstrap: Bootstrap | None = Field(None, description="intervals of the same figures by resampling")
+    ece: float | None = Field(None, description="expected calibration error, 15 equal-width bins, 0..1; 0 is calibrated")
+    nll: float | None = Field(None, description="mean negative log-likelihood of the true class, nats")
+    aurc: float | None = Field(None, description="area under the risk-coverage curve, 0..1; 0 is best")
+    unsure_below: float | None = Field(None, description="the threshold on the top-1 probability that was applied")
+    coverage: float | None = Field(None, description="share of the photographs that are answered at that threshold")
+    answered_accuracy: float | None = Field(None, description="share of the answered that are right; null if none is")
+    answered_interval: Interval | None = Field(None, description="95 % Wilson score interval of that share")
+    n_seen: int | None = Field(None, description="of the n, those (nearly) trained on; null: not known")
+    unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
+    unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
-# %% ../nbs/00_core.ipynb #98bb4aec
+# %% ../nbs/00_core.ipynb #038197b6
+class Source(Card):
+    "One of the places that a data set's photographs came from."
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="short: a folder of this name holds its photographs")
+    where: str = Field(description="a folder, a zip of one, or a name on the hub")
+    licence: str = Field("", description="under which its photographs may be used; empty: not known")
+    classes: dict[str, str] = Field({}, description="its class -> ours, '' leaves it out; one that is not named stays")
+
+
 class Provenance(Card):
     "What a model was made from."
 
@@ -170,6 +206,7 @@ class Provenance(Card):
     parameters: dict = Field(description="every parameter of the run")
     libraries: dict[str, str] = Field(description="versions of what the run imported")
     weights: str = Field(description="where the backbone's starting weights came from")
+    sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 
 class ModelCard(Card):
@@ -181,11 +218,19 @@ class ModelCard(Card):
     preprocessing: Preprocessing
     output: Literal["logits"] = Field("logits", description="the file ends before the softmax")
     explains: bool = Field(False, description="the file also says where in the picture its logits come from: `evidence`")
+    temperature: float = Field(1.0, gt=0, description="the logits are divided by it before the softmax")
+    unsure_below: float | None = Field(
+        None, ge=0, le=1, description="a top-1 probability below it makes the verdict 'unsure'; null: never unsure"
+    )
+    decision_note: str = Field("", description="what temperature and threshold were chosen on, and for which risk")
     file_sha256: str = Field(description="SHA-256 of the ONNX file that this card describes")
     file_bytes: int = Field(gt=0)
     evaluation: Evaluation = Field(description="the exported file, scored on the photographs held out")
     evaluation_note: str = Field(description="what the held-out photographs were used for besides measuring")
     provenance: Provenance
+    fingerprints: str = Field(
+        "", repr=False, description="of the photographs trained on: base64 of 16 bytes each, sorted; empty: not known"
+    )
 
     @model_validator(mode="after")
     def check_classes(self) -> "ModelCard":

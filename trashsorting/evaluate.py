@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Z95', 'N_BINS', 'wilson', 'confusion_matrix', 'class_figures', 'resample_confusions', 'shares', 'percentiles',
            'bootstrap', 'softmax', 'calibration_bins', 'expected_calibration_error', 'risk_coverage', 'area_under_risk',
-           'how_sure', 'evaluate', 'span', 'table', 'sure_lines', 'confusion_table', 'comparison_line', 'comparison',
-           'recall_comparison', 'plot_confusion']
+           'how_sure', 'evaluate', 'add_unseen', 'span', 'table', 'sure_lines', 'confusion_table', 'comparison_line',
+           'comparison', 'recall_comparison', 'plot_confusion']
 
 # %% ../nbs/05_evaluate.ipynb #a5fd22d1
 from pathlib import Path
@@ -229,6 +229,23 @@ def evaluate(
         ms_per_image=ms_per_image,
         bootstrap=bootstrap(targets, predicted, classes, groups),
         **how_sure(probabilities, targets, unsure_below),
+    )
+
+# %% ../nbs/05_evaluate.ipynb #e2e8318e
+def add_unseen(
+    evaluation: Evaluation,
+    probabilities: np.ndarray,  # (n, len(classes)) that it was made from
+    targets: np.ndarray,  # (n,) that it was made from
+    seen: np.ndarray,  # (n,) booleans: was it, or nearly it, trained on?
+) -> Evaluation:  # With the accuracy over the others; null if there are none
+    "Say how much of a test the model had seen, and its accuracy on the rest."
+    n, right = int((~seen).sum()), int((probabilities.argmax(axis=1) == targets)[~seen].sum())
+    return evaluation.model_copy(
+        update={
+            "n_seen": int(seen.sum()),
+            "unseen_accuracy": right / n if n else None,
+            "unseen_accuracy_interval": wilson(right, n) if n else None,
+        }
     )
 
 # %% ../nbs/05_evaluate.ipynb #0403cfa0

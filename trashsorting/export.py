@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'SELECTION_NOTE', 'MOST_SHIPPED_BYTES', 'Explained', 'can_explain', 'to_onnx', 'Parity', 'check_parity',
-           'score_file', 'make_card', 'export_run', 'ship']
+           'score_file', 'training_files', 'make_card', 'export_run', 'ship']
 
-# %% ../nbs/07_export.ipynb #12e9ec4d
+# %% ../nbs/07_export.ipynb #f0014163
 import logging
 import os
 import shutil
@@ -31,6 +31,7 @@ from trashsorting.core import (
     file_sha256,
     read_card,
 )
+from .curate import fingerprint_files, pack_prints
 from .dataloaders import make_dataloaders
 from .dataset import DRAWN
 from .evaluate import evaluate
@@ -145,11 +146,21 @@ def score_file(
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress)
     return evaluate(probabilities, np.array([labels.index(entry.label) for entry in held_out]), labels)
 
-# %% ../nbs/07_export.ipynb #5a014752
+# %% ../nbs/07_export.ipynb #53c5afb0
 SELECTION_NOTE = (
     "The photographs measured here also chose the checkpoint (the epoch with the least validation loss), "
     "so the figures flatter the model a little."
 )
+
+
+def training_files(
+    run: Run,
+) -> list[Path]:
+    "The photographs that a run was trained on. Raises `DataError` if they are gone."
+    paths = [run.manifest.root / entry.file for entry in run.manifest.part("train").entries]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{gone[0]}: no such file; the card carries fingerprints of the photographs trained on")
+    return paths
 
 
 def make_card(
@@ -177,7 +188,9 @@ def make_card(
             parameters=asdict(run.config),
             libraries=run.info["libraries"],
             weights=run.info["weights"],
+            sources=run.manifest.sources,
         ),
+        fingerprints=pack_prints(fingerprint_files(training_files(run))),
     )
 
 # %% ../nbs/07_export.ipynb #78f0aa5f

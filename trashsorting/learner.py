@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'PACKAGED_WEIGHTS', 'LIBRARIES', 'TrainConfig', 'check_config', 'load_packaged', 'create_backbone',
-           'backbone_preprocessing', 'split_parameters', 'RunLog', 'set_seed', 'create_learner', 'start_wandb', 'fit',
-           'plot_history', 'save_run', 'Run', 'load_run']
+           'backbone_preprocessing', 'embed', 'split_parameters', 'RunLog', 'set_seed', 'create_learner', 'start_wandb',
+           'fit', 'plot_history', 'save_run', 'Run', 'load_run']
 
-# %% ../nbs/04_learner.ipynb #b12f8e1f
+# %% ../nbs/04_learner.ipynb #c24dcd43
 import csv
 import json
 import random
+import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Literal
 import numpy as np
 import timm
 import torch
+from click import progressbar
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
 from fastai.callback.tracker import SaveModelCallback
@@ -29,9 +33,10 @@ from fastai.metrics import accuracy
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from .core import DataError, ModelError, Preprocessing, TrashsortingError
+from .core import DataError, ModelError, Preprocessing, Source, TrashsortingError
 from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
+from .image import open_rgb, to_input
 
 # %% ../nbs/04_learner.ipynb #6f01e002
 @dataclass(frozen=True)
@@ -138,6 +143,27 @@ def backbone_preprocessing(
         mean=data["mean"],
         std=data["std"],
     )
+
+# %% ../nbs/04_learner.ipynb #7c6f3c82
+def embed(
+    paths: Sequence[Path],  # Photographs
+    backbone: str = "tf_efficientnet_lite0",  # timm's name
+    image_size: int = 224,  # Side of the network's input, pixels
+    batch_size: int = 32,  # Photographs in memory at once
+    progress: bool = False,  # Show a bar
+) -> np.ndarray:  # float32, (n, features)
+    "Features of a pretrained backbone for files. Raises what `create_backbone` and `open_rgb` raise."
+    model = create_backbone(backbone, 1)[0].eval().to(memory_format=torch.channels_last)
+    preprocessing = backbone_preprocessing(model, TrainConfig(backbone=backbone, image_size=image_size))
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    shown, rows = progress and sys.stderr.isatty(), []
+    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
+        with progressbar(batches, label="embeddings", hidden=not shown, file=sys.stderr) as bar:
+            for batch in bar:
+                arrays = list(pool.map(lambda path: to_input(open_rgb(path), preprocessing), batch))
+                inputs = torch.from_numpy(np.stack(arrays)).contiguous(memory_format=torch.channels_last)
+                rows.append(model.forward_head(model.forward_features(inputs), pre_logits=True).numpy())
+    return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 # %% ../nbs/04_learner.ipynb #00c96209
 def split_parameters(
@@ -281,7 +307,7 @@ def plot_history(
         figure.savefig(path, dpi=120)
     return figure
 
-# %% ../nbs/04_learner.ipynb #d16dcb5c
+# %% ../nbs/04_learner.ipynb #6f33c7f1
 LIBRARIES = ("fastai", "numpy", "onnx", "onnxruntime", "pillow", "timm", "torch", "trashsorting")
 
 
@@ -297,6 +323,7 @@ def save_run(
         "root": str(manifest.root.resolve()),
         "manifest_sha256": manifest.sha256,
         "left_out": [asdict(item) for item in manifest.left_out],
+        "sources": [source.model_dump() for source in manifest.sources],
         "labels": list(manifest.labels),
         "config": asdict(config),
         "preprocessing": learn.preprocessing.model_dump(),
@@ -308,7 +335,7 @@ def save_run(
     (learn.path / "manifest.csv").write_text(manifest.to_csv())
     return path
 
-# %% ../nbs/04_learner.ipynb #ae2b9fbb
+# %% ../nbs/04_learner.ipynb #a615e9f0
 @dataclass(frozen=True)
 class Run:
     "What `save_run` left in a folder."
@@ -331,7 +358,8 @@ def load_run(
             raise ModelError(f"{folder / name}: no such file; is {folder} the folder of a finished training run?")
     try:
         info = json.loads((folder / "run.json").read_text())
-        manifest = manifest_from_csv(folder / "manifest.csv", Path(info["root"]))
+        sources = tuple(Source(**source) for source in info.get("sources", ()))
+        manifest = replace(manifest_from_csv(folder / "manifest.csv", Path(info["root"])), sources=sources)
         config = check_config(**info["config"])
         model, _ = create_backbone(config.backbone, len(info["labels"]), pretrained=False)
         model.load_state_dict(torch.load(folder / "checkpoint.pth", map_location="cpu", weights_only=True))
