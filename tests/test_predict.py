@@ -39,8 +39,8 @@ def things() -> Iterator[bytes | np.ndarray | Path]:
 
 
 def test_memory_is_flat(predictor, capsys):
-    "After 200 to warm up."
-    for _ in predictor.predict(islice(things(), 200)):
+    "After a tenth of them to fill the allocators' pools, which hold what they once had."
+    for _ in predictor.predict(islice(things(), max(200, PREDICTIONS // 10))):
         pass
     before, kinds = resident(), {}
     for outcome in predictor.predict(islice(things(), PREDICTIONS)):
