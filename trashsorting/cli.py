@@ -22,7 +22,7 @@ import click
 from . import __version__
 from .core import SHIPPED_MODEL, MissingExtra, Settings, TrashsortingError, read_settings
 
-# %% ../nbs/12_cli.ipynb #fc9b8b65
+# %% ../nbs/12_cli.ipynb #df7650b7
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trashsorting")
 def cli() -> None:
@@ -32,6 +32,7 @@ def cli() -> None:
     trashsorting predict photo.jpg              which bin?
     trashsorting serve                          the same over HTTP, with a page
     trashsorting evaluate photos                how good is the model on my photographs?
+    trashsorting data check photos              are they what they seem?
     trashsorting train --data photos --out run  a model of my own
     """
 

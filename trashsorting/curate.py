@@ -339,7 +339,7 @@ def groups_csv(
             rows.writerow((number, *about, what_is_done(group)))
     return text.getvalue()
 
-# %% ../nbs/02b_curate.ipynb #eda0663b
+# %% ../nbs/02b_curate.ipynb #fad22f42
 @dataclass(frozen=True)
 class Doubt:
     "A photograph whose name is probably wrong."
@@ -370,7 +370,7 @@ def out_of_fold(
     targets = np.array([manifest.labels.index(entry.label) for entry in manifest.entries])
     judged = np.zeros((len(targets), len(manifest.labels)))
     for fold in range(folds.max() + 1):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-3, max_iter=300))
         probe.fit(embeddings[folds != fold], targets[folds != fold])
         judged[np.ix_(folds == fold, probe.classes_)] = probe.predict_proba(embeddings[folds == fold])
     return judged
