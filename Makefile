@@ -57,7 +57,7 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	$(in_venv) pytest $(ARGS)
 
 check-long: setup ## The same tests with tens of thousands of hostile uploads
-	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 pytest $(ARGS)
+	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 pytest $(ARGS)
 
 lint: setup ## ruff: rules everywhere, layout where nbdev does not write
 	$(BIN)/ruff check . tools/quarto

@@ -448,18 +448,19 @@ def test_a_client_that_hangs_up_is_no_error(serve):
 def test_health_answers_while_large_pictures_are_predicted(server):
     large = encode(draw_picture("glass", 0, (5000, 4000)), "JPEG", quality=90)
     with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(16) as pool:
-        predictions = [pool.submit(predict, client, large) for _ in range(16)]
-        waits = []
+        predictions = [pool.submit(predict, client, large) for _ in range(32)]
+        waits, between = [], 0
         while not all(prediction.done() for prediction in predictions):
-            start = time.perf_counter()
+            done, start = sum(prediction.done() for prediction in predictions), time.perf_counter()
             assert httpx.get(f"{server.url}/api/health", timeout=10).status_code == 200
             waits.append(time.perf_counter() - start)
-            time.sleep(0.02)
+            between += done == sum(prediction.done() for prediction in predictions)
+            time.sleep(0.01)
     answers = [prediction.result() for prediction in predictions]
     assert {answer.status_code for answer in answers} == {200}
     assert all(answer.json() == answers[0].json() for answer in answers)
     print(f"{len(waits)} health checks, median {np.median(waits):.3f} s, slowest {max(waits):.3f} s")
-    assert len(waits) >= 5 and np.median(waits) < 0.25 and max(waits) < 2
+    assert between  # a check that waits for a prediction to end would never come back between two ends
 
 
 def broken_models(folder):
