@@ -277,7 +277,7 @@ def find_groups(
         named[group_of[int(link[0])]].append(name_link(entries, prints, link))
     return tuple(Group(tuple(entries[i] for i in group), tuple(named[at])) for at, group in enumerate(groups))
 
-# %% ../nbs/02b_curate.ipynb #781abea3
+# %% ../nbs/02b_curate.ipynb #59d9dc1e
 def contradictions(
     group: Group,
 ) -> tuple[str, ...]:  # Files, sorted
@@ -296,9 +296,9 @@ def what_is_done(
     "What becomes of a group, in words."
     if gone := contradictions(group):
         return f"one picture under two names: {', '.join(gone)} left out"
-    if len(group.several("label")) > 1:
-        return "kept together; they look alike and have two names: look at them"
-    return "kept together in one part"
+    torn = len(group.several("split")) > 1
+    kept = "torn apart by the split it came with, kept together in a new one" if torn else "kept together in one part"
+    return kept + ("; alike, but under two names: look at them" if len(group.several("label")) > 1 else "")
 
 
 def settle(
