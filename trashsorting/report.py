@@ -93,7 +93,7 @@ def plot_overview(
     light.tick_params(axis="x", rotation=45)
     return figure
 
-# %% ../nbs/02c_report.ipynb #8c2ae710
+# %% ../nbs/02c_report.ipynb #9d8329a6
 def plot_groups(
     manifest: Manifest,
     groups: Sequence[Group],
@@ -101,8 +101,9 @@ def plot_groups(
 ):  # A matplotlib figure
     "Near-duplicates side by side, up to five of each group; a red name is one that contradicts another."
     shown = groups[:most]
-    figure = new_figure(10, 1.7 * len(shown))
-    for axes, group in zip(figure.subplots(len(shown), 5, squeeze=False), shown, strict=True):
+    across = min(5, max(len(group.entries) for group in shown))
+    figure = new_figure(2 * across, 1.8 * len(shown))
+    for axes, group in zip(figure.subplots(len(shown), across, squeeze=False), shown, strict=True):
         for ax in axes:
             ax.axis("off")
         wrong = contradictions(group)
@@ -182,7 +183,7 @@ def drift_section(
             lines.append(f"{title}:\n\n{listing(files, lambda one: f'{one[0]}: {one[1]} -> {one[2]}')}")
     return "\n\n".join(lines)
 
-# %% ../nbs/02c_report.ipynb #fc55dab9
+# %% ../nbs/02c_report.ipynb #4a0d3f42
 def duplicates_section(
     manifest: Manifest,
     groups: Sequence[Group],
@@ -229,7 +230,7 @@ def write_report(
         rows = [(source.name, source.where, source.licence or "not known") for source in manifest.sources]
         text.insert(2, markdown_table(("source", "where", "licence"), rows))
     if groups:
-        plot_groups(manifest, groups).savefig(out / "duplicates.png", dpi=70)
+        plot_groups(manifest, groups).savefig(out / "duplicates.png", dpi=100)
         text.append("![near-duplicates](duplicates.png)")
     if doubts is not None:
         rows = [(doubt.file, doubt.label, doubt.suggested, f"{doubt.given:.3f}") for doubt in doubts[:MOST_LISTED]]
