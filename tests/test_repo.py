@@ -269,3 +269,9 @@ def test_wheel_can_be_built_by_the_pinned_tool():
         Requirement(word) for word in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     ]
     assert {canonicalize_name(one.name) for one in wanted} == pins("build.txt").keys()
+
+
+def test_the_shipped_model_tells_nothing_of_the_machine_it_was_made_on():
+    model = (ROOT / "trashsorting" / "models" / "trashnet.onnx").read_bytes()
+    for trace in (b"site-packages", b"stack_trace", b".venv"):
+        assert trace not in model, f"{trace.decode()} stands in the model file: export it again"

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from trashsorting.core import read_card
+from trashsorting.core import SHIPPED_MODEL, card_path, read_card
 from trashsorting.dataset import DRAWN, TRASHNET_COUNTS, draw_picture, draw_sample
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
@@ -99,10 +99,10 @@ def test_export_makes_the_same_file_and_card_again(run, tmp_path):
 
 
 def test_drawings_never_ship(run):
-    before = (Path(sys.prefix), Path("trashsorting/models/trashnet.json").read_bytes())
+    before = card_path(SHIPPED_MODEL).read_bytes()
     done = call("export", run, "--ship")
     assert done.returncode == 1 and "what ships is trained on photographs" in done.stderr
-    assert Path("trashsorting/models/trashnet.json").read_bytes() == before[1]
+    assert card_path(SHIPPED_MODEL).read_bytes() == before
 
 
 def test_a_finished_run_is_not_overwritten(run):
