@@ -12,7 +12,7 @@ __all__ = ['FAULTS', 'MAX_FIELDS', 'MAX_FIELD_BYTES', 'bearer', 'api', 'probes',
            'endpoints', 'Explanation', 'explain_picture', 'known_label', 'explain_upload', 'explain', 'inline_hash',
            'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers', 'create_app']
 
-# %% ../nbs/09_app.ipynb #a30f953a
+# %% ../nbs/09_app.ipynb #926f52ad
 import hashlib
 import hmac
 import re
@@ -35,12 +35,13 @@ from PIL import Image
 from pydantic import BaseModel, Field, SecretStr
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.staticfiles import StaticFiles
 
 from . import __version__
 from .contract import CODES, NO_MODEL, Answer, BatchAnswer, BatchItem, Fault, Health, ModelInfo, Problem, Ready, Timing
 from .core import ModelError, Settings, count_cores, read_settings
-from .gate import Job, LimitBody, Queue, Traffic, drain_on_signals, problem, watch_client
+from .gate import Job, LimitBody, Queue, Traffic, declared_bytes, drain_on_signals, problem, watch_client
 from trashsorting.image import (
     FORMATS,
     DamagedImage,
@@ -126,7 +127,7 @@ def add_fault_handlers(
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer_unexpected)
 
-# %% ../nbs/09_app.ipynb #d64443ce
+# %% ../nbs/09_app.ipynb #b19b9b87
 MAX_FIELDS = 8  # Fields in a form that are not files
 MAX_FIELD_BYTES = 4096  # Size of such a field
 
@@ -141,14 +142,17 @@ async def sent_form(
     "Read a form. Raises `Fault`."
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Fault(missing)
-    try:
-        form = await request.form(max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
-    except (HTTPException, ValueError):
-        raise Fault(bad) from None
-    try:
-        yield form
-    finally:
-        await form.close()
+    limits = {"max_files": max_files, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
+    parser = MultiPartParser(request.headers, request.stream(), **limits)
+    with request.app.state.traffic.hold(declared_bytes(request.scope)) as parser.spool_max_size:
+        try:
+            form = await parser.parse()
+        except (MultiPartException, ValueError):
+            raise Fault(bad) from None
+        try:
+            yield form
+        finally:
+            await form.close()
 
 # %% ../nbs/09_app.ipynb #c9552034
 async def sent_file(
