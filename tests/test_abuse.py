@@ -446,6 +446,35 @@ class Load:
             thread.join()
 
 
+def holders(server: Server, number: int) -> Counter:
+    """Which worker answers each of so many connections that come at once and stay."""
+    connections = [connect(server) for _ in range(number)]
+    ids = [f"held-{time.monotonic_ns()}-{n}" for n in range(number)]
+    for connection, name in zip(connections, ids, strict=True):
+        connection.sendall(f"GET /api/health HTTP/1.1\r\nHost: test\r\nX-Request-ID: {name}\r\n\r\n".encode())
+    assert all(connection.recv(12) == b"HTTP/1.1 200" for connection in connections)
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: sum(line.get("request_id") in ids for line in server.lines()) == number)
+    return Counter(line["pid"] for line in server.lines() if line.get("request_id") in ids)
+
+
+def test_workers_share_connections(serve):
+    "uvicorn's own door let one worker have eight of eight."
+    with serve(workers=2, TRASHSORTING_CONNECTIONS="40") as server:
+        wait_until(lambda: len(holders(server, 2)) == 2)  # both have started
+        for number in (4, 8, 24):
+            found = sorted(holders(server, number).values())
+            print(number, found)
+            assert len(found) == 2 and sum(found) == number and found[0] >= number // 4
+        crowd = [connect(server) for _ in range(300)]
+        for connection in crowd:
+            connection.close()
+        wait_until(lambda: httpx.get(f"{server.url}/api/health").status_code == 200)
+        assert len(holders(server, 8)) == 2
+        assert "Traceback" not in server.said()
+
+
 def test_a_worker_that_is_killed_is_replaced_while_the_other_goes_on(serve):
     with serve(workers=2) as server:
         wait_until(lambda: len(server.workers()) == 2)

@@ -372,6 +372,37 @@ def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
         page.close()
 
 
+def test_the_key_is_asked_for_once(browser, serve):
+    with serve(TRASHSORTING_API_KEY="correct horse") as server:
+        context = browser.new_context(viewport=SIZES["phone"])
+        visit = Visit(context.new_page(), "phone-light")
+        visit.page.goto(server.url)
+        lock, key = visit.page.locator("#lock"), visit.page.get_by_label("This service wants a key")
+        expect(lock).to_be_visible()
+        expect(lock).to_contain_text("kept until you close this tab")
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card()).to_have_attribute("aria-busy", "true")
+        for wrong, said in [("wrong", "That is not the right key"), ("\u043a\u043b\u044e\u0447", "A key has only plain")]:
+            key.fill(wrong)
+            key.press("Enter")
+            expect(lock.get_by_role("alert")).to_contain_text(said)
+        assert visit.overflow() <= 0
+        visit.shoot("key")
+        key.fill("correct horse")
+        visit.page.get_by_role("button", name="Use this key").click()
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.page.locator("#model")).to_contain_text("held-out pictures")
+        visit.page.reload()
+        expect(visit.page.locator("#model")).to_contain_text("held-out pictures")
+        expect(lock).to_be_hidden()
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        visit.card().get_by_role("button", name="Show what decided").click()
+        expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
+        assert not any("correct" in url for url in visit.requested) and "correct horse" not in server.said()
+        context.close()
+
+
 def operations(client: httpx.Client) -> list[tuple[str, str]]:
     """Path and method of everything in the OpenAPI document."""
     paths = client.get("/openapi.json").json()["paths"]

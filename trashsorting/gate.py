@@ -32,8 +32,8 @@ def problem(
     "An answer that says what went wrong."
     return JSONResponse(fault.problem().model_dump(), fault.status, fault.headers())
 
-# %% ../nbs/08b_gate.ipynb #443e8af8
-HOLD = 64_000_000  # Bytes of uploads that a process keeps in memory
+# %% ../nbs/08b_gate.ipynb #77c61ce6
+HOLD = 32_000_000  # Bytes of uploads that a process keeps in memory
 SPOOL = 1_000_000  # Bytes in memory of an upload that goes to disk
 
 

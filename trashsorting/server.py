@@ -197,7 +197,7 @@ def courtesy(
     "How long a worker waits before it takes a connection."
     return COURTESY * min(held, PATIENCE) if held < MANY else 0
 
-# %% ../nbs/09a_server.ipynb #9bda5035
+# %% ../nbs/09a_server.ipynb #b0acb0fb
 class Door(asyncio.AbstractServer):
     "A worker's side of a socket on which several listen."
 
@@ -214,7 +214,12 @@ class Door(asyncio.AbstractServer):
     async def knock(self) -> None:
         "Return when somebody waits at the door."
         knocked = self.loop.create_future()
-        self.loop.add_reader(self.listener, lambda: self.loop.remove_reader(self.listener) and knocked.set_result(None))
+
+        def hear() -> None:
+            self.loop.remove_reader(self.listener)
+            knocked.set_result(None)
+
+        self.loop.add_reader(self.listener, hear)
         await knocked
 
     async def take(self) -> None:
