@@ -382,7 +382,10 @@ def test_the_key_is_asked_for_once(browser, serve):
         expect(lock).to_contain_text("kept until you close this tab")
         visit.upload(glass=DRAWN["glass"])
         expect(visit.card()).to_have_attribute("aria-busy", "true")
-        for wrong, said in [("wrong", "That is not the right key"), ("\u043a\u043b\u044e\u0447", "A key has only plain")]:
+        for wrong, said in [
+            ("wrong", "That is not the right key"),
+            ("\u043a\u043b\u044e\u0447", "A key has only plain"),
+        ]:
             key.fill(wrong)
             key.press("Enter")
             expect(lock.get_by_role("alert")).to_contain_text(said)

@@ -64,12 +64,12 @@ def recognise(
             return name
     raise NotAnImage(f"not a picture in an accepted format ({ACCEPTED})")
 
-# %% ../nbs/01_image.ipynb #d8caaf02
+# %% ../nbs/01_image.ipynb #5d308cea
 @cache
 def load_plugin(
     name: str,  # A key of `FORMATS`
 ) -> None:
-    "Teach Pillow a format."
+    "Teach Pillow a format. Raises `NotAnImage` for HEIF where its library was left out."
     if name == "WEBP":
         from PIL import WebPImagePlugin  # noqa: F401
     elif name == "AVIF":
@@ -77,8 +77,11 @@ def load_plugin(
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     elif name == "HEIF":
-        from pillow_heif import register_heif_opener
-
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            rest = ACCEPTED.removesuffix(", HEIC")
+            raise NotAnImage(f"HEIC is not read here, because pillow-heif is not installed; other formats are ({rest})") from None
         register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 # %% ../nbs/01_image.ipynb #12128009
