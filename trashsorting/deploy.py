@@ -7,24 +7,24 @@ __all__ = ['WORKER_BYTES', 'DECODE_BYTES', 'MEMORY_MIB', 'TERMINATION_SECONDS', 
            'settings_variables', 'Service', 'probe', 'container', 'traffic', 'service_document', 'gcloud', 'describe',
            'serving', 'deploy', 'promote', 'revision_before', 'condition', 'rollback']
 
-# %% ../nbs/10a_deploy.ipynb #e38a1977
+# %% ../nbs/10a_deploy.ipynb #6b77c5b7
 import json
 import math
 import shutil
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .core import Settings
 from .job import Account, CloudError, Image, Label, Plan, to_yaml
 
-# %% ../nbs/10a_deploy.ipynb #b273df36
+# %% ../nbs/10a_deploy.ipynb #1cf6d9f7
 WORKER_BYTES = 180_000_000  # Resident, after large photographs
 DECODE_BYTES = 13  # A pixel, at worst, while it is decoded
-MEMORY_MIB = (512, 1024, 2048, 4096, 8192)  # What is asked for, one of these
+MEMORY_MIB = (512, 1024, 2048, 4096)  # What is asked for, one of these
 
 
 def memory_mib(
@@ -41,38 +41,36 @@ def memory_mib(
         raise ValueError(f"{workers} workers and {requests} requests may take {needed} MiB; allow smaller uploads, or fewer")
     return enough[0]
 
-# %% ../nbs/10a_deploy.ipynb #06965464
+# %% ../nbs/10a_deploy.ipynb #efcb8afa
 TERMINATION_SECONDS = 10  # Between SIGTERM and SIGKILL
 REQUEST_BYTES = 32 * 2**20  # Largest request over HTTP/1
 
 
 def cloud_settings(
     requests: int,  # At a time
-) -> Settings:  # The service's, where they differ from its defaults
+) -> Settings:  # Ours, never those of the machine from which somebody deploys
     "How the service is set up on Cloud Run."
-    return Settings(grace_seconds=8, max_batch_bytes=28_000_000, queue=requests, queue_seconds=10)
+    return Settings.model_construct(grace_seconds=8, max_batch_bytes=28_000_000, queue=requests, queue_seconds=10)
 
 
 def settings_variables(
     settings: Settings,
-) -> dict[str, str]:  # By name of the variable, only what is not the default
+) -> dict[str, str]:  # By name of the variable, only what was set
     "Settings as environment variables."
-    default = Settings.model_fields
-    changed = {name: value for name, value in settings.model_dump().items() if name in settings.model_fields_set and value != default[name].default}
-    return {f"TRASHSORTING_{name.upper()}": f"{value:g}" if isinstance(value, float) else str(value) for name, value in changed.items()}
+    return {f"TRASHSORTING_{name.upper()}": str(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
 
-# %% ../nbs/10a_deploy.ipynb #cea24c7d
+# %% ../nbs/10a_deploy.ipynb #7b955052
 class Service(Plan):
     "The service on Cloud Run."
 
     image: Image = Field(description="of dockerfiles/api.dockerfile, in Artifact Registry")
     name: str = Field("trashsorting", pattern=r"^[a-z][a-z0-9-]{0,48}$")
-    cores: int = Field(2, ge=1, le=4, description="of an instance; a worker for each")
+    cores: Literal[1, 2, 4] = Field(2, description="of an instance; a worker for each")
     requests: int = Field(8, ge=1, le=80, description="that an instance answers at a time")
     most: int = Field(3, ge=1, le=100, description="instances; none while nobody asks")
     api_key_secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")] | None = None
     service_account: Account | None = Field(None, description="as whom it runs; it needs no role; None: the project's own")
-    labels: dict[Label, Label] = {}
+    labels: dict[Label, Label] = Field({}, description="what bills and lists can be grouped by")
 
     @model_validator(mode="after")
     def check_limits(self) -> "Service":

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ADVICE', 'Bucket', 'Region', 'Project', 'Image', 'Account', 'Label', 'Value', 'SHAPES', 'CARRIES', 'PLAIN', 'FINAL',
-           'CloudError', 'check_tag', 'first_fault', 'Plan', 'check_machine', 'TrainingJob', 'container_arguments',
-           'job_request', 'to_yaml', 'notebook_defaults', 'check_parameters', 'data_version', 'commit_label',
-           'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'Run', 'read_run', 'job_address', 'submit',
-           'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
+           'CloudError', 'check_tag', 'first_fault', 'Plan', 'Place', 'find_place', 'check_machine', 'TrainingJob',
+           'container_arguments', 'job_request', 'to_yaml', 'notebook_defaults', 'check_parameters', 'data_version',
+           'commit_label', 'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'Run', 'read_run',
+           'job_address', 'submit', 'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
 
 # %% ../nbs/10_job.ipynb #8244c09a
 import ast
@@ -93,6 +93,24 @@ class Plan(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             raise CloudError(first_fault(error)) from None
+
+# %% ../nbs/10_job.ipynb #86f498a4
+class Place(Plan):
+    "A project, and a region of the cloud."
+
+    project: Project
+    region: Region
+
+
+def find_place(
+    project: str | None,  # As typed
+    region: str | None,  # As typed
+) -> Place:
+    "Both must be there. Raises `CloudError` that says how to give what is missing."
+    for name, given in {"project": project, "region": region}.items():
+        if not given:
+            raise CloudError(f"which {name}? Say --{name}, or set GOOGLE_CLOUD_{name.upper()}")
+    return Place.build(project=project, region=region)
 
 # %% ../nbs/10_job.ipynb #2827e55e
 CARRIES = {
@@ -247,7 +265,7 @@ def run_name(
     commit = labels.get("commit", "")[:7]
     return f"trashsorting-{now:%Y%m%d-%H%M%S}" + (f"-{commit}" if commit else "")
 
-# %% ../nbs/10_job.ipynb #d012b217
+# %% ../nbs/10_job.ipynb #7b31aca6
 @dataclass(frozen=True)
 class Cloud:
     "Where requests go, and as whom."
@@ -267,8 +285,7 @@ class Cloud:
 
 
 def open_cloud(
-    project: str,  # Id
-    region: str,
+    place: Place,
 ) -> Cloud:
     "Log in with what the environment offers. Raises `CloudError` or `MissingExtra`."
     try:
@@ -281,9 +298,9 @@ def open_cloud(
     except google.auth.exceptions.GoogleAuthError as error:
         raise CloudError(f"no credentials: {str(error).splitlines()[0]}\n{ADVICE[401]}") from None
     override = "CLOUDSDK_API_ENDPOINT_OVERRIDES_"
-    vertex = os.environ.get(f"{override}AIPLATFORM", f"https://{region}-aiplatform.googleapis.com").rstrip("/")
+    vertex = os.environ.get(f"{override}AIPLATFORM", f"https://{place.region}-aiplatform.googleapis.com").rstrip("/")
     logging = os.environ.get(f"{override}LOGGING", "https://logging.googleapis.com").rstrip("/")
-    return Cloud(AuthorizedSession(credentials), project, region, vertex, logging)
+    return Cloud(AuthorizedSession(credentials), place.project, place.region, vertex, logging)
 
 # %% ../nbs/10_job.ipynb #1c82a481
 def ask(
