@@ -302,7 +302,7 @@ def open_cloud(
     logging = os.environ.get(f"{override}LOGGING", "https://logging.googleapis.com").rstrip("/")
     return Cloud(AuthorizedSession(credentials), place.project, place.region, vertex, logging)
 
-# %% ../nbs/10_job.ipynb #1c82a481
+# %% ../nbs/10_job.ipynb #220a2970
 def ask(
     cloud: Cloud,
     method: Literal["GET", "POST"],
@@ -344,9 +344,9 @@ def say(
         return CloudError(f"{message} ({int(code)})" + (f"\n{ADVICE[code]}" if code in ADVICE else ""))
     if type(error).__module__.startswith("google.auth"):
         return CloudError(f"the login does not work: {str(error.args[0]).splitlines()[0] if error.args else error}\n{ADVICE[401]}")
-    return CloudError(f"{url.split('/v')[0]} cannot be reached: {type(error).__name__}\nlook at the network, and at the region's name")
+    return CloudError(f"no usable answer from {url.split('/v')[0]}: {type(error).__name__}\nlook at the network, and at the region's name")
 
-# %% ../nbs/10_job.ipynb #e3b5e35d
+# %% ../nbs/10_job.ipynb #95c22fee
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")
 
 
@@ -365,7 +365,9 @@ class Run:
 def read_run(
     answer: dict[str, Any],  # A `CustomJob`
 ) -> Run:
-    "What we want to know of a job."
+    "What we want to know of a job. Raises `CloudError` for something else."
+    if "name" not in answer:
+        raise CloudError("no usable answer: this is not a job of Vertex AI's")
     known = [answer.get(key, "") for key in ("displayName", "state", "createTime")]
     error = answer.get("error", {}).get("message", "")
     return Run(answer["name"].split("/")[-1], known[0], known[1].removeprefix("JOB_STATE_"), known[2], error, answer.get("labels", {}))
