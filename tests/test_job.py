@@ -408,17 +408,21 @@ if words[:3] == ["run", "services", "replace"]:
     meta["creationTimestamp"] = f"2026-01-31T09:00:{{number:02}}Z"
     spec, status = wanted["spec"]["template"]["spec"], {{"conditions": [ready]}}
     state["revisions"].append({{"metadata": meta, "spec": spec, "status": status}})
+    state["spec"] = wanted["spec"]
     settle(wanted["spec"]["traffic"])
 elif words[:3] == ["run", "services", "update-traffic"]:
     flag = words[4]
     settle([{{"percent": 100}}] if flag == "--to-latest" else [{{"revisionName": flag.split("=")[1], "percent": 100}}])
-elif not state["revisions"]:
-    print("ERROR: (gcloud.run) Cannot find service", file=sys.stderr)
+elif os.environ.get("REFUSE"):
+    print("ERROR: (gcloud.run) PERMISSION_DENIED", file=sys.stderr)
     sys.exit(1)
-elif words[:3] == ["run", "services", "describe"]:
+elif words[:3] == ["run", "services", "list"]:
+    if not state["revisions"]:
+        sys.exit(print("[]"))
+    assert words[3] == "--filter=metadata.name=trashsorting"
     newest = state["revisions"][-1]["metadata"]["name"]
     status = {{"latestReadyRevisionName": newest, "traffic": state["traffic"]}}
-    print(json.dumps({{"status": status | {{"url": "https://trashsorting.example"}}}}))
+    print(json.dumps([{{"spec": state["spec"], "status": status | {{"url": "https://trashsorting.example"}}}}]))
 elif words[:3] == ["run", "revisions", "list"]:
     print(json.dumps(state["revisions"]))
 store.write_text(json.dumps(state))
@@ -483,12 +487,39 @@ def test_what_a_dry_run_prints_is_what_is_deployed(cloud_run):
     assert env["TRASHSORTING_API_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "the-key", "key": "latest"}}
 
 
-def test_what_gcloud_refuses(cloud_run, monkeypatch):
-    assert said("job", "rollback", *WHERE).startswith("gcloud run revisions list --service has failed with 1")
-    canary = said("job", "deploy", "--image", f"{API}:1", "--canary", "10", *WHERE)
-    assert canary.startswith("gcloud run services describe trashsorting has failed with 1")
+def test_a_key_is_not_lost_by_forgetting_it(cloud_run):
+    words = ["job", "deploy", "--image", f"{API}:1", *WHERE]
+    assert invoke(*words, "--api-key-secret", "the-key").exit_code == 0
+    assert "asks for a key now: say --api-key-secret, or --drop-key" in said(*words)
+    assert len(cloud_run()["revisions"]) == 1
+    assert invoke(*words, "--drop-key").exit_code == 0 == invoke(*words).exit_code
+
+
+def test_what_cannot_be_deployed(cloud_run, monkeypatch):
+    assert "there is no service of this name" in said("job", "rollback", *WHERE)
+    canary = ["job", "deploy", "--image", f"{API}:1", "--canary", "10", *WHERE]
+    assert "deploy without --canary first" in said(*canary)
+    monkeypatch.setenv("REFUSE", "yes")
+    assert said(*canary).startswith("gcloud run services list --filter=metadata.name=trashsorting has failed with 1")
     monkeypatch.setenv("PATH", "")
     assert "there is no gcloud here" in said("job", "promote", *WHERE)
+
+
+def test_rollout_is_what_the_workflow_runs(cloud_run, monkeypatch):
+    for name, value in {
+        "GOOGLE_CLOUD_PROJECT": "my-project",
+        "GOOGLE_CLOUD_REGION": "europe-west4",
+        "SERVICE_ACCOUNT": "service@my-project.iam.gserviceaccount.com",
+        "API_KEY_SECRET": "the-key",
+        "PATH": f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for words in (["all", f"{API}:1"], ["canary", f"{API}:2"], ["rollback"], ["promote"]):
+        subprocess.run([ROOT / "tools/rollout", *words], cwd=ROOT, check=True, timeout=60)
+    state = cloud_run()
+    assert shares(state) == {"trashsorting-00002": 100}
+    assert state["revisions"][1]["spec"]["serviceAccountName"] == "service@my-project.iam.gserviceaccount.com"
+    assert "TRASHSORTING_API_KEY" in json.dumps(state["spec"])
 
 
 def test_the_variables_are_ones_that_the_service_reads(monkeypatch):

@@ -662,18 +662,19 @@ def job_cancel(id: str, project: str | None, region: str | None) -> None:
     cancel(open_cloud(find_place(project, region)), id)
     click.echo(f"{id}: asked to end")
 
-# %% ../nbs/12_cli.ipynb #0d11d0bb
+# %% ../nbs/12_cli.ipynb #734f479b
 @job.command("deploy")
 @IMAGE
 @SERVICE_NAME
 @click.option("--canary", "percent", type=click.IntRange(1, 99), metavar="PERCENT", help="Traffic for the new revision; the rest stays.  [default: all]")
 @click.option("--most", type=int, default=3, show_default=True, help="Instances; none while nobody asks.")
 @click.option("--api-key-secret", metavar="NAME", help="Of a secret in Secret Manager; callers must then send it.")
+@click.option("--drop-key", is_flag=True, help="Needed to deploy without a key over a service that asks for one.")
 @SERVICE_ACCOUNT
 @PROJECT
 @REGION
 @DRY_RUN
-def job_deploy(percent: int | None, project: str | None, region: str | None, dry_run: bool, **asked) -> None:
+def job_deploy(percent: int | None, drop_key: bool, project: str | None, region: str | None, dry_run: bool, **asked) -> None:
     """Serve an image on Cloud Run, by gcloud.
 
     The image is that of dockerfiles/api.dockerfile. With --canary 10 a tenth of the traffic goes to it: look, then
@@ -687,7 +688,7 @@ def job_deploy(percent: int | None, project: str | None, region: str | None, dry
         split = traffic("the-revision-that-serves-now", percent or 100)
         click.echo(to_yaml(service_document(service, split)), nl=False)
         return
-    click.echo(deploy(service, percent or 100, **find_place(project, region).model_dump()))
+    click.echo(deploy(service, percent or 100, drop_key, **find_place(project, region).model_dump()))
 
 # %% ../nbs/12_cli.ipynb #a0372ed1
 @job.command("promote")

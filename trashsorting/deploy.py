@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORKER_BYTES', 'DECODE_BYTES', 'MEMORY_MIB', 'TERMINATION_SECONDS', 'REQUEST_BYTES', 'memory_mib', 'cloud_settings',
            'settings_variables', 'Service', 'probe', 'container', 'traffic', 'service_document', 'gcloud', 'describe',
-           'serving', 'deploy', 'promote', 'revision_before', 'condition', 'rollback']
+           'serving', 'wants_key', 'deploy', 'promote', 'revision_before', 'condition', 'rollback']
 
 # %% ../nbs/10a_deploy.ipynb #6b77c5b7
 import json
@@ -111,16 +111,16 @@ def container(
         "livenessProbe": probe("/api/health", every=30, failures=3),
     }
 
-# %% ../nbs/10a_deploy.ipynb #7246cc06
+# %% ../nbs/10a_deploy.ipynb #060e07de
 def traffic(
     stable: str | None = None,  # The revision that serves now
     percent: int = 100,  # For the newest
 ) -> list[dict[str, Any]]:
-    "Who gets how much. Raises `ValueError` for a part without a rest."
+    "Who gets how much. Raises `CloudError` for a part without a rest."
     if percent == 100:
         return [{"latestRevision": True, "percent": 100}]
     if not stable:
-        raise ValueError("there is no revision yet that could keep the rest of the traffic")
+        raise CloudError("there is no revision yet that could keep the rest of the traffic: deploy without --canary first")
     return [{"revisionName": stable, "percent": 100 - percent}, {"latestRevision": True, "percent": percent, "tag": "canary"}]
 
 
@@ -143,7 +143,7 @@ def service_document(
     metadata = {"name": service.name, "labels": service.labels, "annotations": {"run.googleapis.com/ingress": "all"}}
     return {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": metadata, "spec": {"template": template, "traffic": split}}
 
-# %% ../nbs/10a_deploy.ipynb #320277de
+# %% ../nbs/10a_deploy.ipynb #ce455155
 def gcloud(
     *words: str,  # After `gcloud run`
     project: str,
@@ -163,30 +163,43 @@ def gcloud(
 def describe(
     name: str,  # Of the service
     **where: str,  # Project and region
-) -> dict[str, Any]:  # The service as Cloud Run has it
+) -> dict[str, Any]:  # The service as Cloud Run has it; empty if it has none of this name
     "What is deployed. Raises `CloudError`."
-    return json.loads(gcloud("services", "describe", name, "--format", "json", **where))
+    listed = json.loads(gcloud("services", "list", f"--filter=metadata.name={name}", "--format", "json", **where))
+    return listed[0] if listed else {}
 
-# %% ../nbs/10a_deploy.ipynb #ba0763b4
+# %% ../nbs/10a_deploy.ipynb #96f7f05a
 def serving(
     found: dict[str, Any],  # From `describe`
 ) -> str | None:
     "The revision that gets most of the traffic."
     parts = found.get("status", {}).get("traffic", [])
-    most = max(parts, key=lambda part: part.get("percent", 0), default={})
+    most: dict[str, Any] = max(parts, key=lambda part: part.get("percent", 0), default={})
     return most.get("revisionName")
 
 
+def wants_key(
+    found: dict[str, Any],  # From `describe`
+) -> bool:
+    "Whether what is deployed asks for a key."
+    parts = found.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+    return any(one["name"] == "TRASHSORTING_API_KEY" for part in parts for one in part.get("env", []))
+
+# %% ../nbs/10a_deploy.ipynb #8ebdb6b6
 def deploy(
     service: Service,
     percent: int = 100,  # Of the traffic for the new revision
+    drop_key: bool = False,  # Whether a key that is asked for now may go
     **where: str,  # Project and region
 ) -> str:  # The address
     "Make a new revision and give it traffic. Raises `CloudError`."
-    stable = serving(describe(service.name, **where)) if percent < 100 else None
+    found = describe(service.name, **where)
+    if wants_key(found) and not (service.api_key_secret or drop_key):
+        raise CloudError(f"{service.name} asks for a key now: say --api-key-secret, or --drop-key to let everybody in")
+    document = service_document(service, traffic(serving(found), percent))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "service.yaml"
-        file.write_text(to_yaml(service_document(service, traffic(stable, percent))))
+        file.write_text(to_yaml(document))
         gcloud("services", "replace", str(file), **where)
     return describe(service.name, **where)["status"]["url"]
 
@@ -198,12 +211,14 @@ def promote(
     "All traffic to the newest revision. Raises `CloudError`."
     gcloud("services", "update-traffic", name, "--to-latest", **where)
 
-# %% ../nbs/10a_deploy.ipynb #5d1ee633
+# %% ../nbs/10a_deploy.ipynb #cb0ce2a4
 def revision_before(
     found: dict[str, Any],  # From `describe`
     revisions: list[dict[str, Any]],  # All of the service
 ) -> str:
     "Where to go back to. Raises `CloudError` if there is nothing."
+    if not found:
+        raise CloudError("there is no service of this name in this project and region")
     parts = [part for part in found["status"]["traffic"] if part.get("percent")]
     newest = found["status"]["latestReadyRevisionName"]
     others = [part["revisionName"] for part in parts if part["revisionName"] != newest]

@@ -198,7 +198,7 @@ def to_yaml(
         raise MissingExtra("Printing YAML", "cloud") from None
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
 
-# %% ../nbs/10_job.ipynb #a32aa3c6
+# %% ../nbs/10_job.ipynb #eb27e129
 def notebook_defaults(
     notebook: Path,
 ) -> dict[str, Value]:  # By name, from the cell with the tag `parameters`
@@ -206,7 +206,8 @@ def notebook_defaults(
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", ()):
             lines = ast.parse("".join(cell["source"])).body
-            return {line.targets[0].id: ast.literal_eval(line.value) for line in lines if isinstance(line, ast.Assign)}
+            named = [(target, line.value) for line in lines if isinstance(line, ast.Assign) for target in line.targets]
+            return {target.id: ast.literal_eval(value) for target, value in named if isinstance(target, ast.Name)}
     raise CloudError(f"{notebook}: no cell has the tag 'parameters'")
 
 
@@ -302,7 +303,7 @@ def open_cloud(
     logging = os.environ.get(f"{override}LOGGING", "https://logging.googleapis.com").rstrip("/")
     return Cloud(AuthorizedSession(credentials), place.project, place.region, vertex, logging)
 
-# %% ../nbs/10_job.ipynb #220a2970
+# %% ../nbs/10_job.ipynb #16d21234
 def ask(
     cloud: Cloud,
     method: Literal["GET", "POST"],
@@ -322,9 +323,9 @@ def ask(
             raise exceptions.from_http_response(response)
         return response.json()
 
-    passing = [exceptions.TooManyRequests]
+    passing: tuple[type[Exception], ...] = (exceptions.TooManyRequests,)
     if repeatable:
-        passing += [exceptions.ServerError, ConnectionError, Timeout]
+        passing += (exceptions.ServerError, ConnectionError, Timeout)
     again = Retry(if_exception_type(*passing), initial=cloud.first_wait, maximum=20, timeout=cloud.patience)
     try:
         return again(once)()
@@ -340,7 +341,7 @@ def say(
     error = getattr(error, "cause", None) or error  # a `RetryError` holds the last one
     code = getattr(error, "code", None)
     if isinstance(code, int):
-        message = str(error.message).split(": ", 1)[-1].strip()
+        message = str(getattr(error, "message", error)).split(": ", 1)[-1].strip()
         return CloudError(f"{message} ({int(code)})" + (f"\n{ADVICE[code]}" if code in ADVICE else ""))
     if type(error).__module__.startswith("google.auth"):
         return CloudError(f"the login does not work: {str(error.args[0]).splitlines()[0] if error.args else error}\n{ADVICE[401]}")
