@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORKER_BYTES', 'DECODE_BYTES', 'MEMORY_MIB', 'TERMINATION_SECONDS', 'REQUEST_BYTES', 'memory_mib', 'cloud_settings',
            'settings_variables', 'Service', 'probe', 'container', 'traffic', 'service_document', 'gcloud', 'describe',
-           'serving', 'wants_key', 'deploy', 'promote', 'revision_before', 'condition', 'rollback']
+           'serving', 'wants_key', 'deploy', 'promote', 'revision_before', 'is_ready', 'rollback']
 
 # %% ../nbs/10a_deploy.ipynb #6b77c5b7
 import json
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from .core import Settings
 from .job import Account, CloudError, Image, Label, Plan, to_yaml
 
-# %% ../nbs/10a_deploy.ipynb #1cf6d9f7
+# %% ../nbs/10a_deploy.ipynb #aee77a75
 WORKER_BYTES = 180_000_000  # Resident, after large photographs
 DECODE_BYTES = 13  # A pixel, at worst, while it is decoded
 MEMORY_MIB = (512, 1024, 2048, 4096)  # What is asked for, one of these
@@ -38,7 +38,7 @@ def memory_mib(
     needed = math.ceil(worst / 2**20)
     enough = [size for size in MEMORY_MIB if size >= needed]
     if not enough:
-        raise ValueError(f"{workers} workers and {requests} requests may take {needed} MiB; allow smaller uploads, or fewer")
+        raise ValueError(f"{workers} workers and {requests} requests may take {needed} MiB; allow fewer or smaller ones")
     return enough[0]
 
 # %% ../nbs/10a_deploy.ipynb #efcb8afa
@@ -59,7 +59,7 @@ def settings_variables(
     "Settings as environment variables."
     return {f"TRASHSORTING_{name.upper()}": str(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
 
-# %% ../nbs/10a_deploy.ipynb #7b955052
+# %% ../nbs/10a_deploy.ipynb #99c8b5a2
 class Service(Plan):
     "The service on Cloud Run."
 
@@ -69,7 +69,7 @@ class Service(Plan):
     requests: int = Field(8, ge=1, le=80, description="that an instance answers at a time")
     most: int = Field(3, ge=1, le=100, description="instances; none while nobody asks")
     api_key_secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")] | None = None
-    service_account: Account | None = Field(None, description="as whom it runs; it needs no role; None: the project's own")
+    service_account: Account | None = Field(None, description="as whom it runs; None: the project's own")
     labels: dict[Label, Label] = Field({}, description="what bills and lists can be grouped by")
 
     @model_validator(mode="after")
@@ -81,14 +81,15 @@ class Service(Plan):
             raise ValueError("the service would wait longer, or accept more, than Cloud Run does")
         return self
 
-# %% ../nbs/10a_deploy.ipynb #bff31c2d
+# %% ../nbs/10a_deploy.ipynb #0a2216f7
 def probe(
     path: str,
     every: int,  # Seconds
     failures: int,  # In a row, after which the answer is no
 ) -> dict[str, Any]:
     "An HTTP probe of Cloud Run's."
-    return {"httpGet": {"path": path, "port": 8080}, "periodSeconds": every, "timeoutSeconds": min(every, 5), "failureThreshold": failures}
+    asked = {"httpGet": {"path": path, "port": 8080}}
+    return asked | {"periodSeconds": every, "timeoutSeconds": min(every, 5), "failureThreshold": failures}
 
 
 def container(
@@ -111,7 +112,7 @@ def container(
         "livenessProbe": probe("/api/health", every=30, failures=3),
     }
 
-# %% ../nbs/10a_deploy.ipynb #060e07de
+# %% ../nbs/10a_deploy.ipynb #5e54de93
 def traffic(
     stable: str | None = None,  # The revision that serves now
     percent: int = 100,  # For the newest
@@ -120,8 +121,9 @@ def traffic(
     if percent == 100:
         return [{"latestRevision": True, "percent": 100}]
     if not stable:
-        raise CloudError("there is no revision yet that could keep the rest of the traffic: deploy without --canary first")
-    return [{"revisionName": stable, "percent": 100 - percent}, {"latestRevision": True, "percent": percent, "tag": "canary"}]
+        raise CloudError("no revision could keep the rest of the traffic yet: deploy without --canary first")
+    canary = {"latestRevision": True, "percent": percent, "tag": "canary"}
+    return [{"revisionName": stable, "percent": 100 - percent}, canary]
 
 
 def service_document(
@@ -141,7 +143,8 @@ def service_document(
     annotations = scale | {"run.googleapis.com/startup-cpu-boost": "true"}
     template = {"metadata": {"labels": service.labels, "annotations": annotations}, "spec": spec}
     metadata = {"name": service.name, "labels": service.labels, "annotations": {"run.googleapis.com/ingress": "all"}}
-    return {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": metadata, "spec": {"template": template, "traffic": split}}
+    document = {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": metadata}
+    return document | {"spec": {"template": template, "traffic": split}}
 
 # %% ../nbs/10a_deploy.ipynb #ce455155
 def gcloud(
@@ -211,7 +214,7 @@ def promote(
     "All traffic to the newest revision. Raises `CloudError`."
     gcloud("services", "update-traffic", name, "--to-latest", **where)
 
-# %% ../nbs/10a_deploy.ipynb #cb0ce2a4
+# %% ../nbs/10a_deploy.ipynb #7edd7ba1
 def revision_before(
     found: dict[str, Any],  # From `describe`
     revisions: list[dict[str, Any]],  # All of the service
@@ -224,7 +227,7 @@ def revision_before(
     others = [part["revisionName"] for part in parts if part["revisionName"] != newest]
     if len(parts) > 1 and others:
         return others[0]
-    ready = [one["metadata"] for one in revisions if {"type": "Ready", "status": "True"}.items() <= condition(one).items()]
+    ready = [one["metadata"] for one in revisions if is_ready(one)]
     born = {one["name"]: one["creationTimestamp"] for one in ready}
     now = serving(found)
     if now not in born:
@@ -235,11 +238,12 @@ def revision_before(
     return max(before, key=born.__getitem__)
 
 
-def condition(
+def is_ready(
     revision: dict[str, Any],
-) -> dict[str, Any]:
-    "What Cloud Run says of a revision being ready."
-    return next((one for one in revision["status"].get("conditions", []) if one["type"] == "Ready"), {})
+) -> bool:
+    "Whether Cloud Run says that a revision is ready."
+    said = revision["status"].get("conditions", [])
+    return any((one["type"], one["status"]) == ("Ready", "True") for one in said)
 
 
 def rollback(
