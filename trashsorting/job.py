@@ -192,7 +192,7 @@ def job_request(
         spec["serviceAccount"] = job.service_account
     return {"displayName": job.name, "jobSpec": spec, "labels": job.labels}
 
-# %% ../nbs/10_job.ipynb #b8caeacb
+# %% ../nbs/10_job.ipynb #ffa2e4c9
 def to_yaml(
     document: dict[str, Any],
 ) -> str:  # Keys in the order they were written
@@ -201,7 +201,8 @@ def to_yaml(
         import yaml
     except ModuleNotFoundError:
         raise MissingExtra("Printing YAML", "cloud") from None
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+    apart = json.loads(json.dumps(document))  # what stands twice is written twice, and not by reference
+    return yaml.safe_dump(apart, sort_keys=False, allow_unicode=True, width=110)
 
 # %% ../nbs/10_job.ipynb #eb27e129
 def notebook_defaults(
