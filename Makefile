@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PORT ?= 8080
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+VERSION := $(shell sed -n 's/^version *= *//p' settings.ini)
 BIN := .venv/bin
 in_venv := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Quarto cannot be had from PyPI: where it is missing, tools/quarto stands in for it.
@@ -17,7 +18,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test check-long lint export outputs readme docs lab lock load load-arguments train train-arguments
+.PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +38,35 @@ run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 		$(PYTHON) -m venv .venv-serve && pip=".venv-serve/bin/python -m pip"; \
 	fi && $$pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements/serve.txt
 	@touch $@
+
+cloud: .venv-cloud/.stamp ## The environment from which `trashsorting job` and DVC reach the cloud: light, without torch
+
+.venv-cloud/.stamp: requirements/cloud.txt
+	@$(need_python)
+	@rm -rf .venv-cloud
+	$(PYTHON) -m venv .venv-cloud
+	.venv-cloud/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/cloud.txt
+	@touch $@
+
+smoke: ## What a first user does, in an environment of its own: predict and serve, on any system
+	$(PYTHON) tools/smoke.py
+
+test-torch: ## Training on TORCH=oldest or newest that settings.ini allows, in an environment of its own
+	$(PYTHON) tools/test_torch.py $(or $(TORCH),oldest)
+
+wheel: ## The wheel, into dist (TAG=v1.2.3 must then be what settings.ini says)
+	@test -z "$(TAG)" || test "$(TAG)" = "v$(VERSION)" || { \
+		echo "the tag is $(TAG), and settings.ini says $(VERSION)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv-build
+	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
+	.venv-build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+audit: ## What is known against the versions in the locks; asks an advisory service
+	@$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	for lock in serve cloud train dev docs; do \
+		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 setup: .venv/.package ## The development environment (7 GB, torch is in it)
 

@@ -14,6 +14,7 @@ need = lambda *keys: "\n".join(word for key in keys for word in settings["DEFAUL
 build = tomllib.loads(pathlib.Path("../pyproject.toml").read_text())["build-system"]["requires"]
 folder = pathlib.Path(sys.argv[1])
 (folder / "serve.in").write_text(need("requirements"))
+(folder / "cloud.in").write_text(need("requirements", "cloud_requirements"))
 (folder / "train.in").write_text(need("requirements", "train_requirements", "cloud_requirements"))
 (folder / "dev.in").write_text(need("requirements", "train_requirements", "cloud_requirements", "dev_requirements"))
 (folder / "build.in").write_text("\n".join(build))  # what makes the wheel in the images
@@ -24,5 +25,6 @@ lock() { uv pip compile --quiet --universal --python-version 3.11 --generate-has
 lock "$inputs/serve.in" -o serve.txt
 lock "$inputs/dev.in" -c serve.txt -o dev.txt
 lock "$inputs/train.in" -c dev.txt -o train.txt
+lock "$inputs/cloud.in" -c dev.txt -o cloud.txt
 lock "$inputs/build.in" -c dev.txt -o build.txt
 lock "$inputs/docs.in" -o docs.txt

@@ -70,6 +70,7 @@ def pins(lock: str) -> dict[str, set[str]]:
 
 LOCKS = {
     "serve.txt": ["requirements"],
+    "cloud.txt": ["requirements", "cloud_requirements"],
     "train.txt": ["requirements", "train_requirements", "cloud_requirements"],
     "dev.txt": ["requirements", "train_requirements", "cloud_requirements", "dev_requirements"],
 }
@@ -87,7 +88,7 @@ def test_lock_holds_what_settings_ask_for(lock):
 
 def test_what_is_tested_is_what_the_images_hold():
     dev = pins("dev.txt")
-    for lock in ("serve.txt", "train.txt", "build.txt"):
+    for lock in ("serve.txt", "cloud.txt", "train.txt", "build.txt"):
         other = {name: versions for name, versions in pins(lock).items() if versions != dev.get(name)}
         assert not other, f"{lock} differs from dev.txt: run `make lock`"
 

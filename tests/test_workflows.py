@@ -1,0 +1,231 @@
+"""GitHub's workflows by rules that no linter knows: thin, least rights, nothing for forks; the scripts behind them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from trashsorting.cli import cli
+from trashsorting.core import SHIPPED_MODEL, Evaluation, card_path, file_sha256, read_card
+from trashsorting.dataset import draw_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
+ACTIONS = {
+    path.parent.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/actions").glob("*/action.yml")
+}
+JOBS = [(name, job, found) for name, flow in WORKFLOWS.items() for job, found in flow["jobs"].items()]
+jobs = pytest.mark.parametrize(("name", "job", "found"), JOBS, ids=[f"{name}-{job}" for name, job, _ in JOBS])
+
+
+def triggers(name: str) -> set[str]:
+    said = WORKFLOWS[name][True]  # YAML 1.1 reads `on` as a truth
+    return {said} if isinstance(said, str) else set(said)
+
+
+def steps() -> list[dict]:
+    return [step for *_, found in JOBS for step in found.get("steps", [])] + [
+        step for action in ACTIONS.values() for step in action["runs"]["steps"]
+    ]
+
+
+def test_everything_that_was_asked_for_is_there():
+    wanted = {
+        "test",
+        "lint",
+        "data-report",
+        "images",
+        "deploy",
+        "train",
+        "promote",
+        "docs",
+        "release",
+        "update",
+        "security",
+    }
+    assert wanted <= WORKFLOWS.keys() and (ROOT / ".github/dependabot.yml").exists()
+    assert WORKFLOWS["test"]["jobs"]["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_starts_with_no_right_to_write_and_never_runs_twice_at_a_time(name):
+    assert WORKFLOWS[name]["permissions"] in ({}, {"contents": "read"})
+    assert WORKFLOWS[name]["concurrency"]["group"]
+    assert not triggers(name) & {"pull_request_target", "workflow_run", "issue_comment"}
+
+
+@jobs
+def test_a_job_ends_and_asks_for_what_it_needs(name, job, found):
+    if "uses" not in found:
+        assert found["timeout-minutes"] <= 60
+    rights = found.get("permissions", {})
+    if "pull_request" in triggers(name):
+        for right in {right for right, level in rights.items() if level == "write"} - {"security-events"}:
+            assert "head.repo.full_name == github.repository" in found["if"], f"{right} in a fork's run"
+        assert "secrets." not in json.dumps(found)
+    if "google-cloud" in json.dumps(found.get("steps", [])):
+        assert rights["id-token"] == "write" and "vars.GCP_PROJECT != ''" in found["if"]
+        assert name == "data-report" or found["environment"] == "cloud"
+    for step in found.get("steps", []):
+        if "checkout" in step.get("uses", ""):
+            assert step["with"]["persist-credentials"] is False
+
+
+def test_what_a_workflow_does_is_a_target_or_a_script():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    scripts = set()
+    for step in steps():
+        script = step.get("run", "")
+        assert len(script.splitlines()) <= 6 and "${{" not in script, script
+        assert not (wrong := set(re.findall(r"^\s*make ([a-z-]+)", script, re.MULTILINE)) - targets), wrong
+        scripts |= set(re.findall(r"\btools/[\w.-]+", script))
+    for name in scripts:
+        assert (ROOT / name).is_file(), f"there is no {name}"
+        assert name.endswith(".py") or os.access(ROOT / name, os.X_OK), f"{name} cannot be run"
+    assert {"setup", "cloud"} <= targets and len(scripts) >= 6
+
+
+def test_an_action_is_pinned_and_the_policy_names_its_owner():
+    policies = yaml.safe_load((ROOT / ".github/zizmor.yml").read_text())["rules"]["unpinned-uses"]["config"]["policies"]
+    used = {step["uses"] for step in steps() if "uses" in step}
+    for one in used:
+        if not one.startswith("./"):
+            assert re.search(r"@v\d+$", one) and f"{one.split('/')[0]}/*" in policies, one
+        else:
+            assert (ROOT / one / "action.yml").exists()
+
+
+SCRIPTS = [path for path in sorted((ROOT / "tools").iterdir()) if path.read_bytes().startswith(b"#!/usr/bin/env bash")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_says_what_it_wants(path):
+    done = subprocess.run([path], capture_output=True, text=True, timeout=20)
+    assert done.returncode and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_release_says_what_settings_say(tmp_path):
+    done = subprocess.run(["make", "wheel", "TAG=v0.0.0"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "the tag is v0.0.0, and settings.ini says" in done.stderr
+
+
+def test_the_oldest_torch_is_the_one_in_settings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from test_torch import wanted
+
+    line = "timm>=1 torch>=2.9,<2.15 torchvision>=0.24"
+    assert wanted("oldest", line) == ["torch==2.9.*", "torchvision==0.24.*"]
+    assert wanted("newest", line) == ["torch>=2.9,<2.15", "torchvision>=0.24"]
+
+
+# The guide
+
+
+def guide() -> str:
+    "The commands of the guide to Google Cloud, each on one line."
+    cells = json.loads((ROOT / "nbs/google_cloud.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+
+
+def test_the_guide_sets_what_the_workflows_read():
+    flows = "".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    names = re.search(r"for name in ([a-z ]+); do\s+gh variable set", guide())[1].upper().split()
+    given = set(re.findall(r"gh variable set (GCP_[A-Z]+)", guide())) | {f"GCP_{name}" for name in names}
+    assert set(re.findall(r"vars\.(GCP_[A-Z]+)", flows)) <= given
+    assert set(re.findall(r"secrets\.(\w+)", flows)) == set(re.findall(r"gh secret set (\w+)", guide()))
+
+
+def test_the_guides_commands_are_ones_that_there_are(monkeypatch):
+    for name, value in {
+        "GOOGLE_CLOUD_PROJECT": "my-project",
+        "GOOGLE_CLOUD_REGION": "europe-west4",
+        "TRASHSORTING_BUCKET": "gs://my-project-data",
+        "REGISTRY": "europe-west4-docker.pkg.dev/my-project/trashsorting",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    lines = [line.split("#")[0] for line in guide().splitlines()]
+    ours = [
+        line.replace("$(git rev-parse HEAD)", "0.1.0") for line in lines if line.startswith("python -m trashsorting")
+    ]
+    assert len(ours) >= 10
+    for line in ours:
+        group, *words = shlex.split(os.path.expandvars(line))[3:]
+        if words[0] in ("train", "deploy"):
+            done = CliRunner().invoke(cli, [group, *words, *([] if "--dry-run" in words else ["--dry-run"])])
+            assert done.exit_code == 0, f"{line}: {done.output}{done.exception!r}"
+        elif group == "job":
+            command = cli.commands[group].commands[words[0]]
+            command.make_context(words[0], words[1:])
+    for script in re.findall(r"^tools/\S+", guide(), re.MULTILINE):
+        assert (ROOT / script).is_file()
+
+
+# A model from the registry
+
+
+@pytest.fixture
+def promote(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import promote
+
+    return promote
+
+
+def figures(**recalls) -> Evaluation:
+    "Ten photographs a class, of which these shares were found."
+    card = read_card(SHIPPED_MODEL).evaluation
+    some = next(iter(card.per_class.values()))
+    classes = {name: some.model_copy(update={"recall": recall, "support": 10}) for name, recall in recalls.items()}
+    mean = sum(recalls.values()) / len(recalls)
+    return card.model_copy(
+        update={"per_class": classes, "classes": tuple(recalls), "accuracy": mean, "n": 10 * len(recalls)}
+    )
+
+
+def test_a_candidate_must_not_be_worse_in_any_class(promote):
+    now = figures(glass=0.9, paper=0.7)
+    assert promote.faults(now, now) == [] == promote.faults(now, figures(glass=0.8, paper=0.9))
+    assert promote.faults(now, figures(glass=0.9, paper=0.6))[0].startswith("accuracy 0.7500, now 0.8000")
+    assert promote.faults(now, figures(glass=0.6, paper=1.0)) == ["recall of glass 0.6000, now 0.9000"]
+    assert "not scored on the same" in promote.faults(now, figures(glass=0.9, metal=0.7))[0]
+    assert "| recall of paper | 0.7000 | 0.6000 |" in promote.report(now, figures(glass=0.9, paper=0.6), [])
+
+
+def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    draw_sample(tmp_path / "sample", 1)
+    candidate, shipped = tmp_path / "candidate" / "model.onnx", tmp_path / "shipped" / "model.onnx"
+    for model in (candidate, shipped):
+        model.parent.mkdir()
+        shutil.copy(SHIPPED_MODEL, model)
+        shutil.copy(card_path(SHIPPED_MODEL), card_path(model))
+    words = [sys.executable, ROOT / "tools/promote.py", candidate.parent, "--data", tmp_path / "sample"]
+    words = [*map(str, words), "--shipped", str(shipped), "--report", str(tmp_path / "report.md")]
+
+    def run():
+        return subprocess.run(words, capture_output=True, text=True, timeout=120)
+
+    same = run()
+    assert same.returncode == 3 and "ships already" in same.stderr
+    renamed = onnx.load(candidate)
+    renamed.doc_string = "another file, the same network"
+    onnx.save(renamed, candidate)
+    other = run()
+    assert other.returncode == 1 and "is not the file that model.json describes" in other.stderr
+    card = json.loads(card_path(candidate).read_text())
+    card["file_sha256"] = file_sha256(candidate)
+    card_path(candidate).write_text(json.dumps(card))
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert shipped.read_bytes() == candidate.read_bytes() and read_card(shipped).file_sha256 == card["file_sha256"]
+    assert "On 6 photographs:" in (tmp_path / "report.md").read_text()
