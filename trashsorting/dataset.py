@@ -9,7 +9,7 @@ __all__ = ['Pen', 'DRAW', 'DRAWN', 'FIELDS', 'SUFFIXES', 'MOST_LEFT_OUT', 'SPLIT
            'describe_source', 'Entry', 'LeftOut', 'Manifest', 'manifest_from_csv', 'inspect', 'check_left_out',
            'class_folders', 'read_folder', 'line_up', 'places', 'split_by_hash', 'fold_by_hash', 'read_split',
            'leave_out', 'apply_split', 'split_csv', 'unpack', 'fetch_archive', 'fetch_trashnet', 'open_source',
-           'read_sources', 'read_source', 'open_manifest', 'recognise_own', 'load_manifest']
+           'read_sources', 'read_source', 'open_manifest', 'own_sources', 'recognise_own', 'load_manifest']
 
 # %% ../nbs/02_dataset.ipynb #84ce4b58
 import csv
@@ -590,15 +590,23 @@ def open_manifest(
         raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
     return manifest
 
-# %% ../nbs/02_dataset.ipynb #dbef731b
+# %% ../nbs/02_dataset.ipynb #30fdef01
 OWN_MANIFEST, OWN_SOURCES = "manifest.csv", "sources.json"
+
+
+def own_sources(
+    root: Path,  # A data set's folder
+) -> tuple[Source, ...]:  # Empty where it came from one
+    "The sources that a prepared folder names."
+    named = root / OWN_SOURCES
+    return TypeAdapter(tuple[Source, ...]).validate_json(named.read_bytes()) if named.is_file() else ()
 
 
 def recognise_own(
     manifest: Manifest,  # As read
 ) -> Manifest:  # As the folder lists it, where it does
     "Take a folder at its own word. Raises `DataError` where folder and list differ."
-    own, sources = manifest.root / OWN_MANIFEST, manifest.root / OWN_SOURCES
+    own = manifest.root / OWN_MANIFEST
     if not own.is_file():
         return manifest
     listed = manifest_from_csv(own, manifest.root)
@@ -607,11 +615,10 @@ def recognise_own(
         name = file[0]
         said = "is in the folder, not in the list" if name not in wanted else "is in the list, not in the folder"
         said = "is not the file that is listed" if name in there and name in wanted else said
-        hint = "get the listed ones again (`trashsorting data pull`), or prepare the folder anew (`trashsorting data import`)"
+        root = manifest.root
+        hint = f"get what is listed (`trashsorting data pull {root}`) or list what is there (`trashsorting data import {root} --out {root} --replace`)"
         raise DataError(f"{own}: {name} {said}: {hint}")
-    if sources.is_file():
-        listed = replace(listed, sources=TypeAdapter(tuple[Source, ...]).validate_json(sources.read_bytes()))
-    return replace(listed, left_out=manifest.left_out)
+    return replace(listed, left_out=manifest.left_out, sources=own_sources(manifest.root))
 
 # %% ../nbs/02_dataset.ipynb #30e2478e
 def load_manifest(
