@@ -1,4 +1,4 @@
-"""The data's versions, against a real object store on loopback: push, pull, an older version, and kill -9 in the middle."""
+"""The data's versions against a real object store: push, pull, an older version, and kill -9 in the middle."""
 
 import http.server
 import json
@@ -20,7 +20,11 @@ from trashsorting.versions import data_version, tracked_version
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 ROOT = Path(__file__).resolve().parents[1]
-WAYS_OUT = ("gcloud auth application-default login", "dvc remote modify --local gcs url", "trashsorting data import DIR")
+WAYS_OUT = (
+    "gcloud auth application-default login",
+    "dvc remote modify --local gcs url",
+    "trashsorting data import DIR",
+)
 QUIET = {"DVC_NO_ANALYTICS": "1", "GIT_AUTHOR_NAME": "a", "GIT_COMMITTER_NAME": "a"}
 QUIET |= {"GIT_AUTHOR_EMAIL": "a@example.org", "GIT_COMMITTER_EMAIL": "a@example.org"}
 
@@ -36,7 +40,7 @@ class Checkout:
         if not (folder / ".git").exists():
             self.run("git", "init", "-q")
             (folder / ".gitignore").write_text("/data\n")
-        local = f'[\'remote "gcs"\']\n    url = {bucket}\n'
+        local = f"['remote \"gcs\"']\n    url = {bucket}\n"
         (folder / ".dvc" / "config.local").write_text(local)
 
     def start(self, *words) -> subprocess.Popen:

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['PLACES', 'given_names', 'check_places', 'find_origin', 'note_origin']
 
-# %% ../nbs/03b_headless.ipynb #402fa7fe
+# %% ../nbs/03b_headless.ipynb #52faa71f
 import ast
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +42,7 @@ def check_places(
             raise TrashsortingError(f"{name}={value!r}: must be a path of this machine; fetch or send it with `gcloud storage cp`")
     return Path(out)
 
-# %% ../nbs/03b_headless.ipynb #591f20db
+# %% ../nbs/03b_headless.ipynb #bc5024eb
 def find_origin(
     data: str,  # What the run was given
 ) -> dict[str, str | None]:  # `commit` and `data_version`; None where there is no repository, or no DVC
@@ -57,7 +55,4 @@ def note_origin(
     origin: dict[str, str | None],  # From `find_origin`, when the run began
 ) -> None:
     "Write a run's origin into its `run.json`."
-    noted = {**json.loads(run.read_text()), **origin}
-    with tempfile.NamedTemporaryFile("w", dir=run.parent, delete=False) as written:
-        written.write(json.dumps(noted, indent=2) + "\n")
-    os.replace(written.name, run)
+    run.write_text(json.dumps({**json.loads(run.read_text()), **origin}, indent=2) + "\n")
