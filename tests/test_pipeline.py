@@ -114,7 +114,7 @@ def test_a_parameter_reruns_what_depends_on_it_and_is_compared(repository):
 
     (changed,) = json.loads(run("dvc", "params", "diff", "--json", cwd=repository)).values()
     assert changed == {"label_smoothing": {"old": 0.1, "new": 0.3}}
-    metrics = json.loads(run("dvc", "metrics", "diff", "--json", "--all", cwd=repository))["diff"]["metrics.json"]
+    metrics = json.loads(run("dvc", "metrics", "diff", "--json", "--all", cwd=repository))["metrics.json"]
     figures = json.loads((repository / "metrics.json").read_text())
     for name in ("accuracy", "macro_f1", "nll", "ece"):
         assert metrics[name]["new"] == figures[name] and metrics[name]["old"] is not None

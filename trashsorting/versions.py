@@ -188,7 +188,7 @@ def open_repository(
     except DvcException as error:
         raise DataError(f"{folder}: {error}") from None
 
-# %% ../nbs/02d_versions.ipynb #c579d8c3
+# %% ../nbs/02d_versions.ipynb #cdb1776e
 def closed(
     remote,  # DVC's remote
     reason: str,  # Why it cannot be used
@@ -224,11 +224,14 @@ def open_bucket(
         google.auth.default()
     except google.auth.exceptions.DefaultCredentialsError:
         os.environ["NO_GCE_CHECK"] = "true"  # asked once: gcsfs would ask again, and wait
+    credentials = remote.fs.fs_args["token"]
+    if credentials not in (None, "anon") and not Path(credentials).is_file():  # gcsfs would send the name to Google
+        raise closed(remote, f"its credentials cannot be read, {credentials} is not there")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its warnings about retries say less than the error below
     try:
         return remote.fs.fs
     except Exception as error:  # gcsfs and google-auth each raise their own.
-        raise closed(remote, f"its credentials cannot be read ({error})") from None
+        raise closed(remote, f"its credentials cannot be read, {error}") from None
 
 
 def check_bucket(
