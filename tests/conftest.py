@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gcs import Store, object_store
 from PIL import Image
 
 from trashsorting.core import read_settings
@@ -124,3 +125,10 @@ def encode(picture: Image.Image, format: str = "PNG", **options) -> bytes:
     stream = BytesIO()
     picture.save(stream, format, **options)
     return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An object store with versions, shared by all tests; each makes a bucket of its own."""
+    with object_store(tmp_path_factory.mktemp("store") / "log") as started:
+        yield started

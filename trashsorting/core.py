@@ -185,7 +185,7 @@ class Evaluation(Card):
     unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
     unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
-# %% ../nbs/00_core.ipynb #038197b6
+# %% ../nbs/00_core.ipynb #cdfa24ce
 class Source(Card):
     "One of the places that a data set's photographs came from."
 
@@ -206,6 +206,8 @@ class Provenance(Card):
     parameters: dict = Field(description="every parameter of the run")
     libraries: dict[str, str] = Field(description="versions of what the run imported")
     weights: str = Field(description="where the backbone's starting weights came from")
+    commit: str | None = Field(None, description="git commit of the run; with -dirty where something was not committed")
+    data_version: str | None = Field(None, description="DVC's name of the data; with -changed where they were no longer that")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 

@@ -158,7 +158,7 @@ def score_file(
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress)
     return evaluate(probabilities, np.array([labels.index(entry.label) for entry in held_out]), labels)
 
-# %% ../nbs/07_export.ipynb #53c5afb0
+# %% ../nbs/07_export.ipynb #1833840c
 SELECTION_NOTE = (
     "The photographs measured here also chose the checkpoint (the epoch with the least validation loss), "
     "so the figures flatter the model a little."
@@ -200,6 +200,8 @@ def make_card(
             parameters=asdict(run.config),
             libraries=run.info["libraries"],
             weights=run.info["weights"],
+            commit=run.info.get("commit"),
+            data_version=run.info.get("data_version"),
             sources=run.manifest.sources,
         ),
         fingerprints=pack_prints(fingerprint_files(training_files(run))),
