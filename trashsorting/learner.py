@@ -40,7 +40,7 @@ from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .image import open_rgb, to_input
 
-# %% ../nbs/04_learner.ipynb #d52ae8d1
+# %% ../nbs/04_learner.ipynb #b042acc0
 @dataclass(frozen=True)
 class TrainConfig:
     "What a training run depends on, besides its data."
@@ -55,7 +55,7 @@ class TrainConfig:
     lr: float = 2e-3  # Peak rate of the classifier; the first layers get a tenth
     weight_decay: float = 0.01  # Of AdamW, decoupled
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
-    augment: bool = True  # Turn, mirror, light and warp the training photographs
+    augment: bool = True  # Cut, turn, mirror, light and warp the training photographs
     num_workers: int = 2  # Processes that decode photographs
     seed: int = 0  # Of every random generator
     tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder

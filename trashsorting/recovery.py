@@ -6,10 +6,9 @@
 __all__ = ['MARGIN_BYTES', 'FILE', 'bytes_needed', 'check_room', 'loader_rngs', 'read_rngs', 'set_rngs', 'all_rngs', 'plain',
            'write_atomically', 'Recovery', 'read_state']
 
-# %% ../nbs/04c_recovery.ipynb #bc17c7dd
+# %% ../nbs/04c_recovery.ipynb #f84e8be8
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
