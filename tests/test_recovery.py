@@ -151,8 +151,10 @@ def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
 def test_two_processes_give_what_one_gives(tmp_path):
     "Equal batches over all, frozen batch-norm statistics: what torch has no synchronised form of on a CPU."
     one, two = train_here(tmp_path / "one", FrozenStatistics()), tmp_path / "two"
-    launch = (BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    done = call(*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *command(two))
+    # Its `--cpu` starts one process, unless there is MPI; this starts two, which find no GPU and talk by gloo.
+    launch = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    plain = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    done = call(*launch, *plain, *command(two))
     assert done.returncode == 0, done.stdout + done.stderr
     for row, wanted in zip(history(two), one, strict=True):
         assert row == pytest.approx(wanted, abs=TOLERANCE)

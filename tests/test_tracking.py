@@ -21,6 +21,10 @@ from trashsorting.tracking import TRACKERS, TrackCallback, start_tracker, track_
 FIGURES = {"loss", "lr/group0", "train_loss", "valid_loss", "accuracy", "images_per_second", "system/cpu"}
 
 
+class Second(TrackCallback):
+    "Of another name, so that a learner can have both."
+
+
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory) -> Path:
     "One run on the drawn sample that both trackers watch."
@@ -35,9 +39,7 @@ def tracked(tmp_path_factory) -> Path:
         manifest = load_manifest("sample", out / "data", seed=0)
         trackers = [start_tracker(config, out, manifest, "drawn") for config in kinds]
         learn = create_learner(manifest, kinds[0], out)
-        callbacks = [TrackCallback(tracker) for tracker in trackers]
-        callbacks[1].name = "track_also"
-        fit(learn, kinds[0], callbacks)
+        fit(learn, kinds[0], [TrackCallback(trackers[0]), Second(trackers[1])])
         save_run(learn, manifest, kinds[0], "drawn")
         file = export_run(out)
         for tracker in trackers:

@@ -127,7 +127,7 @@ def write_atomically(
         os.fsync(stream.fileno())
     os.replace(part, path)
 
-# %% ../nbs/04c_recovery.ipynb #2caa574f
+# %% ../nbs/04c_recovery.ipynb #e536bcba
 class Recovery(Callback):
     "Write the state after each epoch to `recovery.pth`; go on from it if it is there."
 
@@ -187,7 +187,7 @@ class Recovery(Callback):
             "epoch": self.epoch,
             "model": get_model(self.learn.model).state_dict(),
             "opt": plain(self.opt.state_dict()),
-            "smooth_loss": {"count": smooth.count, "val": smooth.val},
+            "smooth_loss": {"count": smooth.count, "val": smooth.val.as_subclass(torch.Tensor)},
             "callbacks": {name: {key: plain(getattr(cb, key)) for key in cb.kept} for name, cb in self.keepers.items()},
             "rngs": rngs,
         }
