@@ -127,7 +127,7 @@ def write_atomically(
         os.fsync(stream.fileno())
     os.replace(part, path)
 
-# %% ../nbs/04c_recovery.ipynb #e536bcba
+# %% ../nbs/04c_recovery.ipynb #bbc90086
 class Recovery(Callback):
     "Write the state after each epoch to `recovery.pth`; go on from it if it is there."
 
@@ -151,21 +151,19 @@ class Recovery(Callback):
 
     def before_fit(self):
         self.phase += 1
-        if self.found and self.phase < self.found["phase"]:
-            raise CancelFitException
-        if self.found and self.phase == self.found["phase"] and self.found["epoch"] + 1 == self.n_epoch:
+        if not self.found or self.phase > self.found["phase"]:
+            return
+        if self.phase == self.found["phase"]:
             self.restore()
-            raise CancelFitException
-
-    def before_epoch(self):
-        if self.found and self.epoch <= self.found["epoch"]:
-            raise CancelEpochException
-        if self.found:
-            self.restore()
+            for epoch in range(self.epoch_done + 1, self.n_epoch):
+                self.learn.epoch = epoch
+                self.learn._with_events(self.learn._do_epoch, "epoch", CancelEpochException)
+        raise CancelFitException
 
     def restore(self):
         "Put everything back."
         found, self.found = self.found, None
+        self.epoch_done = found["epoch"]
         get_model(self.learn.model).load_state_dict(found["model"])
         found["opt"]["hypers"] = L(found["opt"]["hypers"])
         self.opt.load_state_dict(found["opt"])
