@@ -39,3 +39,10 @@ def test_serve():
 def test_decode():
     table = run("bench/decode.py", "--quick")
     assert "| decode + to input, whole | " in table and "| decode + to input, reduced | " in table
+
+
+def test_train():
+    table = run("bench/train.py", "--quick")
+    for what in ("loading alone", "loading alone, in this process", "forward and backward alone", "both"):
+        assert f"| {what}" in table
+    assert "loader's share of the processor time" in table

@@ -20,7 +20,7 @@ from .core import Preprocessing
 from .dataset import Entry, Manifest
 from .image import crop_box, open_rgb, resize
 
-# %% ../nbs/03_dataloaders.ipynb #55c47c12
+# %% ../nbs/03_dataloaders.ipynb #f0796f3a
 def random_box(
     size: tuple[int, int],  # Width and height of the photograph, pixels
     preprocessing: Preprocessing,  # From the model card
@@ -43,12 +43,12 @@ class CropResize(RandTransform):
 
     split_idx = None
 
-    def __init__(self, preprocessing: Preprocessing):
+    def __init__(self, preprocessing: Preprocessing, augment: bool = True):
         super().__init__()
-        self.preprocessing = preprocessing
+        self.preprocessing, self.augment = preprocessing, augment
 
     def before_call(self, b, split_idx):
-        self.training = split_idx == 0
+        self.training = self.augment and split_idx == 0
 
     def encodes(self, x: Image.Image):
         if not self.training:
@@ -56,13 +56,13 @@ class CropResize(RandTransform):
         side, box = self.preprocessing.input_size, random_box(x.size, self.preprocessing)
         return PILImage(x.resize((side, side), Image.Resampling[self.preprocessing.interpolation.upper()], box=box))
 
-# %% ../nbs/03_dataloaders.ipynb #cda36180
+# %% ../nbs/03_dataloaders.ipynb #0fe02dfa
 def make_dataloaders(
     manifest: Manifest,  # With the parts "train" and "val"
     preprocessing: Preprocessing,  # What the network expects
     batch_size: int = 32,  # Photographs in a batch
     num_workers: int = 2,  # Processes that decode; 0 decodes in this one
-    augment: bool = True,  # Turn, mirror, light and warp the training part
+    augment: bool = True,  # Cut, turn, mirror, light and warp the training part
     device: str = "cpu",  # Where the batches go
 ) -> DataLoaders:  # `.train` and `.valid`; `.vocab` is the manifest's labels
     "fastai loaders over a manifest. Raises `DataError` if a part has no photographs."
@@ -85,7 +85,7 @@ def make_dataloaders(
         bs=batch_size,
         num_workers=num_workers,
         device=torch.device(device),
-        after_item=[CropResize(preprocessing), ToTensor()],
+        after_item=[CropResize(preprocessing, augment), ToTensor()],
         after_batch=[IntToFloatTensor(), *varied, Normalize.from_stats(preprocessing.mean, preprocessing.std, cuda=False)],
         drop_last=n_train >= batch_size,
     )

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'PACKAGED_WEIGHTS', 'LIBRARIES', 'TrainConfig', 'check_config', 'load_packaged', 'create_backbone',
-           'backbone_preprocessing', 'embed', 'split_parameters', 'RunLog', 'set_seed', 'create_learner', 'start_wandb',
-           'fit', 'plot_history', 'save_run', 'Run', 'load_run']
+           'backbone_preprocessing', 'embed', 'split_parameters', 'RunLog', 'set_seed', 'create_learner',
+           'BestCheckpoint', 'fit', 'plot_history', 'save_run', 'Run', 'load_run']
 
-# %% ../nbs/04_learner.ipynb #c24dcd43
+# %% ../nbs/04_learner.ipynb #8f67e6d6
 import csv
 import json
+import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
@@ -30,6 +31,7 @@ from fastai.callback.schedule import Learner
 from fastai.callback.tracker import SaveModelCallback
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
+from fastai.torch_core import rank_distrib
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -38,7 +40,7 @@ from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .image import open_rgb, to_input
 
-# %% ../nbs/04_learner.ipynb #6f01e002
+# %% ../nbs/04_learner.ipynb #b042acc0
 @dataclass(frozen=True)
 class TrainConfig:
     "What a training run depends on, besides its data."
@@ -53,10 +55,12 @@ class TrainConfig:
     lr: float = 2e-3  # Peak rate of the classifier; the first layers get a tenth
     weight_decay: float = 0.01  # Of AdamW, decoupled
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
-    augment: bool = True  # Turn, mirror, light and warp the training photographs
+    augment: bool = True  # Cut, turn, mirror, light and warp the training photographs
     num_workers: int = 2  # Processes that decode photographs
     seed: int = 0  # Of every random generator
-    tracker: Literal["none", "wandb"] = "none"  # Where the run is logged besides its folder
+    tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder
+    mixed_precision: bool = True  # On a GPU: compute in 16 bits; a CPU computes in 32
+    profile: bool = False  # Leave a profiler's trace of the first steps
 
 # %% ../nbs/04_learner.ipynb #04b688c1
 LEAST = {"image_size": 32, "freeze_epochs": 0, "epochs": 0, "batch_size": 2, "lr": 1e-8, "num_workers": 0}
@@ -180,11 +184,12 @@ def split_parameters(
         early.append(parameter)
     return [early, body[len(early) :], head]
 
-# %% ../nbs/04_learner.ipynb #1e212733
+# %% ../nbs/04_learner.ipynb #9d4b4dfd
 class RunLog(Callback):
     "Print the progress of a run, and write a row to `history.csv` after each epoch."
 
     order = 60  # after the Recorder
+    kept = ("rows",)  # over a break: see 04c_recovery
 
     def __init__(
         self,
@@ -198,10 +203,12 @@ class RunLog(Callback):
     def say(self, text: str) -> None:
         "Print a line with the time and the epoch."
         seconds = time.monotonic() - self.start
-        print(f"{seconds:7.0f} s  epoch {len(self.rows) + 1}/{self.total_epochs}  {text}", flush=True)
+        if not rank_distrib():
+            print(f"{seconds:7.0f} s  epoch {len(self.rows) + 1}/{self.total_epochs}  {text}", flush=True)
 
     def before_train(self):
         self.last = time.monotonic()
+        self.start = min(self.start, self.last - (self.rows[-1]["seconds"] if self.rows else 0))
 
     def after_batch(self):
         if self.training and time.monotonic() - self.last >= self.every_s:
@@ -213,12 +220,14 @@ class RunLog(Callback):
         self.say("done  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         row = {"epoch": len(self.rows) + 1, **figures, "seconds": time.monotonic() - self.start}
         self.rows.append({name: round(value, 6) for name, value in row.items()})
+        if rank_distrib():  # of several processes only the first writes
+            return
         with open(self.path, "w", newline="") as stream:
             table = csv.DictWriter(stream, list(row), lineterminator="\n")
             table.writeheader()
             table.writerows(self.rows)
 
-# %% ../nbs/04_learner.ipynb #1c6730a9
+# %% ../nbs/04_learner.ipynb #505fef8b
 def set_seed(
     seed: int,  # Any integer
 ) -> None:
@@ -254,30 +263,32 @@ def create_learner(
         model_dir=".",
     )
     learn.preprocessing, learn.weights = preprocessing, weights
+    if device == "cuda" and config.mixed_precision:
+        learn.to_bf16() if torch.cuda.is_bf16_supported() else learn.to_fp16()
     return learn
 
-# %% ../nbs/04_learner.ipynb #2cb8a76f
-def start_wandb(
-    config: TrainConfig,
-    out: Path,  # Folder of the run
-) -> list[Callback]:
-    "Start a Weights & Biases run (offline with WANDB_MODE=offline) and return its fastai callback."
-    import wandb
-    from fastai.callback.wandb import WandbCallback
+# %% ../nbs/04_learner.ipynb #dbdffcef
+class BestCheckpoint(SaveModelCallback):
+    "Keep the weights of the epoch with the least validation loss, and load them at the end."
 
-    wandb.init(project="trashsorting", config=asdict(config), dir=str(out))
-    return [WandbCallback(log=None, log_preds=False, log_model=False)]
+    kept = ("best",)  # over a break: see 04c_recovery
 
+    def _save(self, name):
+        written = self.learn.save(f"{name}.part", with_opt=self.with_opt)
+        if not rank_distrib():
+            os.replace(written, written.with_name(f"{name}.pth"))
 
+# %% ../nbs/04_learner.ipynb #404df724
 def fit(
     learn: Learner,  # From `create_learner`
     config: TrainConfig,
+    cbs: Iterable[Callback] = (),  # More callbacks: of a tracker, of the recovery after a break
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
     "Freeze, fit, unfreeze, fit; the learner ends with its best checkpoint, the history is in its folder."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
-    best = SaveModelCallback(monitor="valid_loss", fname="checkpoint", reset_on_fit=False)
-    cbs = [log, best, *(start_wandb(config, learn.path) if config.tracker == "wandb" else [])]
-    with learn.removed_cbs(learn.cbs.attrgot("progress")), learn.no_logging():
+    best = BestCheckpoint(monitor="valid_loss", fname="checkpoint", reset_on_fit=False)
+    cbs = [log, best, *cbs]
+    with learn.no_bar(), learn.no_logging():
         learn.freeze()
         if config.freeze_epochs:
             learn.fit_one_cycle(config.freeze_epochs, config.lr, cbs=cbs)

@@ -1,0 +1,91 @@
+"""A sweep as a person starts one: workers that share a file, a break, what Weights & Biases makes of the export."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trashsorting.cli import training_notebook
+from trashsorting.dataset import draw_sample
+from trashsorting.learner import check_config
+
+COMMAND = Path(sys.executable).parent / "trashsorting"
+SECONDS = 600
+SMALL = ("backbone mobilenetv3_small_100", "pretrained false", "image_size 32", "freeze_epochs 0", "epochs 1")
+SAME = [word for one in (*SMALL, "batch_size 8", "num_workers 0") for word in ("-p", *one.split())]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    return [str(COMMAND), "sweep", "--data", str(folder / "sample"), "--out", str(folder / "sweep"), *SAME, *more]
+
+
+def ended(folder: Path) -> list[tuple[int, str]]:
+    with sqlite3.connect(f"file:{folder / 'sweep' / 'sweep.db'}?mode=ro", uri=True) as database:
+        return database.execute("select number, state from trials where state in ('COMPLETE', 'PRUNED')").fetchall()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    "Killed after its first trial, and gone on with by two workers."
+    folder = tmp_path_factory.mktemp("swept")
+    draw_sample(folder / "sample", per_class=5)
+    started = subprocess.Popen(words(folder, "--trials", "6"), env=ONE_THREAD, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + SECONDS
+    while started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        try:
+            if ended(folder):
+                break
+        except sqlite3.OperationalError:
+            continue
+    started.send_signal(signal.SIGKILL)
+    assert started.wait(SECONDS) == -signal.SIGKILL
+    again = words(folder, "--trials", "6", "--workers", "2")
+    done = subprocess.run(again, env=ONE_THREAD, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+def test_no_trial_is_lost(swept):
+    trials = ended(swept)
+    assert 6 <= len(trials) <= 7, "the last two may run at the same time"
+    assert trials[0][0] == 0, "the first one is from before the break"
+    assert "the best: accuracy" in (swept / "said.txt").read_text()
+    assert (swept / "sweep/parallel.png").stat().st_size and (swept / "sweep/importance.png").stat().st_size
+    assert not list(swept.glob("sweep/trial*/*.pth")), "weights of trials are not kept"
+
+
+def test_the_winner_is_a_file_of_parameters_for_the_notebook(swept):
+    import papermill
+
+    winner = yaml.safe_load((swept / "sweep/winner.yaml").read_text())
+    assert check_config(**winner).backbone == "mobilenetv3_small_100"
+    assert set(winner) <= set(papermill.inspect_notebook(training_notebook()))
+
+
+def test_wandb_would_run_what_was_exported(swept, tmp_path):
+    "W&B's own code turns the sweep's command and a configuration into the words that its agent starts."
+    from wandb.sdk.launch.sweeps import utils
+
+    exported = yaml.safe_load((swept / "sweep/wandb.yaml").read_text())
+    chosen = {"lr": 1e-3, "weight_decay": 0.01, "label_smoothing": 0.1, "crop_mode": "center"}
+    same = {name: one["value"] for name, one in exported["parameters"].items() if "value" in one}
+    assert set(chosen) | set(same) == set(exported["parameters"])
+    given = {"program": exported["program"]}
+    given["args"] = {name: {"value": value} for name, value in {**chosen, **same}.items()}
+    (tmp_path / "args.json").write_text(utils.create_sweep_command_args(given)["args_json"][0])
+    places = {"${program}": str(COMMAND), "${args_json_file}": str(tmp_path / "args.json")}
+    command = [places.get(word, word) for word in utils.create_sweep_command(exported["command"])]
+    asked = {**ONE_THREAD, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_RUN_ID": "asked1"}
+    done = subprocess.run(command, env=asked, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    (written,) = swept.glob("sweep/asked1/wandb/offline-run-*-asked1/run-asked1.wandb")
+    assert b"accuracy" in written.read_bytes()
