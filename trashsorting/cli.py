@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FILE', 'FOLDER', 'model_option', 'SPLIT_OPTION', 'HASHES_OPTION', 'cli', 'find_pictures', 'answer', 'answer_line',
            'predict', 'find_seen', 'seen_line', 'evaluate_folder', 'evaluate', 'need', 'stress', 'training_notebook',
-           'read_value', 'check_names', 'run_notebook', 'train', 'export', 'data', 'sample', 'manifest', 'look_at',
-           'check_lines', 'check', 'report', 'serve_help', 'serve', 'main']
+           'read_value', 'check_names', 'run_notebook', 'read_place', 'train', 'export', 'data', 'sample', 'manifest',
+           'look_at', 'check_lines', 'check', 'report', 'serve_help', 'serve', 'main']
 
-# %% ../nbs/12_cli.ipynb #e4ce177c
+# %% ../nbs/12_cli.ipynb #0567ba75
 import importlib.util
 import json
 import os
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from . import __version__
+from .bucket import exists, folder_for, is_remote
 from .core import SHIPPED_MODEL, MissingExtra, Settings, TrashsortingError, read_settings
 
 # %% ../nbs/12_cli.ipynb #df7650b7
@@ -281,7 +282,7 @@ def read_value(
             continue
     return text
 
-# %% ../nbs/12_cli.ipynb #05efa2dd
+# %% ../nbs/12_cli.ipynb #ed6ab429
 def check_names(
     parameters: dict,  # By name
 ) -> None:
@@ -294,49 +295,64 @@ def check_names(
 
 
 def run_notebook(
-    out: Path,  # Folder of the run; the executed notebook goes to `out/train.ipynb`
+    folder: Path,  # Of the run, on this machine
+    executed: str,  # Where the executed notebook goes, cell by cell: a file, or an address in a bucket
     parameters: dict,  # By name
 ) -> None:
     "Execute the training notebook. Raises `TrashsortingError` for a cell that fails."
     import papermill
 
-    executed = out / "train.ipynb"
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # the kernel's; they are for the libraries' authors
     try:
         papermill.execute_notebook(
-            training_notebook(), executed, parameters, cwd=str(out), progress_bar=False, stdout_file=sys.stdout
+            training_notebook(), executed, parameters, cwd=str(folder), progress_bar=False, stdout_file=sys.stdout
         )
     except papermill.PapermillExecutionError as error:
         raise TrashsortingError(f"{error.evalue}\nThe notebook with the error in it: {executed}") from None
 
-# %% ../nbs/12_cli.ipynb #1ad76135
+# %% ../nbs/12_cli.ipynb #8fbe379b
+def read_place(
+    context: click.Context,
+    option: click.Parameter,
+    typed: str,  # An address in a bucket, or a path
+) -> str:  # The same
+    "Refuse a path that cannot be a folder."
+    if not is_remote(typed):
+        FOLDER.convert(typed, option, context)
+    return typed
+
+# %% ../nbs/12_cli.ipynb #ebc3d2e4
 @cli.command()
 @click.option("--data", required=True, metavar="DIR", help="A folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
-@click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Folder of the run; made if it is not there.")
+@click.option("--out", required=True, callback=read_place, metavar="RUN", help="Folder of the run, or gs://...; made if it is not there.")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
-def train(data: str, split: Path | None, out: Path, parameters: tuple[tuple[str, str], ...]) -> None:
+def train(data: str, split: Path | None, out: str, parameters: tuple[tuple[str, str], ...]) -> None:
     """Train a model on photographs.
 
     Runs nbs/train.ipynb and leaves in RUN the executed notebook, history.csv, pictures, the checkpoint, and the model
-    (model.onnx) with its card (model.json). Try it on drawn pictures: --data sample -p epochs 1
+    (model.onnx) with its card (model.json). DIR and RUN may lie in a bucket: gs://bucket/folder. Try it on drawn
+    pictures: --data sample -p epochs 1
     """
     from trashsorting.dataset import WORDS
 
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
-    if (out / "run.json").exists():
+    out = out.rstrip("/")
+    if exists(f"{out}/run.json") if is_remote(out) else (Path(out) / "run.json").exists():
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
-    if not (data in WORDS or Path(data).exists() or Path(f"{data}.dvc").exists()):
+    elsewhere = data in WORDS or is_remote(data)
+    if not (elsewhere or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
-    given = {"data": data if data in WORDS else str(Path(data).resolve()), "out": str(out.resolve())}
+    given = {"data": data if elsewhere else str(Path(data).resolve())}
     if split:
         given["split"] = str(split.resolve())
     given |= {name: read_value(value) for name, value in parameters}
     check_names(given)
-    out.mkdir(parents=True, exist_ok=True)
-    run_notebook(out.resolve(), given)
-    click.echo(f"the model: {out / 'model.onnx'}\ntry it:    trashsorting predict --model {out / 'model.onnx'} PHOTO")
+    with folder_for(out) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_notebook(folder.resolve(), f"{out}/train.ipynb", given | {"out": str(folder.resolve())})
+    click.echo(f"the model: {out}/model.onnx\ntry it:    trashsorting predict --model {out}/model.onnx PHOTO")
 
 # %% ../nbs/12_cli.ipynb #c58c4929
 @cli.command()

@@ -11,7 +11,7 @@ __all__ = ['Pen', 'DRAW', 'DRAWN', 'FIELDS', 'SUFFIXES', 'MOST_LEFT_OUT', 'SPLIT
            'unpack', 'fetch_archive', 'fetch_trashnet', 'open_source', 'read_sources', 'read_source', 'open_manifest',
            'load_manifest']
 
-# %% ../nbs/02_dataset.ipynb #fa290a36
+# %% ../nbs/02_dataset.ipynb #a823d52b
 import csv
 import hashlib
 import io
@@ -31,6 +31,7 @@ from click import progressbar
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter, ValidationError
 
+from .bucket import fetch, is_remote
 from .core import DataError, Labels, Source, check_labels
 from .image import ImageError, decode, recognise, to_rgb
 
@@ -130,14 +131,16 @@ def draw_sample(
             draw_picture(label, number).save(folder / f"{label}{number:03}.png")
     return Path(into)
 
-# %% ../nbs/02_dataset.ipynb #07e790d2
+# %% ../nbs/02_dataset.ipynb #067d4aa0
 DRAWN = "the drawn sample"
 
 
 def describe_source(
-    source: str | Path,  # A folder, a zip of one, "hub" (TrashNet) or "sample" (drawn)
+    source: str | Path,  # A folder, a zip of one, an address in a bucket, "hub" (TrashNet) or "sample" (drawn)
 ) -> str:  # Without the part of a path that is only this machine's
     "Where photographs came from, as a card says it."
+    if is_remote(source):
+        return str(source)
     named = {"sample": DRAWN, "hub": "garythung/trashnet from the hub"}
     return named.get(str(source)) or "/".join(Path(source).resolve().parts[-2:])
 
@@ -501,15 +504,17 @@ def fetch_trashnet(
         raise DataError(f"{HUB_ARCHIVES['garythung/trashnet']}: expected {TRASHNET_COUNTS}, found {counts}")
     return root
 
-# %% ../nbs/02_dataset.ipynb #ed5f0932
+# %% ../nbs/02_dataset.ipynb #d064c9b1
 WORDS = ("hub", "sample", *HUB_SOURCES)
 
 
 def open_source(
-    source: str | Path,  # A folder, a zip of one, or one of `WORDS`
-    into: Path,  # Where a zip is unpacked, the hub's data laid, or the sample drawn
+    source: str | Path,  # A folder, a zip of one, the address of one of these in a bucket, or one of `WORDS`
+    into: Path,  # Where a zip is unpacked, the hub's data laid, the sample drawn, or a bucket's data put
 ) -> Path:  # The folder with one sub-folder per class, or with such folders called train, test
     "Bring a data set to a folder on this machine. Raises `DataError`."
+    if is_remote(source):
+        source = fetch(str(source), into)
     if str(source) == "sample":
         return draw_sample(into)
     if str(source) in ("hub", "garythung/trashnet"):
