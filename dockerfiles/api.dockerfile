@@ -2,12 +2,12 @@
 #   docker build -f dockerfiles/api.dockerfile -t trashsorting-api .
 #   docker run --rm -p 8080:8080 --read-only --tmpfs /tmp trashsorting-api
 FROM python:3.11-slim-bookworm AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
 WORKDIR /src
 # Two environments: the one that travels on has no pip, the one that builds stays here.
 COPY requirements/build.txt requirements/serve.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv --without-pip /opt/venv \
+RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes -r requirements/build.txt \
     && /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/serve.txt

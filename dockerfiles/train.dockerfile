@@ -5,18 +5,17 @@
 # As the package index has it, torch brings CUDA. Another index has it without, or for another CUDA; name that one:
 #   docker build --build-arg TORCH_INDEX=https://... -f dockerfiles/train.dockerfile -t trashsorting-train .
 FROM python:3.11-slim-bookworm AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
 WORKDIR /src
 COPY requirements/build.txt requirements/train.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv --without-pip /opt/venv \
+RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes -r requirements/build.txt
 # Another index holds other files, so torch's versions are the lock's and its hashes are not; CUDA's libraries are then
 # that index's business. Everything else comes from the lock, by its hashes.
 ARG TORCH_INDEX
-RUN --mount=type=cache,target=/root/.cache/pip \
-    lock=requirements/train.txt && pip="/opt/build/bin/pip --python /opt/venv/bin/python" \
+RUN lock=requirements/train.txt && pip="/opt/build/bin/pip --python /opt/venv/bin/python" \
     && if [ -n "$TORCH_INDEX" ]; then \
         sed -n -E 's/^((torch|torchvision)==[^ ;]+).*/\1/p' "$lock" > torch.txt \
         && $pip install --index-url "$TORCH_INDEX" -r torch.txt \
