@@ -1,5 +1,6 @@
 # The service: FastAPI and ONNX Runtime, no torch. Build it from the top of the repository:
 #   docker build -f dockerfiles/api.dockerfile -t trashsorting-api .
+#   docker run --rm -p 8080:8080 --read-only --tmpfs /tmp trashsorting-api
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
@@ -18,19 +19,31 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . 
     && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /dist/*.whl
 
 FROM python:3.11-slim-bookworm
-LABEL org.opencontainers.image.title="trashsorting-api" \
-      org.opencontainers.image.description="Photograph a piece of trash and learn which bin it belongs in" \
-      org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin trashsorting
 COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+# pip has compiled the packages, but the base brings its standard library uncompiled, and nobody can write it later:
+# one prediction compiles what serving imports of it. It is also the proof that the model is inside and answers.
+RUN python -c "import trashsorting.app, trashsorting.server; \
+    from trashsorting.core import SHIPPED_MODEL; \
+    from trashsorting.predictor import Predictor; \
+    Predictor(SHIPPED_MODEL).warm_up()"
 # PORT is read by `trashsorting serve`; platforms that choose the port set it.
-ENV PATH=/opt/venv/bin:$PATH \
-    PORT=8080 \
+ENV PORT=8080 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8080
-# Healthy means that it can predict: a service without its model answers, and says so.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import json, os, sys, urllib.request as u; sys.exit(not json.load(u.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/api/health\", timeout=4))['model_loaded'])"]
+# Ready, not merely alive: Docker asks one question, and those who wait for `healthy` want to send a photograph.
+# A service that drains says no, but it is gone before three such answers; the model's queue does not delay the answer.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/api/ready\", timeout=4)"]
 CMD ["trashsorting", "serve", "--host", "0.0.0.0"]
+# Last, since they change with every commit: --build-arg VERSION=0.1.0 --build-arg COMMIT=$(git rev-parse HEAD)
+ARG VERSION=unknown
+ARG COMMIT=unknown
+LABEL org.opencontainers.image.title="trashsorting-api" \
+      org.opencontainers.image.description="Photograph a piece of trash and learn which bin it belongs in" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$COMMIT

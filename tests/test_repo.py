@@ -124,7 +124,11 @@ def test_dockerignore_lets_in_what_is_copied(path):
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", path.read_text(), re.MULTILINE)
     for source in " ".join(copied).split():
         assert (ROOT / source).exists(), source
-        assert any(Path(source).match(pattern) for pattern in allowed), f"{source} is not let in by .dockerignore"
+        inside = [pattern for pattern in allowed if Path(source).match(pattern) or pattern.startswith(f"{source}/")]
+        assert inside, f"{source} is not let in by .dockerignore"
+    package = [path for path in repo_files() if path.parts[0] == "trashsorting"]
+    kept_out = [str(path) for path in package if not any(path.match(pattern) for pattern in allowed)]
+    assert not kept_out, "the package would be incomplete in the images"
 
 
 def test_workflow_passes_zizmor():

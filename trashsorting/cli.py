@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['FILE', 'FOLDER', 'model_option', 'SPLIT_OPTION', 'HASHES_OPTION', 'cli', 'find_pictures', 'answer', 'answer_line',
            'predict', 'find_seen', 'seen_line', 'evaluate_folder', 'evaluate', 'need', 'stress', 'training_notebook',
-           'read_value', 'check_names', 'notebook_of', 'run_notebook', 'train', 'sweep', 'export', 'data', 'sample',
-           'manifest', 'look_at', 'check_lines', 'check', 'report', 'serve_help', 'serve', 'main']
+           'read_value', 'check_names', 'run_notebook', 'read_place', 'train', 'export', 'data', 'sample', 'manifest',
+           'look_at', 'check_lines', 'check', 'report', 'serve_help', 'serve', 'main']
 
-# %% ../nbs/12_cli.ipynb #ab9b15ee
+# %% ../nbs/12_cli.ipynb #0567ba75
 import importlib.util
 import json
 import os
 import sys
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 import click
 
 from . import __version__
+from .bucket import exists, folder_for, is_remote
 from .core import SHIPPED_MODEL, MissingExtra, Settings, TrashsortingError, read_settings
 
 # %% ../nbs/12_cli.ipynb #df7650b7
@@ -281,7 +282,7 @@ def read_value(
             continue
     return text
 
-# %% ../nbs/12_cli.ipynb #cd1a0cb2
+# %% ../nbs/12_cli.ipynb #ed6ab429
 def check_names(
     parameters: dict,  # By name
 ) -> None:
@@ -293,131 +294,65 @@ def check_names(
         raise TrashsortingError(f"unknown parameter '{unknown[0]}'; known are {', '.join(known)}")
 
 
-def notebook_of(
-    rank: int,  # Of this process among those that train together; 0: the first, or the only one
-    folder: Path,  # Where another process than the first keeps its copy
-) -> Path:
-    "The training notebook; for another process than the first it ends where the first goes on alone."
-    if not rank:
-        return training_notebook()
-    import nbformat
-
-    notebook = nbformat.read(training_notebook(), 4)
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    notebook.cells = notebook.cells[: next(number for number, tag in enumerate(tags) if "first-process" in tag)]
-    nbformat.write(notebook, folder / "train.ipynb")
-    return folder / "train.ipynb"
-
-
 def run_notebook(
-    out: Path,  # Folder of the run; the executed notebook goes to `out/train.ipynb`
+    folder: Path,  # Of the run, on this machine
+    executed: str,  # Where the executed notebook goes, cell by cell: a file, or an address in a bucket
     parameters: dict,  # By name
 ) -> None:
     "Execute the training notebook. Raises `TrashsortingError` for a cell that fails."
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
-    rank = int(os.environ.get("RANK", 0))  # set by `accelerate launch`
-    scratch = Path(mkdtemp()) if rank else out
-    executed = scratch / "train.ipynb"
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # the kernel's; they are for the libraries' authors
     try:
         papermill.execute_notebook(
-            notebook_of(rank, scratch), executed, parameters, cwd=str(out), progress_bar=False, stdout_file=sys.stdout
+            training_notebook(), executed, parameters, cwd=str(folder), progress_bar=False, stdout_file=sys.stdout
         )
     except papermill.PapermillExecutionError as error:
         raise TrashsortingError(f"{error.evalue}\nThe notebook with the error in it: {executed}") from None
-    except DeadKernelError:
-        why = "killed by somebody, or for want of memory"
-        raise TrashsortingError(f"the notebook's process died ({why}): after a whole epoch it goes on with --resume") from None
 
-# %% ../nbs/12_cli.ipynb #2bb884bb
+# %% ../nbs/12_cli.ipynb #8fbe379b
+def read_place(
+    context: click.Context,
+    option: click.Parameter,
+    typed: str,  # An address in a bucket, or a path
+) -> str:  # The same
+    "Refuse a path that cannot be a folder."
+    if not is_remote(typed):
+        FOLDER.convert(typed, option, context)
+    return typed
+
+# %% ../nbs/12_cli.ipynb #ebc3d2e4
 @cli.command()
 @click.option("--data", required=True, metavar="DIR", help="A folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
-@click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Folder of the run; made if it is not there.")
+@click.option("--out", required=True, callback=read_place, metavar="RUN", help="Folder of the run, or gs://...; made if it is not there.")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN, which was cut off; everything else as it was.")
-def train(data: str, split: Path | None, out: Path, parameters: tuple[tuple[str, str], ...], resume: bool) -> None:
+def train(data: str, split: Path | None, out: str, parameters: tuple[tuple[str, str], ...]) -> None:
     """Train a model on photographs.
 
     Runs nbs/train.ipynb and leaves in RUN the executed notebook, history.csv, pictures, the checkpoint, and the model
-    (model.onnx) with its card (model.json). Try it on drawn pictures: --data sample -p epochs 1
-
-    A run that was cut off goes on with the same command and --resume. On several devices: accelerate launch
-    --num_processes 2 -m trashsorting train --data DIR --out RUN
+    (model.onnx) with its card (model.json). DIR and RUN may lie in a bucket: gs://bucket/folder. Try it on drawn
+    pictures: --data sample -p epochs 1
     """
     from trashsorting.dataset import WORDS
 
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
-    if (out / "run.json").exists():
+    out = out.rstrip("/")
+    if exists(f"{out}/run.json") if is_remote(out) else (Path(out) / "run.json").exists():
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
-    if (out / "recovery.pth").exists() != resume:
-        if resume:
-            raise TrashsortingError(f"{out} holds no run that was cut off after an epoch: start it without --resume")
-        raise TrashsortingError(f"{out} holds a run that was cut off: go on with --resume, or choose another folder")
-    if not (data in WORDS or Path(data).exists() or Path(f"{data}.dvc").exists()):
+    elsewhere = data in WORDS or is_remote(data)
+    if not (elsewhere or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
-    given = {"data": data if data in WORDS else str(Path(data).resolve()), "out": str(out.resolve())}
+    given = {"data": data if elsewhere else str(Path(data).resolve())}
     if split:
         given["split"] = str(split.resolve())
     given |= {name: read_value(value) for name, value in parameters}
     check_names(given)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrashsortingError(f"{out}: this folder cannot be made ({error.strerror}): choose another one") from None
-    if not os.access(out, os.W_OK):
-        raise TrashsortingError(f"{out}: this folder cannot be written to: choose another one")
-    run_notebook(out.resolve(), given)
-    click.echo(f"the model: {out / 'model.onnx'}\ntry it:    trashsorting predict --model {out / 'model.onnx'} PHOTO")
-
-# %% ../nbs/12_cli.ipynb #683bc68d
-@cli.command()
-@click.option("--data", required=True, metavar="DIR", help="As for train.")
-@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
-@click.option("--out", required=True, type=FOLDER, metavar="SWEEP", help="Folder of the sweep; if it holds one, that goes on.")
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep, earlier ones included.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the sweep.")
-@click.option("--space", "space_file", type=FILE, help="YAML: by parameter its min and max, or its values.")
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is the same in every trial.")
-@click.option("--one", type=FILE, help="Train only what this JSON says, as an agent of Weights & Biases asks.")
-def sweep(
-    data: str,
-    split: Path | None,
-    out: Path,
-    trials: int,
-    workers: int,
-    space_file: Path | None,
-    parameters: tuple[tuple[str, str], ...],
-    one: Path | None,
-) -> None:
-    """Look for the best parameters.
-
-    Leaves in SWEEP all trials (sweep.db), winner.yaml, pictures, and the same search as a sweep of Weights & Biases
-    (wandb.yaml). Cut off, it goes on by the same command; more workers may join from other terminals.
-    """
-    for module in ("optuna", "fastai"):
-        need(module, "A sweep", "train")
-    import yaml
-
-    from trashsorting.dataset import describe_source, load_manifest
-    from trashsorting.sweep import plot_sweep, read_space, run_one, run_sweep, save_winner, wandb_sweep
-
-    fixed, space = {name: read_value(value) for name, value in parameters}, read_space(space_file)
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as folder:
-        manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
-        if one:
-            run_one(manifest, out, json.loads(one.read_text()), describe_source(data))
-            return
-        exported = wandb_sweep(space, fixed, data, out, trials)
-        (out / "wandb.yaml").write_text(yaml.safe_dump(exported, sort_keys=False))
-        study = run_sweep(manifest, out.resolve(), space, fixed, trials, workers)
-    save_winner(study, fixed, out / "winner.yaml")
-    plot_sweep(study, out)
-    click.echo(f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}")
+    with folder_for(out) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_notebook(folder.resolve(), f"{out}/train.ipynb", given | {"out": str(folder.resolve())})
+    click.echo(f"the model: {out}/model.onnx\ntry it:    trashsorting predict --model {out}/model.onnx PHOTO")
 
 # %% ../nbs/12_cli.ipynb #c58c4929
 @cli.command()
