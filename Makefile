@@ -17,7 +17,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test check-long lint export outputs readme docs lab lock load load-arguments train train-arguments
+.PHONY: help run setup test check-long lint export outputs readme docs hooks pre-commit lab lock load load-arguments train train-arguments
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,8 +84,14 @@ docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@
 
-lab: setup ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
+hooks: setup ## git merges and saves notebooks cleanly (nbdev), and every commit is checked (pre-commit)
 	$(in_venv) nbdev_install_hooks
+	$(in_venv) pre-commit install
+
+pre-commit: setup ## What every commit is checked for, over the whole tree, offline
+	$(in_venv) pre-commit run --all-files
+
+lab: hooks ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
 	$(in_venv) jupyter lab nbs $(ARGS)
 
 lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
