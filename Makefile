@@ -75,8 +75,11 @@ outputs: setup ## Run every notebook in a Jupyter kernel and keep what it shows 
 readme: setup ## README.md from nbs/index.ipynb, by the pinned pandoc, so that it is the same everywhere
 	$(readme_path) nbdev_readme
 
-docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs
+docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
+	@rm -rf _proc
 	$(docs_path) nbdev_docs
+	$(BIN)/python tools/website.py llms
+	$(BIN)/python tools/website.py check
 
 .venv-docs/.stamp: requirements/docs.txt
 	@rm -rf .venv-docs
