@@ -17,7 +17,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test check-long lint export outputs readme docs hooks pre-commit lab lock load load-arguments train train-arguments
+.PHONY: help run setup test check-long lint types dead coverage check-outputs export outputs readme docs hooks pre-commit lab lock load load-arguments train train-arguments
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,12 +56,33 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	$(in_venv) nbdev_test
 	$(in_venv) pytest $(ARGS)
 
-check-long: setup ## The same tests with tens of thousands of hostile uploads
+check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 pytest $(ARGS)
 
-lint: setup ## ruff: rules everywhere, layout where nbdev does not write
+lint: setup ## ruff: rules everywhere, layout where nbdev does not write; types; dead code
 	$(BIN)/ruff check . tools/quarto
 	$(BIN)/ruff format --check $(wildcard bench tests tools) setup.py tools/quarto
+	$(BIN)/mypy
+	$(BIN)/vulture
+
+types: setup ## mypy on the modules
+	$(BIN)/mypy
+
+dead: setup ## Code that nothing reaches, dependencies that nothing imports
+	$(BIN)/vulture
+	@sed -n 's/^\(train_\|cloud_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared
+	$(BIN)/deptry . --requirements-files .venv/.declared
+
+coverage: setup ## Lines of the package that notebooks or tests run, from tools/run_notebook.py and pytest together
+	@rm -f .coverage .coverage.*
+	export $(in_venv) && for notebook in $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)); do \
+		coverage run tools/run_notebook.py $$notebook > /dev/null || exit 1; done
+	$(in_venv) coverage run -m pytest $(ARGS)
+	$(in_venv) coverage combine --quiet
+	$(in_venv) coverage report
+
+check-outputs: setup ## Every notebook in a Jupyter kernel: does it show what is committed?
+	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
 
 export: setup ## Notebooks to modules, then clean the notebooks
 	$(in_venv) nbdev_export
