@@ -88,10 +88,9 @@ def missing_docstrings() -> list[str]:
             node = defined.get(name)
             if node is None:
                 continue
-            inside = [
-                one for one in getattr(node, "body", []) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
-            ]
-            methods = [] if not isinstance(node, ast.ClassDef) else [one for one in inside if one.name[0] != "_"]
+            own = node.body if isinstance(node, ast.ClassDef) and not node.bases else []
+            inside = [one for one in own if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+            methods = [one for one in inside if one.name[0] != "_"]
             for one, said in [(node, name), *((method, f"{name}.{method.name}") for method in methods)]:
                 if not ast.get_docstring(one):
                     found.append(f"trashsorting/{path.name}:{one.lineno}: {said} has no docstring")
@@ -150,15 +149,21 @@ def orphans(site: dict[str, Page]) -> list[str]:
     return [f"{name}: the sidebar does not name it" for name in site if name not in named and name != "404.html"]
 
 
+def is_command(node: ast.AST) -> bool:
+    "Whether click makes a command of a function: it has no signature to show, and explains itself by `--help`."
+    return any(re.search(r"\.(command|group)\b", ast.unparse(one)) for one in getattr(node, "decorator_list", []))
+
+
 def unshown(site: dict[str, Page]) -> list[str]:
     "Public names that the site does not show: a function or class on its room's page, anything in the reference."
     found = []
     reference = " ".join(site["reference.html"].words) if "reference.html" in site else ""
     listed = set(re.findall(r"\w+", reference))
     for source, path in modules().items():
-        page = site.get(page_name(source))
+        places = {one.lower() for one in site[page_name(source)].places} if page_name(source) in site else set()
+        described = {name for name, node in definitions(path).items() if not is_command(node)}
         for name in public_names(path):
-            if name in definitions(path) and (page is None or name.lower() not in {one.lower() for one in page.places}):
+            if name in described and name.lower() not in places:
                 found.append(f"{page_name(source)}: {name} is public and not described there")
             if name not in listed:
                 found.append(f"reference.html: {path.stem}.{name} is public and not listed")
