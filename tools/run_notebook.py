@@ -20,6 +20,13 @@ DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 PACKAGE = Path(__file__).resolve().parents[1] / "trashsorting"
 
 
+class Shell(InteractiveShell):
+    "IPython without a screen."
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        "Pictures go nowhere."
+
+
 def places(notebook: Path) -> dict[str, tuple[Path, int]]:
     "By cell id: the module, and how many lines of it stand above the cell's first."
     found = {}
@@ -37,7 +44,7 @@ def run(notebook: Path) -> int:
     if any("skip_exec: true" in cell.source for cell in cells[:1]):
         return 0
     where, counted = places(notebook), 0
-    shell = InteractiveShell.instance()
+    shell = Shell.instance()
     os.chdir(notebook.parent)
     for cell in cells:
         if cell.cell_type != "code" or re.search(r"^#\|\s*eval:\s*false", cell.source, re.MULTILINE):
