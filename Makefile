@@ -18,7 +18,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments
+.PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments types dead coverage check-outputs hooks pre-commit
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,12 +86,33 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	$(in_venv) nbdev_test
 	$(in_venv) pytest $(ARGS)
 
-check-long: setup ## The same tests with tens of thousands of hostile uploads
+check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 pytest $(ARGS)
 
-lint: setup ## ruff: rules everywhere, layout where nbdev does not write
+lint: setup ## ruff: rules everywhere, layout where nbdev does not write; types; dead code
 	$(BIN)/ruff check . tools/quarto
 	$(BIN)/ruff format --check $(wildcard bench tests tools) setup.py tools/quarto
+	$(BIN)/mypy
+	$(BIN)/vulture
+
+types: setup ## mypy on the modules
+	$(BIN)/mypy
+
+dead: setup ## Code that nothing reaches, dependencies that nothing imports
+	$(BIN)/vulture
+	@sed -n 's/^\(train_\|cloud_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared
+	$(BIN)/deptry . --requirements-files .venv/.declared
+
+coverage: setup ## Lines of the package that notebooks or tests run, from tools/run_notebook.py and pytest together
+	@rm -f .coverage .coverage.*
+	export $(in_venv) && for notebook in $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)); do \
+		coverage run tools/run_notebook.py $$notebook > /dev/null || exit 1; done
+	$(in_venv) coverage run -m pytest $(ARGS)
+	$(in_venv) coverage combine --quiet
+	$(in_venv) coverage report
+
+check-outputs: setup ## Every notebook in a Jupyter kernel: does it show what is committed?
+	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
 
 export: setup ## Notebooks to modules, then clean the notebooks
 	$(in_venv) nbdev_export
@@ -105,8 +126,11 @@ outputs: setup ## Run every notebook in a Jupyter kernel and keep what it shows 
 readme: setup ## README.md from nbs/index.ipynb, by the pinned pandoc, so that it is the same everywhere
 	$(readme_path) nbdev_readme
 
-docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs
+docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
+	@rm -rf _proc
 	$(docs_path) nbdev_docs
+	$(BIN)/python tools/website.py llms
+	$(BIN)/python tools/website.py check
 
 .venv-docs/.stamp: requirements/docs.txt
 	@rm -rf .venv-docs
@@ -114,8 +138,14 @@ docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@
 
-lab: setup ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
+hooks: setup ## git merges and saves notebooks cleanly (nbdev), and every commit is checked (pre-commit)
 	$(in_venv) nbdev_install_hooks
+	$(in_venv) pre-commit install
+
+pre-commit: setup ## What every commit is checked for, over the whole tree, offline
+	$(in_venv) pre-commit run --all-files
+
+lab: hooks ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
 	$(in_venv) jupyter lab nbs $(ARGS)
 
 lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)

@@ -199,7 +199,8 @@ def test_website_names_every_notebook():
 
     sidebar = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
     named = [page for entry in sidebar for page in ([entry] if isinstance(entry, str) else entry["contents"])]
-    assert sorted(named) == sorted(path.name for path in (ROOT / "nbs").glob("*.ipynb"))
+    assert sorted(named) == sorted(["changelog.md", *(path.name for path in (ROOT / "nbs").glob("*.ipynb"))])
+    assert os.readlink(ROOT / "nbs" / "changelog.md") == "../CHANGELOG.md"
     assert os.readlink(ROOT / "nbs" / "_quarto.yml") == "../_quarto.yml", "nbdev would write its own"
 
 

@@ -1,0 +1,65 @@
+"""What the website promises that can be told without rendering it; `make docs` checks the rest."""
+
+import importlib.util
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tool(name: str):
+    "A file of tools/, which is no package."
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+website = tool("website")
+
+
+def test_every_public_name_says_what_it_is():
+    assert website.missing_docstrings() == []
+
+
+def test_llms_lists_every_page_and_every_public_name():
+    text = website.llms()
+    for _, sources in website.sections():
+        for source in sources:
+            assert website.page_name(source) in text
+    for path in website.modules().values():
+        for name in website.public_names(path):
+            assert f"`{path.stem}.{name}`: " in text
+
+
+def test_the_logo_is_drawn_by_its_tool_and_is_the_page_s_icon():
+    logo = tool("logo")
+    assert (ROOT / "nbs" / "logo.svg").read_text() == logo.logo()
+    icon = unquote(re.search(r'rel="icon" href="([^"]+)"', (ROOT / "trashsorting/static/index.html").read_text())[1])
+    assert logo.bin_path() in icon and logo.GREEN in icon
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    "A website of two pages with one fault of each kind."
+    (tmp_path / "index.html").write_text('<p id="here"><a href="core.html#there">a</a><a href="gone.html">b</a></p>')
+    (tmp_path / "core.html").write_text('<p id="modelcard">c</p><a href="index.html#here">d</a>')
+    (tmp_path / "lost.html").write_text("<p>e</p>")
+    monkeypatch.setattr(website, "SITE", tmp_path)
+    return website.pages()
+
+
+def test_faults_are_found(site):
+    broken = website.broken_links(site)
+    assert broken == [
+        "index.html: core.html#there: there is no such place in core.html",
+        "index.html: gone.html leads nowhere",
+    ]
+    assert website.orphans(site) == ["lost.html: the sidebar does not name it"]
+    unshown = website.unshown(site)
+    assert "core.html: Settings is public and not described there" in unshown
+    assert "core.html: ModelCard is public and not described there" not in unshown
+    assert "reference.html: core.ModelCard is public and not listed" in unshown
