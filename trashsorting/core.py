@@ -185,7 +185,7 @@ class Evaluation(Card):
     unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
     unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
-# %% ../nbs/00_core.ipynb #cdfa24ce
+# %% ../nbs/00_core.ipynb #e2980ba6
 class Source(Card):
     "One of the places that a data set's photographs came from."
 
@@ -208,6 +208,7 @@ class Provenance(Card):
     weights: str = Field(description="where the backbone's starting weights came from")
     commit: str | None = Field(None, description="git commit of the run; with -dirty where something was not committed")
     data_version: str | None = Field(None, description="DVC's name of the data; with -changed where they were no longer that")
+    composites: str = Field("", description="pictures that stood in for photographs in training; empty: none")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 

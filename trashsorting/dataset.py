@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['Pen', 'DRAW', 'DRAWN', 'FIELDS', 'SUFFIXES', 'MOST_LEFT_OUT', 'SPLITS', 'NO_SPLIT', 'MOST_UNPACKED', 'HUB_ARCHIVES',
-           'HUB_SOURCES', 'TRASHNET_COUNTS', 'WORDS', 'PART_NAMES', 'draw_cardboard', 'draw_glass', 'draw_metal',
-           'draw_paper', 'draw_plastic', 'draw_trash', 'draw_picture', 'draw_sample', 'describe_source', 'Entry',
-           'LeftOut', 'Manifest', 'manifest_from_csv', 'inspect', 'check_left_out', 'class_folders', 'read_folder',
-           'line_up', 'places', 'split_by_hash', 'fold_by_hash', 'read_split', 'leave_out', 'apply_split', 'split_csv',
-           'unpack', 'fetch_archive', 'fetch_trashnet', 'open_source', 'read_sources', 'read_source', 'open_manifest',
-           'load_manifest']
+           'HUB_SOURCES', 'TRASHNET_COUNTS', 'WORDS', 'PART_NAMES', 'OWN_MANIFEST', 'OWN_SOURCES', 'draw_cardboard',
+           'draw_glass', 'draw_metal', 'draw_paper', 'draw_plastic', 'draw_trash', 'draw_picture', 'draw_sample',
+           'describe_source', 'Entry', 'LeftOut', 'Manifest', 'manifest_from_csv', 'inspect', 'check_left_out',
+           'class_folders', 'read_folder', 'line_up', 'places', 'split_by_hash', 'fold_by_hash', 'read_split',
+           'leave_out', 'apply_split', 'split_csv', 'unpack', 'fetch_archive', 'fetch_trashnet', 'open_source',
+           'read_sources', 'read_source', 'open_manifest', 'own_sources', 'recognise_own', 'load_manifest']
 
-# %% ../nbs/02_dataset.ipynb #a823d52b
+# %% ../nbs/02_dataset.ipynb #5260843a
 import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import random
@@ -34,6 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 from .bucket import fetch, is_remote
 from .core import DataError, Labels, Source, check_labels
 from .image import ImageError, decode, recognise, to_rgb
+from .log import log, step
 
 # %% ../nbs/02_dataset.ipynb #016a76e4
 Pen = ImageDraw.ImageDraw
@@ -247,7 +249,7 @@ def inspect(
         return LeftOut(file, f"the content is {format}, but the suffix says '{path.suffix}'")
     return Entry(file, path.parent.relative_to(root).parts[0], "", hashlib.sha256(data).hexdigest(), *picture.size)
 
-# %% ../nbs/02_dataset.ipynb #85f8c3a9
+# %% ../nbs/02_dataset.ipynb #790f14a2
 MOST_LEFT_OUT = 0.05
 
 
@@ -267,7 +269,7 @@ def class_folders(
 ) -> list[Path]:  # Sorted by name
     "The sub-folders of a data set. Raises `DataError` where they cannot be a data set's."
     if not root.is_dir():
-        hint = "; its data.dvc is here: run `dvc pull`" if Path(f"{root}.dvc").is_file() else ""
+        hint = f"; its {root.name}.dvc is here: run `trashsorting data pull {root}`" if Path(f"{root}.dvc").is_file() else ""
         raise DataError(f"{root}: no such folder{hint}")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     names = tuple(path.name for path in folders)
@@ -280,7 +282,7 @@ def class_folders(
     except ValueError as error:
         raise DataError(f"{root}: {error}") from None
 
-# %% ../nbs/02_dataset.ipynb #771cb8f8
+# %% ../nbs/02_dataset.ipynb #8e9ce1d4
 def read_folder(
     root: Path,  # A folder with one sub-folder per class
     labels: Labels | None = None,  # The classes that may occur (fewer may); None: the sub-folders, two or more
@@ -292,9 +294,11 @@ def read_folder(
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda path: inspect(root, path), files)
-        shown = progress and sys.stderr.isatty()
-        with progressbar(looks, len(files), "reading photographs", hidden=not shown, file=sys.stderr) as bar:
-            found = list(bar)
+        shown = progress and sys.stderr.isatty() and log.isEnabledFor(logging.WARNING)
+        with step("reading photographs") as notes:
+            with progressbar(looks, len(files), "reading photographs", hidden=not shown, file=sys.stderr) as bar:
+                found = list(bar)
+            notes.append(f"{len(found)} files of {len(folders)} classes in {root}")
     manifest = Manifest(
         root,
         tuple(sorted((item for item in found if isinstance(item, Entry)), key=lambda entry: entry.file)),
@@ -504,7 +508,7 @@ def fetch_trashnet(
         raise DataError(f"{HUB_ARCHIVES['garythung/trashnet']}: expected {TRASHNET_COUNTS}, found {counts}")
     return root
 
-# %% ../nbs/02_dataset.ipynb #d064c9b1
+# %% ../nbs/02_dataset.ipynb #9076c2bb
 WORDS = ("hub", "sample", *HUB_SOURCES)
 
 
@@ -515,15 +519,14 @@ def open_source(
     "Bring a data set to a folder on this machine. Raises `DataError`."
     if is_remote(source):
         source = fetch(str(source), into)
-    if str(source) == "sample":
-        return draw_sample(into)
-    if str(source) in ("hub", "garythung/trashnet"):
-        return fetch_trashnet(into)
-    if str(source) in HUB_SOURCES:
-        return unpack(fetch_archive(str(source)), into)
-    if Path(source).suffix == ".zip":
-        return unpack(Path(source), into)
-    return Path(source)
+    if not (str(source) in WORDS or Path(source).suffix == ".zip"):
+        return Path(source)
+    with step(f"opening {source}"):
+        if str(source) == "sample":
+            return draw_sample(into)
+        if str(source) in ("hub", "garythung/trashnet"):
+            return fetch_trashnet(into)
+        return unpack(fetch_archive(str(source)) if str(source) in HUB_SOURCES else Path(source), into)
 
 # %% ../nbs/02_dataset.ipynb #32fc411d
 PART_NAMES = {"train", "test", "val", "valid", "validation"}
@@ -573,7 +576,7 @@ def read_source(
             (entries if label else left_out).append(replace(named, label=label) if label else LeftOut(named.file, reason))
     return Manifest(into, tuple(entries), tuple(left_out), (source,))
 
-# %% ../nbs/02_dataset.ipynb #d83b5864
+# %% ../nbs/02_dataset.ipynb #7443a726
 def open_manifest(
     source: str | Path,  # A folder, a zip of one, one of `WORDS`, or a JSON file with a list of sources
     into: Path,  # Where a zip is unpacked, the hub's data laid, the sample drawn, several sources brought together
@@ -592,14 +595,46 @@ def open_manifest(
         raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
     return manifest
 
+# %% ../nbs/02_dataset.ipynb #30fdef01
+OWN_MANIFEST, OWN_SOURCES = "manifest.csv", "sources.json"
 
+
+def own_sources(
+    root: Path,  # A data set's folder
+) -> tuple[Source, ...]:  # Empty where it came from one
+    "The sources that a prepared folder names."
+    named = root / OWN_SOURCES
+    return TypeAdapter(tuple[Source, ...]).validate_json(named.read_bytes()) if named.is_file() else ()
+
+
+def recognise_own(
+    manifest: Manifest,  # As read
+) -> Manifest:  # As the folder lists it, where it does
+    "Take a folder at its own word. Raises `DataError` where folder and list differ."
+    own = manifest.root / OWN_MANIFEST
+    if not own.is_file():
+        return manifest
+    listed = manifest_from_csv(own, manifest.root)
+    there, wanted = ({entry.file: (entry.label, entry.sha256) for entry in one.entries} for one in (manifest, listed))
+    for file in sorted(there.items() ^ wanted.items()):
+        name = file[0]
+        said = "is in the folder, not in the list" if name not in wanted else "is in the list, not in the folder"
+        said = "is not the file that is listed" if name in there and name in wanted else said
+        root = manifest.root
+        hint = f"get what is listed (`trashsorting data pull {root}`) or list what is there (`trashsorting data import {root} --out {root} --replace`)"
+        raise DataError(f"{own}: {name} {said}: {hint}")
+    return replace(listed, left_out=manifest.left_out, sources=own_sources(manifest.root))
+
+# %% ../nbs/02_dataset.ipynb #30e2478e
 def load_manifest(
     source: str | Path,  # As for `open_manifest`
     into: Path,  # As for `open_manifest`
-    split: Path | None = None,  # CSV with the columns file,label,split; None: `split_by_hash`
+    split: Path | None = None,  # CSV with the columns file,label,split; None: the folder's own, or `split_by_hash`
     seed: int = 0,  # For `split_by_hash`
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Every entry decided
     "Open a source, read it and divide it. Raises `DataError`."
-    manifest = open_manifest(source, into, progress=progress)
-    return apply_split(manifest, split) if split else split_by_hash(manifest, seed)
+    manifest = recognise_own(open_manifest(source, into, progress=progress))
+    if split:
+        return apply_split(manifest, split)
+    return manifest if all(entry.split for entry in manifest.entries) else split_by_hash(manifest, seed)

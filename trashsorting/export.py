@@ -158,10 +158,10 @@ def score_file(
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress)
     return evaluate(probabilities, np.array([labels.index(entry.label) for entry in held_out]), labels)
 
-# %% ../nbs/07_export.ipynb #1833840c
+# %% ../nbs/07_export.ipynb #5250d0ce
 SELECTION_NOTE = (
-    "The photographs measured here also chose the checkpoint (the epoch with the least validation loss), "
-    "so the figures flatter the model a little."
+    "The photographs measured here were not trained on and chose nothing in this run: what ships is the mean of the "
+    "weights at the end of a schedule that was fixed before."
 )
 
 
@@ -202,6 +202,7 @@ def make_card(
             weights=run.info["weights"],
             commit=run.info.get("commit"),
             data_version=run.info.get("data_version"),
+            composites=run.info["composites"],
             sources=run.manifest.sources,
         ),
         fingerprints=pack_prints(fingerprint_files(training_files(run))),

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PLACES', 'given_names', 'check_places', 'find_origin', 'note_origin']
 
-# %% ../nbs/03b_headless.ipynb #52faa71f
+# %% ../nbs/03b_headless.ipynb #6784daac
 import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from .bucket import is_remote
 from .core import TrashsortingError
 from .versions import commit, data_version
 
@@ -23,22 +24,23 @@ def given_names(
     nodes = ast.parse(injected[-1]).body if injected else []
     return {target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets}
 
-# %% ../nbs/03b_headless.ipynb #43e0c493
-PLACES = ("data", "split", "out")
+# %% ../nbs/03b_headless.ipynb #e0f72ee6
+PLACES = ("data", "split", "composites", "out")
 
 
 def check_places(
     data: str,  # As for `open_manifest`
     split: str,  # A file, or ""
+    composites: str,  # A folder of `compose.compose_folder`, or ""
     out: str,  # The run's folder
 ) -> Path:  # The run's folder
     "Refuse places that cannot be used. Raises `TrashsortingError` with the parameter's name."
-    for name, value in zip(PLACES, (data, split, out), strict=True):
+    for name, value in zip(PLACES, (data, split, composites, out), strict=True):
         if not isinstance(value, str):
             raise TrashsortingError(f"{name}={value!r}: must be a path, or one of the words that name a source")
-        if not value and name != "split":
+        if not value and name in ("data", "out"):
             raise TrashsortingError(f"{name} is empty: it must name a {'folder' if name == 'out' else 'source'}")
-        if "://" in value:
+        if is_remote(value) and name != "data":
             raise TrashsortingError(f"{name}={value!r}: must be a path of this machine; fetch or send it with `gcloud storage cp`")
     return Path(out)
 

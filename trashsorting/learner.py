@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'PACKAGED_WEIGHTS', 'LIBRARIES', 'TrainConfig', 'check_config', 'load_packaged', 'create_backbone',
-           'backbone_preprocessing', 'embed', 'split_parameters', 'RunLog', 'set_seed', 'create_learner',
-           'BestCheckpoint', 'fit', 'plot_history', 'save_run', 'Run', 'load_run']
+           'backbone_preprocessing', 'embed', 'split_parameters', 'FreezeNorm', 'AverageWeights', 'RunLog', 'set_seed',
+           'create_learner', 'fit', 'plot_history', 'save_run', 'Run', 'load_run']
 
-# %% ../nbs/04_learner.ipynb #8f67e6d6
+# %% ../nbs/04_learner.ipynb #c8f784f6
 import csv
 import json
 import os
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -26,21 +27,24 @@ import numpy as np
 import timm
 import torch
 from click import progressbar
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
-from fastai.callback.tracker import SaveModelCallback
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import rank_distrib
 from timm.data import resolve_model_data_config
+from timm.models import group_parameters
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .compose import describe_composites, find_composites
 from .core import DataError, ModelError, Preprocessing, Source, TrashsortingError
 from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .image import open_rgb, to_input
 
-# %% ../nbs/04_learner.ipynb #b042acc0
+# %% ../nbs/04_learner.ipynb #4d0ea0f9
 @dataclass(frozen=True)
 class TrainConfig:
     "What a training run depends on, besides its data."
@@ -49,21 +53,37 @@ class TrainConfig:
     pretrained: bool = True  # Start from ImageNet weights
     image_size: int = 224  # Side of the network's input, pixels
     crop_mode: Literal["squash", "center"] = "squash"  # Which part of a photograph is seen
+    frozen_stages: int = 4  # Stages of the backbone, counted from its input, that keep their weights
+    freeze_norm: bool = True  # Batch normalisation keeps the statistics and scales that it came with
     freeze_epochs: int = 1  # Epochs in which only the classifier is trained
-    epochs: int = 12  # Epochs in which everything is trained
+    epochs: int = 12  # Epochs in which the rest is trained too
     batch_size: int = 32  # Photographs a step
-    lr: float = 2e-3  # Peak rate of the classifier; the first layers get a tenth
+    head_lr: float = 2e-3  # Peak rate while only the classifier is trained
+    lr: float = 5e-4  # Peak rate of everything afterwards
+    average: float = 0.99  # Decay a step of the running mean of the weights, which is what ships; 0: the weights themselves
     weight_decay: float = 0.01  # Of AdamW, decoupled
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
     augment: bool = True  # Cut, turn, mirror, light and warp the training photographs
+    composite_share: float = 0.5  # How often a composite, where there is one, stands in for its photograph, 0..1
     num_workers: int = 2  # Processes that decode photographs
     seed: int = 0  # Of every random generator
     tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder
     mixed_precision: bool = True  # On a GPU: compute in 16 bits; a CPU computes in 32
     profile: bool = False  # Leave a profiler's trace of the first steps
 
-# %% ../nbs/04_learner.ipynb #04b688c1
-LEAST = {"image_size": 32, "freeze_epochs": 0, "epochs": 0, "batch_size": 2, "lr": 1e-8, "num_workers": 0}
+# %% ../nbs/04_learner.ipynb #bbe5311a
+LEAST = {
+    "image_size": 32,
+    "frozen_stages": 0,
+    "freeze_epochs": 0,
+    "epochs": 0,
+    "batch_size": 2,
+    "head_lr": 1e-8,
+    "lr": 1e-8,
+    "average": 0,
+    "composite_share": 0,
+    "num_workers": 0,
+}
 
 
 def check_config(
@@ -169,20 +189,74 @@ def embed(
                 rows.append(model.forward_head(model.forward_features(inputs), pre_logits=True).numpy())
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
-# %% ../nbs/04_learner.ipynb #00c96209
+# %% ../nbs/04_learner.ipynb #15fe6984
 def split_parameters(
     model: nn.Module,  # A timm model
-) -> list[list[nn.Parameter]]:  # First half of the body, second half, classifier
-    "Three groups of parameters, from the input to the output."
-    head = list(model.get_classifier().parameters())
-    body = [parameter for parameter in model.parameters() if not any(parameter is one for one in head)]
-    total, seen, early = sum(p.numel() for p in body), 0, []
-    for parameter in body:
-        seen += parameter.numel()
-        if seen > total / 4:
-            break
-        early.append(parameter)
-    return [early, body[len(early) :], head]
+    frozen_stages: int = 0,  # Counted from the input; the stem is the first
+) -> list[list[nn.Parameter]]:  # What never learns (missing if that is nothing), the rest of the body, the classifier
+    "Groups of parameters from the input to the output. Raises `TrashsortingError` if nothing of the body would learn."
+    head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    stages = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    groups = [[], [], []]
+    for name, parameter in model.named_parameters():
+        groups[2 if id(parameter) in head else int(stages[name] >= frozen_stages)].append(parameter)
+    if not groups[1]:
+        n_stages = len(set(stages.values())) - 1
+        raise TrashsortingError(f"frozen_stages={frozen_stages}: the backbone has {n_stages} stages, so none would learn")
+    return groups if groups[0] else groups[1:]
+
+# %% ../nbs/04_learner.ipynb #4f0551ac
+class FreezeNorm(Callback):
+    "Batch normalisation keeps the statistics that it came with."
+
+    def before_train(self):
+        for layer in self.model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+
+
+class AverageWeights(Callback):
+    "Keep a running mean of the weights; validate with it, and end with it."
+
+    order = 5  # before what looks at a finished epoch
+    kept = ("state",)  # over a break: see 04c_recovery
+
+    def __init__(
+        self,
+        decay: float,  # Share of the mean that a step leaves, 0..1
+    ):
+        self.decay = decay
+
+    def before_fit(self):
+        self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def after_step(self):
+        self.mean.update_parameters(self.model)
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        "The mean, to be kept over a break."
+        return self.mean.state_dict()
+
+    @state.setter
+    def state(self, kept: dict[str, torch.Tensor]):
+        self.mean.load_state_dict(kept)
+
+    def swap(self) -> None:
+        "Exchange the mean and the weights."
+        for one, other in zip(self.model.state_dict().values(), self.mean.module.state_dict().values(), strict=True):
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
+
+    def before_validate(self):
+        self.swap()
+
+    def after_validate(self):
+        self.swap()
+
+    def after_fit(self):
+        self.swap()
 
 # %% ../nbs/04_learner.ipynb #9d4b4dfd
 class RunLog(Callback):
@@ -227,7 +301,7 @@ class RunLog(Callback):
             table.writeheader()
             table.writerows(self.rows)
 
-# %% ../nbs/04_learner.ipynb #505fef8b
+# %% ../nbs/04_learner.ipynb #a96b8367
 def set_seed(
     seed: int,  # Any integer
 ) -> None:
@@ -240,61 +314,67 @@ def set_seed(
 def create_learner(
     manifest: Manifest,  # With the parts "train" and "val"
     config: TrainConfig,
-    out: Path,  # Folder of the run; the best checkpoint goes to `out/checkpoint.pth`
-) -> Learner:  # Its `preprocessing` and `weights` say what the model expects and came from
+    out: Path,  # Folder of the run; the weights go to `out/checkpoint.pth`
+    composites: Path | None = None,  # A folder of `compose.compose_folder`; None: photographs only
+) -> Learner:  # Its `preprocessing`, `weights` and `composites` say what the model expects and came from
     "Loaders, network, loss and metrics in one fastai learner. Raises `DataError` or `ModelError`."
     if len(manifest.labels) < 2:
         raise DataError(f"{manifest.root}: a classifier needs two classes or more, got {list(manifest.labels)}")
     if missing := set(manifest.labels) - set(manifest.part("train").labels):
         raise DataError(f"{manifest.root}: no photograph of class '{min(missing)}' is in part 'train'")
+    composed = describe_composites(composites) if composites else ""
+    found = find_composites(composites, manifest.part("train").entries) if composites else None
     set_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, weights = create_backbone(config.backbone, len(manifest.labels), config.pretrained)
     preprocessing = backbone_preprocessing(model, config)
-    dls = make_dataloaders(manifest, preprocessing, config.batch_size, config.num_workers, config.augment, device)
+    dls = make_dataloaders(
+        manifest,
+        preprocessing,
+        config.batch_size,
+        config.num_workers,
+        config.augment,
+        device,
+        found,
+        config.composite_share,
+    )
     learn = Learner(
         dls,
         model.to(device),
         loss_func=CrossEntropyLossFlat(label_smoothing=config.label_smoothing),
-        splitter=split_parameters,
+        splitter=partial(split_parameters, frozen_stages=config.frozen_stages),
         metrics=accuracy,
         wd=config.weight_decay,
+        train_bn=False,
+        cbs=[ChannelsLast, *([FreezeNorm] if config.freeze_norm else [])],
         path=out,
         model_dir=".",
     )
-    learn.preprocessing, learn.weights = preprocessing, weights
+    learn.preprocessing, learn.weights, learn.composites = preprocessing, weights, composed
     if device == "cuda" and config.mixed_precision:
         learn.to_bf16() if torch.cuda.is_bf16_supported() else learn.to_fp16()
     return learn
 
-# %% ../nbs/04_learner.ipynb #dbdffcef
-class BestCheckpoint(SaveModelCallback):
-    "Keep the weights of the epoch with the least validation loss, and load them at the end."
-
-    kept = ("best",)  # over a break: see 04c_recovery
-
-    def _save(self, name):
-        written = self.learn.save(f"{name}.part", with_opt=self.with_opt)
-        if not rank_distrib():
-            os.replace(written, written.with_name(f"{name}.pth"))
-
-# %% ../nbs/04_learner.ipynb #404df724
+# %% ../nbs/04_learner.ipynb #7690b324
 def fit(
     learn: Learner,  # From `create_learner`
     config: TrainConfig,
     cbs: Iterable[Callback] = (),  # More callbacks: of a tracker, of the recovery after a break
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
-    "Freeze, fit, unfreeze, fit; the learner ends with its best checkpoint, the history is in its folder."
+    "The classifier, then the rest; the learner ends with the mean of its weights, the history is in its folder."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
-    best = BestCheckpoint(monitor="valid_loss", fname="checkpoint", reset_on_fit=False)
-    cbs = [log, best, *cbs]
+    average = [AverageWeights(config.average)] if config.average else []
+    cbs = [log, *average, *cbs]
     with learn.no_bar(), learn.no_logging():
         learn.freeze()
         if config.freeze_epochs:
-            learn.fit_one_cycle(config.freeze_epochs, config.lr, cbs=cbs)
-        learn.unfreeze()
+            learn.fit_one_cycle(config.freeze_epochs, config.head_lr, cbs=cbs)
+        learn.freeze_to(len(learn.opt.param_lists) - 2)
         if config.epochs:
-            learn.fit_one_cycle(config.epochs, slice(config.lr / 10, config.lr), cbs=cbs)
+            learn.fit_one_cycle(config.epochs, config.lr, cbs=cbs)
+    written = learn.save("checkpoint.part", with_opt=False)
+    if not rank_distrib():
+        os.replace(written, written.with_name("checkpoint.pth"))
     return log.rows
 
 # %% ../nbs/04_learner.ipynb #09ca7709
@@ -318,7 +398,7 @@ def plot_history(
         figure.savefig(path, dpi=120)
     return figure
 
-# %% ../nbs/04_learner.ipynb #6f33c7f1
+# %% ../nbs/04_learner.ipynb #e336271d
 LIBRARIES = ("fastai", "numpy", "onnx", "onnxruntime", "pillow", "timm", "torch", "trashsorting")
 
 
@@ -339,6 +419,7 @@ def save_run(
         "config": asdict(config),
         "preprocessing": learn.preprocessing.model_dump(),
         "weights": learn.weights,
+        "composites": learn.composites,
         "libraries": {name: version(name) for name in LIBRARIES},
     }
     path = learn.path / "run.json"
@@ -346,7 +427,7 @@ def save_run(
     (learn.path / "manifest.csv").write_text(manifest.to_csv())
     return path
 
-# %% ../nbs/04_learner.ipynb #a615e9f0
+# %% ../nbs/04_learner.ipynb #193db1eb
 @dataclass(frozen=True)
 class Run:
     "What `save_run` left in a folder."
@@ -356,7 +437,7 @@ class Run:
     manifest: Manifest  # With its root as it was when the run was made
     config: TrainConfig
     preprocessing: Preprocessing
-    model: nn.Module  # With the weights of the best checkpoint, in evaluation mode, on the CPU
+    model: nn.Module  # With the run's weights, in evaluation mode, on the CPU
 
 
 def load_run(
