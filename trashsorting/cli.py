@@ -7,7 +7,7 @@ __all__ = ['FILE', 'FOLDER', 'model_option', 'SPLIT_OPTION', 'HASHES_OPTION', 'P
            'IMAGE', 'SERVICE_ACCOUNT', 'cli', 'logged', 'find_pictures', 'answer', 'answer_line', 'predict',
            'find_seen', 'seen_line', 'predictions_csv', 'evaluate_folder', 'evaluate', 'need', 'stress',
            'training_notebook', 'read_value', 'read_parameters', 'notebook_of', 'run_notebook', 'find_places',
-           'check_out', 'make_folder', 'train', 'sweep', 'export', 'data', 'say_left_out', 'sample', 'manifest',
+           'check_out', 'make_folder', 'train', 'sweep', 'mix', 'export', 'data', 'say_left_out', 'sample', 'manifest',
            'compose', 'import_', 'push', 'pull', 'look_at', 'check_lines', 'check', 'report', 'serve_help', 'serve',
            'job', 'plan_training', 'job_train', 'job_list', 'job_logs', 'job_cancel', 'job_deploy', 'job_promote',
            'job_rollback', 'main']
@@ -521,6 +521,22 @@ def sweep(
     save_winner(study, fixed, out / "winner.yaml")
     plot_sweep(study, out)
     click.echo(f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}")
+
+# %% ../nbs/12_cli.ipynb #fee63507
+@cli.command()
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Folder of the new run.")
+@click.option("--note", default="", help="What the card should say of how these runs were chosen.")
+@logged
+def mix(runs: tuple[Path, ...], out: Path, note: str) -> None:
+    """Make one run of several: the mean of their weights.
+
+    RUNS are folders that `trashsorting train` made of the same photographs, say with other seeds or rates.
+    """
+    need("fastai", "Mixing runs", "train")
+    from trashsorting.mix import mix_runs
+
+    click.echo(f"{mix_runs(runs, out, note)}: the mean of {len(runs)} runs; make its file with `trashsorting export {out}`")
 
 # %% ../nbs/12_cli.ipynb #947f23da
 @cli.command()

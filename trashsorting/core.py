@@ -185,7 +185,7 @@ class Evaluation(Card):
     unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
     unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
-# %% ../nbs/00_core.ipynb #e2980ba6
+# %% ../nbs/00_core.ipynb #92140519
 class Source(Card):
     "One of the places that a data set's photographs came from."
 
@@ -209,6 +209,7 @@ class Provenance(Card):
     commit: str | None = Field(None, description="git commit of the run; with -dirty where something was not committed")
     data_version: str | None = Field(None, description="DVC's name of the data; with -changed where they were no longer that")
     composites: str = Field("", description="pictures that stood in for photographs in training; empty: none")
+    mixed: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 

@@ -158,7 +158,7 @@ def score_file(
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress)
     return evaluate(probabilities, np.array([labels.index(entry.label) for entry in held_out]), labels)
 
-# %% ../nbs/07_export.ipynb #5250d0ce
+# %% ../nbs/07_export.ipynb #a11201b7
 SELECTION_NOTE = (
     "The photographs measured here were not trained on and chose nothing in this run: what ships is the mean of the "
     "weights at the end of a schedule that was fixed before."
@@ -190,7 +190,7 @@ def make_card(
         file_sha256=file_sha256(file),
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
-        evaluation_note=SELECTION_NOTE,
+        evaluation_note=run.info.get("evaluation_note", SELECTION_NOTE),
         provenance=Provenance(
             data=run.info["data"],
             manifest_sha256=run.manifest.sha256,
@@ -202,7 +202,8 @@ def make_card(
             weights=run.info["weights"],
             commit=run.info.get("commit"),
             data_version=run.info.get("data_version"),
-            composites=run.info["composites"],
+            composites=run.info.get("composites", ""),
+            mixed=tuple(run.info.get("mixed", ())),
             sources=run.manifest.sources,
         ),
         fingerprints=pack_prints(fingerprint_files(training_files(run))),
