@@ -16,6 +16,9 @@ import pytest
 
 START_SECONDS = 30
 
+# gcsfs asks Google what kind of bucket it has before it does anything, and looks there for an emulator that is elsewhere.
+os.environ.update(GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false", NO_GCE_CHECK="true")
+
 
 def binary() -> Path:
     "The server for this machine; skips the test, loudly, where the package has none."

@@ -33,7 +33,8 @@ def run(tmp_path_factory, request) -> Path:
     "One finished run of two epochs on the drawn sample, with every default that it can afford."
     out = tmp_path_factory.mktemp("runs") / "a"
     start = time.perf_counter()
-    done = call("train", "--data", "sample", "--out", out, *SMALL, "-p", "epochs", "2", "-p", "lr", "4e-3")
+    rates = ("-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
+    done = call("train", "--data", "sample", "--out", out, *SMALL, *rates)
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'PACKAGED_WEIGHTS', 'LIBRARIES', 'TrainConfig', 'check_config', 'load_packaged', 'create_backbone',
-           'backbone_preprocessing', 'embed', 'split_parameters', 'FreezeNorm', 'AverageWeights', 'RunLog', 'set_seed',
-           'create_learner', 'fit', 'plot_history', 'save_run', 'Run', 'load_run']
+           'backbone_preprocessing', 'embed', 'split_parameters', 'FreezeNorm', 'running_mean', 'AverageWeights',
+           'RunLog', 'set_seed', 'create_learner', 'fit', 'plot_history', 'save_run', 'Run', 'load_run']
 
-# %% ../nbs/04_learner.ipynb #c8f784f6
+# %% ../nbs/04_learner.ipynb #2b42fcb1
 import csv
 import json
 import os
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -36,7 +36,7 @@ from fastai.torch_core import rank_distrib
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .compose import describe_composites, find_composites
 from .core import DataError, ModelError, Preprocessing, Source, TrashsortingError
@@ -205,7 +205,7 @@ def split_parameters(
         raise TrashsortingError(f"frozen_stages={frozen_stages}: the backbone has {n_stages} stages, so none would learn")
     return groups if groups[0] else groups[1:]
 
-# %% ../nbs/04_learner.ipynb #4f0551ac
+# %% ../nbs/04_learner.ipynb #5b021f93
 class FreezeNorm(Callback):
     "Batch normalisation keeps the statistics that it came with."
 
@@ -213,6 +213,20 @@ class FreezeNorm(Callback):
         for layer in self.model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
+
+
+def running_mean(
+    decay: float,  # Share of the mean that a step leaves, 0..1, once many were taken
+) -> Callable:  # As `torch.optim.swa_utils.AveragedModel` wants it
+    "A mean that forgets faster while it is young: after n steps (1 + n) / (10 + n) of it stays, `decay` at most."
+
+    def step(means: list[torch.Tensor], values: list[torch.Tensor], n: torch.Tensor) -> None:
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, values, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
+        else:
+            torch._foreach_copy_(means, values)
+
+    return step
 
 
 class AverageWeights(Callback):
@@ -228,7 +242,7 @@ class AverageWeights(Callback):
         self.decay = decay
 
     def before_fit(self):
-        self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        self.mean = AveragedModel(self.model, multi_avg_fn=running_mean(self.decay), use_buffers=True)
 
     def after_step(self):
         self.mean.update_parameters(self.model)
