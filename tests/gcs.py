@@ -16,7 +16,7 @@ import pytest
 
 START_SECONDS = 30
 
-# gcsfs asks Google what kind of bucket it has before it does anything, and looks there for an emulator that is elsewhere.
+# gcsfs asks Google what kind of bucket it has before it does anything, and looks for credentials there.
 os.environ.update(GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false", NO_GCE_CHECK="true")
 
 
