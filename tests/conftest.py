@@ -35,6 +35,7 @@ IN_CHECKOUT = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests stay together where pytest runs in several processes (`-n 2 --dist loadgroup`)."""
     for item in items:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import httpx
 import pytest
@@ -88,7 +89,7 @@ def store(tmp_path_factory, request) -> Iterator[Store]:
     for name in PRIVATE:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(MARK)
-    store = Store(tmp_path_factory.mktemp("images"), source)
+    store = Store(Path(mkdtemp(prefix="images-")), source)  # podman takes no path of more than 50 characters
     (store.folder / "containers.conf").write_text(PODMAN)
     start = time.perf_counter()
     try:
@@ -97,6 +98,7 @@ def store(tmp_path_factory, request) -> Iterator[Store]:
         yield store
     finally:
         store.remove()
+        shutil.rmtree(store.folder, ignore_errors=True)
 
 
 def tell(request, text: str) -> None:

@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_that_was_promised(run):
     assert card.preprocessing.input_size == 64
     assert card.provenance.data == DRAWN
     assert (card.provenance.n_train, card.provenance.n_valid) == (96, 24)
-    assert card.provenance.parameters["lr"] == 4e-3
+    assert card.provenance.parameters["lr"] == 1e-3
     assert card.provenance.libraries.keys() >= {"torch", "timm", "fastai", "onnx", "onnxruntime", "pillow"}
 
 
