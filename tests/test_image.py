@@ -98,7 +98,6 @@ def store(tmp_path_factory, request) -> Iterator[Store]:
         yield store
     finally:
         store.remove()
-        shutil.rmtree(store.folder, ignore_errors=True)
 
 
 def tell(request, text: str) -> None:
