@@ -84,7 +84,7 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
 	$(in_venv) nbdev_test
-	$(in_venv) pytest -n 2 --dist loadgroup $(ARGS)
+	$(in_venv) pytest -n 2 --dist loadfile $(ARGS)
 
 check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 pytest $(ARGS)

@@ -23,25 +23,6 @@ from trashsorting.predictor import Predictor
 
 START_SECONDS = 60
 
-# These read or write the checkout itself, so two processes must not run them at once. Other files are groups of their
-IN_CHECKOUT = {
-    "test_hooks",
-    "test_image",
-    "test_outputs",
-    "test_pipeline",
-    "test_repo",
-    "test_website",
-    "test_workflows",
-}
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests stay together where pytest runs in several processes (`-n 2 --dist loadgroup`)."""
-    for item in items:
-        group = "checkout" if item.path.stem in IN_CHECKOUT else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
 
 @dataclass(frozen=True)
 class Server:
