@@ -197,7 +197,7 @@ def courtesy(
     "How long a worker waits before it takes a connection."
     return COURTESY * min(held, PATIENCE) if held < MANY else 0
 
-# %% ../nbs/09a_server.ipynb #b0acb0fb
+# %% ../nbs/09a_server.ipynb #9462b1ce
 class Door(asyncio.AbstractServer):
     "A worker's side of a socket on which several listen."
 
@@ -229,14 +229,23 @@ class Door(asyncio.AbstractServer):
             await asyncio.sleep(courtesy(len(self.held)))
             try:
                 accepted, _ = self.listener.accept()
-                accepted.setblocking(False)
-                _, protocol = await self.loop.connect_accepted_socket(self.make, accepted)
-                self.held = protocol.connections
-            except BlockingIOError:  # another worker was quicker
+            except (BlockingIOError, ConnectionAbortedError):  # another worker was quicker, or the client has left
                 continue
             except OSError as error:  # too many open files, for instance
-                log.error("a connection cannot be taken: %s", error)
+                log.error("no connection can be taken: %s", error)
                 await asyncio.sleep(1)
+            else:
+                await self.let_in(accepted)
+
+    async def let_in(self, accepted: socket.socket) -> None:
+        "Make a connection of a socket."
+        accepted.setblocking(False)
+        try:
+            _, protocol = await self.loop.connect_accepted_socket(self.make, accepted)
+            self.held = protocol.connections
+        except Exception as error:  # whatever its protocol raises: those after it are let in all the same
+            log.error("a connection cannot be made: %r", error)
+            accepted.close()
 
     def close(self) -> None:
         "Take no more."
