@@ -18,7 +18,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments types dead coverage check-outputs hooks pre-commit
+.PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments measured types dead coverage check-outputs hooks pre-commit
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -94,6 +94,18 @@ lint: setup ## ruff: rules everywhere, layout where nbdev does not write; types;
 	$(BIN)/ruff format --check $(wildcard bench tests tools) setup.py tools/quarto
 	$(BIN)/mypy
 	$(BIN)/vulture
+
+measured: setup ## What the model says of photographs, for its card: TRASHNET=folder OTHERS="folder folder" CV=folder
+	@test -n "$(TRASHNET)" && test -n "$(OTHERS)" && test -n "$(CV)" || { \
+		echo "make measured needs TRASHNET (with images/ and split.csv), OTHERS (folders with one sub-folder a class)" >&2; \
+		echo "and CV, the folder that trashsorting crossval filled" >&2; exit 2; }
+	export $(in_venv) && set -e && mkdir -p nbs/measured && \
+	trashsorting evaluate "$(TRASHNET)/images" --split "$(TRASHNET)/split.csv" --predictions nbs/measured/val.csv && \
+	for folder in $(OTHERS); do \
+		trashsorting evaluate "$$folder" --predictions "nbs/measured/$$(basename "$$folder").csv"; done && \
+	trashsorting data check "$(TRASHNET)/images" --split "$(TRASHNET)/split.csv" --out .venv/.check && \
+	cp .venv/.check/groups.csv nbs/measured/trashnet_groups.csv && cp "$(CV)/predictions.csv" nbs/measured/out_of_fold.csv && \
+	trashsorting stress "$(TRASHNET)/images" --split "$(TRASHNET)/split.csv" --json nbs/measured/stress.json
 
 types: setup ## mypy on the modules
 	$(BIN)/mypy

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "TRASHSORTING_MODEL=run/model.onnx trashsorting serve --port 8080": "conftest.py::running",
     "trashsorting evaluate trashnet/images --split trashnet/split.csv --part val": "test_photographs.py::",
     "trashsorting train": "test_train.py::",
+    "trashsorting crossval": "test_crossval.py::",
     "docker build": "test_image.py::test_it_is_small",
     "docker run": "test_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
     "trashsorting data pull": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",

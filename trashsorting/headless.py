@@ -24,18 +24,19 @@ def given_names(
     nodes = ast.parse(injected[-1]).body if injected else []
     return {target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets}
 
-# %% ../nbs/03b_headless.ipynb #e0f72ee6
-PLACES = ("data", "split", "composites", "out")
+# %% ../nbs/03b_headless.ipynb #51529130
+PLACES = ("data", "split", "composites", "start", "out")
 
 
 def check_places(
     data: str,  # As for `open_manifest`
     split: str,  # A file, or ""
     composites: str,  # A folder of `compose.compose_folder`, or ""
+    start: str,  # Folder of the run whose weights are gone on with, or ""
     out: str,  # The run's folder
 ) -> Path:  # The run's folder
     "Refuse places that cannot be used. Raises `TrashsortingError` with the parameter's name."
-    for name, value in zip(PLACES, (data, split, composites, out), strict=True):
+    for name, value in zip(PLACES, (data, split, composites, start, out), strict=True):
         if not isinstance(value, str):
             raise TrashsortingError(f"{name}={value!r}: must be a path, or one of the words that name a source")
         if not value and name in ("data", "out"):
