@@ -429,13 +429,13 @@ def make_etag(
     "A tag that changes with the content."
     return f'"{hashlib.sha256(content.encode()).hexdigest()[:24]}"'
 
-# %% ../nbs/09_app.ipynb #fa4f2c2b
+# %% ../nbs/09_app.ipynb #3424964a
 @api.get("/model/info", responses={**problems(503), 304: {"description": "what the client has is still right"}})
 async def model_info(request: Request, response: Response, predictor: NeedsModel) -> ModelInfo:
     "Say which model answers, which classes it knows, and how good it was measured to be."
     card = predictor.card
     etag = make_etag(card.model_dump_json() + __version__)
-    headers = {"etag": etag, "cache-control": "private, max-age=60"}
+    headers = {"etag": etag, "cache-control": "private, max-age=60", "vary": "authorization"}
     if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
