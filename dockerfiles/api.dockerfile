@@ -41,8 +41,9 @@ USER 10001:10001
 EXPOSE 8080
 # Ready, not merely alive: Docker asks one question, and those who wait for `healthy` want to send a photograph.
 # A service that drains says no, but it is gone before three such answers; the model's queue does not delay the answer.
+# Docker may put a proxy into the environment; it is not asked about ourselves.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/api/ready\", timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['PORT']}/api/ready\", timeout=4)"]
 CMD ["trashsorting", "serve", "--host", "0.0.0.0"]
 # Last, since they change with every commit: --build-arg VERSION=0.1.0 --build-arg COMMIT=$(git rev-parse HEAD)
 # The licence is this package's; what else is in the image has its own.

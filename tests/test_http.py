@@ -11,6 +11,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -214,6 +215,16 @@ def test_a_key_is_wanted_where_it_costs_something(serve):
         documented = client.get("/openapi.json").json()["paths"]
     assert "401" in documented["/api/predict"]["post"]["responses"] and documented["/api/predict"]["post"]["security"]
     assert "401" not in documented["/api/health"]["get"]["responses"]
+
+
+def test_a_proxy_in_the_environment_is_not_asked_about_ourselves(serve):
+    """Containers are given one by Docker's settings. The line that the service is ready, and the health check."""
+    proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    text = (Path(__file__).parents[1] / "dockerfiles" / "api.dockerfile").read_text()
+    check = json.loads(re.search(r"HEALTHCHECK .*\\\n *CMD (.*)", text)[1])
+    with serve(**proxies) as server:
+        environment = {**os.environ, **proxies, "PORT": server.url.rpartition(":")[2]}
+        subprocess.run([sys.executable, *check[1:]], env=environment, check=True)
 
 
 def test_other_sites_may_not_call_unless_they_are_named(serve, client):
