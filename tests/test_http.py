@@ -118,6 +118,7 @@ def test_page(client):
         ("GET", "/nowhere", 404, "not-found"),
         ("GET", "/api/predict", 405, "wrong-method"),
         ("PUT", "/api/", 405, "wrong-method"),
+        ("POST", "/api/predict/", 404, "not-found"),  # sent on, a photograph and a key would go over http://
     ],
 )
 def test_unknown_paths_and_methods(client, method, path, status, code):

@@ -128,7 +128,7 @@ def add_fault_handlers(
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer_unexpected)
 
-# %% ../nbs/09_app.ipynb #b19b9b87
+# %% ../nbs/09_app.ipynb #e5ded9ad
 MAX_FIELDS = 8  # Fields in a form that are not files
 MAX_FIELD_BYTES = 4096  # Size of such a field
 
@@ -145,7 +145,7 @@ async def sent_form(
         raise Fault(missing)
     limits = {"max_files": max_files, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
     parser = MultiPartParser(request.headers, request.stream(), **limits)
-    with request.app.state.traffic.hold(declared_bytes(request.scope)) as parser.spool_max_size:
+    with request.app.state.traffic.hold(declared_bytes(request.scope), max_files) as parser.spool_max_size:
         try:
             form = await parser.parse()
         except (MultiPartException, ValueError):
@@ -670,7 +670,7 @@ def add_layers(
         Observe, metrics=state.metrics, broken=problem(Fault("unexpected")), draining=lambda: state.traffic.draining
     )
 
-# %% ../nbs/09_app.ipynb #f81b8da2
+# %% ../nbs/09_app.ipynb #7cc0e7e9
 def create_app(
     settings: Settings | None = None,  # Limits and model; None reads the environment
     predictor: Predictor | None = None,  # A loaded model; None loads the one in the settings at the start
@@ -684,6 +684,7 @@ def create_app(
         lifespan=keep_model(predictor),
         docs_url=None,  # `add_docs` serves them, from here
         redoc_url=None,
+        redirect_slashes=False,  # to http://, as far as we know: a photograph and a key would follow
     )
     fill_state(app, settings, predictor)
     add_layers(app)
