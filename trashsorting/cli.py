@@ -7,10 +7,10 @@ __all__ = ['FILE', 'FOLDER', 'model_option', 'SPLIT_OPTION', 'HASHES_OPTION', 'P
            'IMAGE', 'SERVICE_ACCOUNT', 'cli', 'logged', 'find_pictures', 'answer', 'answer_line', 'predict',
            'find_seen', 'seen_line', 'predictions_csv', 'evaluate_folder', 'evaluate', 'need', 'stress',
            'training_notebook', 'read_value', 'read_parameters', 'notebook_of', 'run_notebook', 'find_places',
-           'check_out', 'make_folder', 'train', 'sweep', 'mix', 'export', 'data', 'say_left_out', 'sample', 'manifest',
-           'compose', 'import_', 'push', 'pull', 'look_at', 'check_lines', 'check', 'report', 'serve_help', 'serve',
-           'job', 'plan_training', 'job_train', 'job_list', 'job_logs', 'job_cancel', 'job_deploy', 'job_promote',
-           'job_rollback', 'main']
+           'check_out', 'make_folder', 'train', 'sweep', 'divide', 'crossval', 'mix', 'export', 'data', 'say_left_out',
+           'sample', 'manifest', 'compose', 'import_', 'push', 'pull', 'look_at', 'check_lines', 'check', 'report',
+           'serve_help', 'serve', 'job', 'plan_training', 'job_train', 'job_list', 'job_logs', 'job_cancel',
+           'job_deploy', 'job_promote', 'job_rollback', 'main']
 
 # %% ../nbs/12_cli.ipynb #ccec6ca9
 import functools
@@ -521,6 +521,74 @@ def sweep(
     save_winner(study, fixed, out / "winner.yaml")
     plot_sweep(study, out)
     click.echo(f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}")
+
+# %% ../nbs/12_cli.ipynb #235bfd4b
+def divide(
+    given: dict,  # From `find_places`
+    k: int,  # Number of folds
+) -> tuple:  # The manifest, without what contradicts itself, and the folds' manifests
+    "Read photographs and divide the training part, look-alikes together. Raises `DataError` or `MissingExtra`."
+    from trashsorting.crossval import hold_out
+    from trashsorting.curate import find_groups, fingerprint_files, settle
+    from trashsorting.dataset import load_manifest
+    from trashsorting.learner import embed
+    from trashsorting.log import step
+
+    with TemporaryDirectory() as folder:
+        manifest = load_manifest(given["data"], Path(folder) / "data", given["split"] or None, given.get("seed", 0), progress=True)
+        train = manifest.part("train")
+        paths = [train.root / entry.file for entry in train.entries]
+        with step("looking for near-duplicates") as notes:
+            groups = find_groups(train, fingerprint_files(paths, progress=True), embed(paths, progress=True))
+            notes.append(f"{len(groups)} groups")
+    return settle(manifest, groups), hold_out(manifest, groups, k, given.get("seed", 0))
+
+
+@cli.command()
+@click.option("--data", metavar="DIR", help="A folder with one sub-folder per class.")
+@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]")
+@click.option("--composites", type=FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`.")
+@click.option("--out", metavar="CV", help="Folder of the cross-validation; if it holds one that was cut off, that goes on.")
+@click.option("-k", type=click.IntRange(2), default=5, show_default=True, help="Folds.")
+@click.option("--risk", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.015, show_default=True, help="Largest share of wrong answers; what is less sure is 'unsure'.")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
+@click.option("-f", "file", type=FILE, metavar="FILE", help="YAML with parameters, such as params.yaml.")
+@logged
+def crossval(k: int, risk: float, parameters: tuple[tuple[str, str], ...], file: Path | None, **places: Path | str | None) -> None:
+    """Train a model for each fold, and make one of them.
+
+    The training photographs are divided in folds, look-alikes together. Each fold is held out once: CV gets a run for
+    each, their answers (predictions.csv), and the mean of their weights (CV/mean) with the temperature and the threshold
+    that follow from those answers. What the split holds out for validation is not touched.
+    """
+    for module in ("papermill", "fastai", "scipy"):
+        need(module, "Cross-validation", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
+    from trashsorting.crossval import conclude, gather, is_trained, lay_out, mean_of_folds
+    from trashsorting.folds import evaluate_folds, fold_table
+    from trashsorting.headless import PLACES
+    from trashsorting.learner import check_config
+
+    given = find_places(read_parameters(file, parameters), **places)
+    if not Path(given["data"]).is_dir() or is_remote(given["out"]):
+        raise click.UsageError("a cross-validation reads a folder and leaves its runs in a folder, both on this machine")
+    config, folder = {name: value for name, value in given.items() if name not in PLACES}, Path(given["out"])
+    check_config(**config)
+    if (folder / "mean" / "run.json").exists():
+        raise TrashsortingError(f"{folder} holds a finished cross-validation already: choose another folder, or remove that one")
+    make_folder(folder)
+    manifest, folds = divide(given, k)
+    for fold, split in enumerate(lay_out(folds, folder)):
+        seeded, run = config | {"seed": config.get("seed", 0) + fold}, split.with_suffix("")
+        if not is_trained(run, check_config(**seeded)):
+            make_folder(run)
+            run_notebook(run, f"{run}/train.ipynb", given | seeded | {"split": str(split), "out": str(run)})
+    found = gather(folder, k)
+    decided = conclude(found, risk)
+    click.echo(fold_table(evaluate_folds(found, decided["temperature"], decided["unsure_below"])))
+    click.echo(f"temperature {decided['temperature']:.3f}, {decided['decision_note']}")
+    mean = mean_of_folds(folder, k, manifest, decided)
+    click.echo(f"the mean of the {k} networks: make its file with `trashsorting export {mean}`")
 
 # %% ../nbs/12_cli.ipynb #fee63507
 @cli.command()

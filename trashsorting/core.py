@@ -6,7 +6,8 @@
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Origins', 'Key', 'Interval', 'TrashsortingError',
            'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'is_plain', 'check_key', 'Settings',
            'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'Source', 'Provenance',
-           'ModelCard', 'card_path', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
+           'CrossValidation', 'ModelCard', 'card_path', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota',
+           'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
 import hashlib
@@ -201,7 +202,7 @@ class Evaluation(Card):
     unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
     unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
-# %% ../nbs/00_core.ipynb #92140519
+# %% ../nbs/00_core.ipynb #b6f9348c
 class Source(Card):
     "One of the places that a data set's photographs came from."
 
@@ -229,6 +230,18 @@ class Provenance(Card):
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 
+class CrossValidation(Card):
+    "The recipe of a model, trained anew for each fold of the training part and scored on that fold."
+
+    n: int = Field(gt=0, description="photographs, each held out by one of the networks")
+    accuracy_by_fold: tuple[float, ...] = Field(description="forced top-1 of each network on its fold, 0..1")
+    accuracy: float = Field(description="mean of these")
+    accuracy_deviation: float = Field(description="their sample standard deviation")
+    macro_f1: float = Field(description="mean of the folds' macro F1")
+    macro_f1_deviation: float = Field(description="their sample standard deviation")
+    ece: float = Field(description="mean of the folds' expected calibration errors, after the temperature")
+
+
 class ModelCard(Card):
     "The signature of an exported model."
 
@@ -243,6 +256,7 @@ class ModelCard(Card):
         None, ge=0, le=1, description="a top-1 probability below it makes the verdict 'unsure'; null: never unsure"
     )
     decision_note: str = Field("", description="what temperature and threshold were chosen on, and for which risk")
+    cross_validation: CrossValidation | None = Field(None, description="of the recipe, within the training part; null: none")
     file_sha256: str = Field(description="SHA-256 of the ONNX file that this card describes")
     file_bytes: int = Field(gt=0)
     evaluation: Evaluation = Field(description="the exported file, scored on the photographs held out")

@@ -25,7 +25,7 @@ from .core import Preprocessing
 from .dataset import Entry, Manifest
 from .image import crop_box, open_rgb, resize
 
-# %% ../nbs/03_dataloaders.ipynb #a6abb2eb
+# %% ../nbs/03_dataloaders.ipynb #b9f4526f
 def random_box(
     size: tuple[int, int],  # Width and height of the photograph, pixels
     preprocessing: Preprocessing,  # From the model card
@@ -60,17 +60,25 @@ class CropResize(RandTransform):
 
     split_idx = None
 
-    def __init__(self, preprocessing: Preprocessing, augment: bool = True):
+    def __init__(
+        self,
+        preprocessing: Preprocessing,  # Of evaluation
+        augment: bool = True,  # Cut at random for training
+        train_size: int | None = None,  # Side of a training picture, pixels; None: as for evaluation
+    ):
         super().__init__()
         self.preprocessing, self.augment = preprocessing, augment
+        self.smaller = preprocessing.model_copy(update={"input_size": train_size or preprocessing.input_size})
 
     def before_call(self, b, split_idx):
         self.training = self.augment and split_idx == 0
 
     def encodes(self, x: Image.Image):
-        if not self.training or isinstance(x, Composite):
+        if not self.training:
             return PILImage(resize(x, self.preprocessing))
-        side, box = self.preprocessing.input_size, random_box(x.size, self.preprocessing)
+        if isinstance(x, Composite):
+            return PILImage(resize(x, self.smaller))
+        side, box = self.smaller.input_size, random_box(x.size, self.preprocessing)
         cut = x.resize((side, side), Image.Resampling[self.preprocessing.interpolation.upper()], box=box)
         return PILImage(retake(cut) if random.random() < 0.5 else cut)
 
@@ -93,7 +101,7 @@ class SwapIn(Transform):
         paths = self.composites.get(x.file)
         return random.choice(paths) if paths and random.random() < self.share else x
 
-# %% ../nbs/03_dataloaders.ipynb #2a5dd288
+# %% ../nbs/03_dataloaders.ipynb #e4bce077
 def make_dataloaders(
     manifest: Manifest,  # With the parts "train" and "val"
     preprocessing: Preprocessing,  # What the network expects
@@ -103,6 +111,7 @@ def make_dataloaders(
     device: str = "cpu",  # Where the batches go
     composites: Mapping[str, Sequence[Path]] | None = None,  # By the photograph's file; None: none
     composite_share: float = 0.5,  # How often a composite stands in for its photograph, 0..1
+    train_size: int | None = None,  # Side of a training picture that is cut at random, pixels; None: as for evaluation
 ) -> DataLoaders:  # `.train` and `.valid`; `.vocab` is the manifest's labels
     "fastai loaders over a manifest. Raises `DataError` if a part has no photographs."
     entries = [*manifest.part("train").entries, *manifest.part("val").entries]
@@ -124,7 +133,7 @@ def make_dataloaders(
         bs=batch_size,
         num_workers=num_workers,
         device=torch.device(device),
-        after_item=[CropResize(preprocessing, augment), ToTensor()],
+        after_item=[CropResize(preprocessing, augment, train_size), ToTensor()],
         after_batch=[IntToFloatTensor(), *varied, Normalize.from_stats(preprocessing.mean, preprocessing.std, cuda=False)],
         drop_last=n_train >= batch_size,
     )

@@ -143,7 +143,7 @@ def check_parity(
         raise ModelError(f"{file}: disagrees with the network on {n - agreed} of {n} photographs")
     return Parity(n, agreed, difference)
 
-# %% ../nbs/07_export.ipynb #0ff27d63
+# %% ../nbs/07_export.ipynb #4039dde1
 def score_file(
     file: Path,  # The exported ONNX file
     run: Run,  # Whose "val" part it is scored on
@@ -155,10 +155,12 @@ def score_file(
     paths = [run.manifest.root / entry.file for entry in held_out]
     if gone := [path for path in paths if not path.is_file()]:
         raise DataError(f"{gone[0]}: no such file; the file is scored on the photographs that the run held out")
-    probabilities, _ = score(open_session(file), run.preprocessing, paths, progress)
-    return evaluate(probabilities, np.array([labels.index(entry.label) for entry in held_out]), labels)
+    decided, targets = run.info.get("decided", {}), np.array([labels.index(entry.label) for entry in held_out])
+    temperature = decided.get("temperature", 1.0)
+    probabilities, _ = score(open_session(file), run.preprocessing, paths, progress, temperature)
+    return evaluate(probabilities, targets, labels, unsure_below=decided.get("unsure_below"))
 
-# %% ../nbs/07_export.ipynb #a11201b7
+# %% ../nbs/07_export.ipynb #42141a10
 SELECTION_NOTE = (
     "The photographs measured here were not trained on and chose nothing in this run: what ships is the mean of the "
     "weights at the end of a schedule that was fixed before."
@@ -191,6 +193,7 @@ def make_card(
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
         evaluation_note=run.info.get("evaluation_note", SELECTION_NOTE),
+        **run.info.get("decided", {}),
         provenance=Provenance(
             data=run.info["data"],
             manifest_sha256=run.manifest.sha256,

@@ -44,7 +44,7 @@ from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .image import open_rgb, to_input
 
-# %% ../nbs/04_learner.ipynb #cdf7af03
+# %% ../nbs/04_learner.ipynb #b13e1acb
 @dataclass(frozen=True)
 class TrainConfig:
     "What a training run depends on, besides its data."
@@ -52,28 +52,30 @@ class TrainConfig:
     backbone: str = "tf_efficientnet_lite0"  # timm's name
     pretrained: bool = True  # Start from ImageNet weights
     image_size: int = 224  # Side of the network's input, pixels
+    train_size: int = 160  # Side of the cut-outs it is trained on, pixels; image_size if that is less
     crop_mode: Literal["squash", "center"] = "squash"  # Which part of a photograph is seen
-    frozen_stages: int = 4  # Stages of the backbone, counted from its input, that keep their weights
+    frozen_stages: int = 3  # Stages of the backbone, counted from its input, that keep their weights
     freeze_norm: bool = True  # Batch normalisation keeps the statistics that it came with
     freeze_epochs: int = 1  # Epochs in which only the classifier is trained
-    epochs: int = 12  # Epochs in which the rest is trained too
+    epochs: int = 16  # Epochs in which the rest is trained too
     batch_size: int = 32  # Photographs a step
     head_lr: float = 2e-3  # Peak rate while only the classifier is trained
-    lr: float = 5e-4  # Peak rate of everything afterwards
+    lr: float = 7e-4  # Peak rate of everything afterwards
     average: float = 0.99  # Decay a step of the running mean of the weights, which is what ships; 0: the weights themselves
     weight_decay: float = 0.01  # Of AdamW, decoupled
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
     augment: bool = True  # Cut, turn, mirror, light and warp the training photographs
-    composite_share: float = 0.5  # How often a composite, where there is one, stands in for its photograph, 0..1
+    composite_share: float = 0.4  # How often a composite, where there is one, stands in for its photograph, 0..1
     num_workers: int = 2  # Processes that decode photographs
     seed: int = 0  # Of every random generator
     tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder
     mixed_precision: bool = True  # On a GPU: compute in 16 bits; a CPU computes in 32
     profile: bool = False  # Leave a profiler's trace of the first steps
 
-# %% ../nbs/04_learner.ipynb #8656ffc7
+# %% ../nbs/04_learner.ipynb #89b50df3
 LEAST = {
     "image_size": 32,
+    "train_size": 32,
     "frozen_stages": 0,
     "freeze_epochs": 0,
     "epochs": 0,
@@ -319,7 +321,7 @@ class RunLog(Callback):
             table.writeheader()
             table.writerows(self.rows)
 
-# %% ../nbs/04_learner.ipynb #a96b8367
+# %% ../nbs/04_learner.ipynb #cfd683cf
 def set_seed(
     seed: int,  # Any integer
 ) -> None:
@@ -355,6 +357,7 @@ def create_learner(
         device,
         found,
         config.composite_share,
+        min(config.train_size, config.image_size),
     )
     learn = Learner(
         dls,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'DISTRIBUTIONS', 'HEARTBEAT_S', 'STUDY', 'ENDED', 'check_space', 'read_space', 'suggest', 'Report',
-           'kept_accuracy', 'run_trial', 'open_study', 'n_ended', 'same_sweep', 'work', 'run_sweep', 'plot_sweep',
-           'save_winner', 'wandb_sweep', 'run_one']
+           'run_trial', 'open_study', 'n_ended', 'same_sweep', 'work', 'run_sweep', 'plot_sweep', 'save_winner',
+           'wandb_sweep', 'run_one']
 
 # %% ../nbs/06d_sweep.ipynb #de08f79d
 import json
@@ -83,7 +83,7 @@ def suggest(
             chosen[name] = trial.suggest_float(name, one["min"], one["max"], log="log" in one.get("distribution", ""))
     return chosen
 
-# %% ../nbs/06d_sweep.ipynb #0f4ae621
+# %% ../nbs/06d_sweep.ipynb #6c7c8680
 class Report(Callback):
     "Tell Optuna the accuracy of each epoch; stop where it says that this is hopeless."
 
@@ -100,13 +100,6 @@ class Report(Callback):
             raise optuna.TrialPruned
 
 
-def kept_accuracy(
-    rows: list[dict[str, float]],  # From `fit`
-) -> float:
-    "Validation accuracy of the epoch whose weights are kept."
-    return min(rows, key=lambda row: row["valid_loss"])["accuracy"]
-
-
 def run_trial(
     trial: optuna.Trial,
     manifest: Manifest,
@@ -120,7 +113,7 @@ def run_trial(
     out.mkdir(exist_ok=True)
     learn = create_learner(manifest, config, out)
     try:
-        return kept_accuracy(fit(learn, config, [Report(trial)]))
+        return fit(learn, config, [Report(trial)])[-1]["accuracy"]
     finally:
         (out / "checkpoint.pth").unlink(missing_ok=True)
 
@@ -256,7 +249,7 @@ def save_winner(
     Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     return config
 
-# %% ../nbs/06d_sweep.ipynb #cd379798
+# %% ../nbs/06d_sweep.ipynb #cade42fa
 def wandb_sweep(
     space: dict[str, dict],
     fixed: dict,
@@ -291,4 +284,4 @@ def run_one(
     tracker = start_tracker(config, out, manifest, data)
     rows = fit(learn, config, [TrackCallback(tracker)])
     tracker.finish()
-    return kept_accuracy(rows)
+    return rows[-1]["accuracy"]
