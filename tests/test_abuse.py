@@ -309,6 +309,41 @@ def test_drop_by_drop_is_too_slow_as_well(hasty):
     assert answer.startswith(b"HTTP/1.1 408")
 
 
+GET = b"GET /api/health HTTP/1.1\r\nHost: test\r\n\r\n"
+IDLE = {
+    "blank lines": (GET, b"\r\n\r\n"),
+    "a body that nobody asked for": (GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), b"something"),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_who_says_nothing_more_is_dismissed(hasty, name):
+    "What comes after an answer and begins no request must not stop the clock for good."
+    asked, idle = IDLE[name]
+    with connect(hasty) as connection:
+        connection.settimeout(20)  # less than a connection may rest
+        connection.sendall(asked)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        connection.sendall(idle)
+        assert read_all(connection) == b""
+
+
+def sockets(pid: int) -> int:
+    """How many a process has."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return sum(link.startswith("socket:") for link in links)
+
+
+def test_who_does_not_take_the_answer_is_dismissed(hasty):
+    "Ten times 1.7 MB, more than the system would keep for anybody."
+    before = sockets(hasty.pid)
+    with connect(hasty) as connection:
+        connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n" * 10)
+        wait_until(lambda: sockets(hasty.pid) > before)
+        wait_until(lambda: sockets(hasty.pid) == before)
+    assert "Traceback" not in hasty.said()
+
+
 def test_a_crowd_of_slow_senders_stops_nobody_else(serve):
     with serve(TRASHSORTING_UPLOAD_SECONDS="20", TRASHSORTING_QUEUE="4") as server:
         crowd = [connect(server) for _ in range(100)]

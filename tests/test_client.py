@@ -2,7 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from conftest import encode
@@ -60,6 +64,66 @@ def test_key(serve):
         with pytest.raises(Refused) as refused:
             Client(server.url, key="battery staple").predict(GLASS)
     assert (refused.value.status, refused.value.code) == (401, "no-key")
+
+
+class Forwarding(BaseHTTPRequestHandler):
+    """Sends everybody on to the server's `target`, and remembers who came."""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.came.append((self.command, self.headers.get("authorization")))
+        self.send_response(302)
+        self.send_header("location", self.server.target + self.path)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *arguments) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def forwarding(target: str) -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forwarding) as server:
+        server.target, server.came = target, []
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def test_neither_the_key_nor_a_photograph_is_sent_on_to_another_address():
+    with forwarding("http://nowhere.invalid") as elsewhere:
+        with forwarding(f"http://localhost:{elsewhere.server_port}") as first:
+            asked = Client(f"http://127.0.0.1:{first.server_port}", key="correct horse", retries=0)
+            for ask in (asked.health, lambda: asked.predict(GLASS)):
+                with pytest.raises(
+                    Refused, match=f"302 Found, and that it is at http://localhost:{elsewhere.server_port}"
+                ):
+                    ask()
+        assert elsewhere.came == []
+        assert first.came == [("GET", "Bearer correct horse"), ("POST", "Bearer correct horse")]
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "127.0.0.1:8080", "http://", "http://[::1", "http://127.0.0.1/\u00e4"]
+)
+def test_what_is_no_address_is_said_at_once(url):
+    with pytest.raises(ValueError, match=r"address of a service begins with http|Invalid IPv6 URL"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["\u043a\u043b\u044e\u0447 \u043a\u043b\u044e\u0447", "correct\nhorse"])
+def test_what_is_no_key_is_said_at_once(key):
+    with pytest.raises(ValueError, match="key"):
+        Client(key=key)
+
+
+def test_a_name_that_no_machine_can_have_is_nobody():
+    with pytest.raises(Unreachable):
+        Client("http://a..b", retries=0).health()
 
 
 def test_a_full_queue_is_waited_for(serve):

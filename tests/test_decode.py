@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 from trashsorting.core import SHIPPED_MODEL, read_card
 from trashsorting.dataset import draw_picture
 from trashsorting.image import (
-    ACCEPTED,
     FORMATS,
     DamagedImage,
     NotAnImage,
+    accepted,
     decode,
     least_side,
     load_plugin,
@@ -54,7 +54,7 @@ def test_no_other_format_reaches_a_decoder(format, monkeypatch):
         raise AssertionError("a decoder was asked")
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(NotAnImage, match=ACCEPTED):
+    with pytest.raises(NotAnImage, match=accepted()):
         decode(data)
 
 

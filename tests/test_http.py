@@ -1,6 +1,7 @@
 """The service's contract, asked over real HTTP from a real server."""
 
 import json
+import os
 import re
 import socket
 import struct
@@ -10,6 +11,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -22,6 +24,7 @@ from trashsorting.app import create_app
 from trashsorting.contract import BAD_FORM, NO_FILE, NO_MODEL, UNEXPECTED
 from trashsorting.core import card_path, read_settings
 from trashsorting.dataset import draw_picture
+from trashsorting.image import load_plugin
 
 GLASS = encode(draw_picture("glass", 0, (512, 384)))
 
@@ -115,6 +118,7 @@ def test_page(client):
         ("GET", "/nowhere", 404, "not-found"),
         ("GET", "/api/predict", 405, "wrong-method"),
         ("PUT", "/api/", 405, "wrong-method"),
+        ("POST", "/api/predict/", 404, "not-found"),  # sent on, a photograph and a key would go over http://
     ],
 )
 def test_unknown_paths_and_methods(client, method, path, status, code):
@@ -212,6 +216,16 @@ def test_a_key_is_wanted_where_it_costs_something(serve):
         documented = client.get("/openapi.json").json()["paths"]
     assert "401" in documented["/api/predict"]["post"]["responses"] and documented["/api/predict"]["post"]["security"]
     assert "401" not in documented["/api/health"]["get"]["responses"]
+
+
+def test_a_proxy_in_the_environment_is_not_asked_about_ourselves(serve):
+    """Containers are given one by Docker's settings. The line that the service is ready, and the health check."""
+    proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    text = (Path(__file__).parents[1] / "dockerfiles" / "api.dockerfile").read_text()
+    check = json.loads(re.search(r"HEALTHCHECK .*\\\n *CMD (.*)", text)[1])
+    with serve(**proxies) as server:
+        environment = {**os.environ, **proxies, "PORT": server.url.rpartition(":")[2]}
+        subprocess.run([sys.executable, *check[1:]], env=environment, check=True)
 
 
 def test_other_sites_may_not_call_unless_they_are_named(serve, client):
@@ -380,6 +394,26 @@ def test_an_unexpected_exception_keeps_its_text_to_itself(predictor, caplog):
         answer = predict(client, GLASS)
     assert (answer.status_code, answer.json()) == (500, {"code": "unexpected", "detail": UNEXPECTED})
     assert "/secret/path" in caplog.text
+
+
+def test_a_service_without_heic_says_so_and_promises_nothing(serve, client, tmp_path):
+    """As in an image that was built with HEIC=0; the other service, beside it, has it."""
+    load_plugin("HEIF")
+    heic, avif = (encode(draw_picture("glass", 0, (256, 192)), format) for format in ("HEIF", "AVIF"))
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pillow_heif'] = None")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with serve(PYTHONPATH=path) as server, httpx.Client(base_url=server.url, timeout=60) as without:
+        refused, text, fine = (predict(without, data) for data in (heic, b"a green bottle", avif))
+        assert (refused.status_code, refused.json()["code"], fine.status_code) == (415, "not-an-image", 200)
+        assert "HEIC, which is not read here" in refused.json()["detail"]
+        assert "(JPEG, PNG, WEBP, AVIF)" in text.json()["detail"]
+        assert [item["status"] for item in batch(without, heic, GLASS).json()["answers"]] == [415, 200]
+        assert "Traceback" not in server.said()
+        for asked, has_it in ((client, True), (without, False)):
+            said = asked.get("/openapi.json").text + asked.get("/").text.partition("<script>")[0]
+            assert ("HEIC" in said, "image/heic" in said, "image/avif" in said) == (has_it, has_it, True)
+            assert not re.search("hei[cf]", said, re.IGNORECASE) or has_it
+    assert predict(client, heic).status_code == 200
 
 
 # Bodies that are too large

@@ -372,10 +372,11 @@ def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
         page.close()
 
 
-def test_the_key_is_asked_for_once(browser, serve):
+@pytest.mark.parametrize("size, scheme", [("phone", "light"), ("desktop", "dark")])
+def test_the_key_is_asked_for_once(browser, serve, size, scheme):
     with serve(TRASHSORTING_API_KEY="correct horse") as server:
-        context = browser.new_context(viewport=SIZES["phone"])
-        visit = Visit(context.new_page(), "phone-light")
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        visit = Visit(context.new_page(), f"{size}-{scheme}")
         visit.page.goto(server.url)
         lock, key = visit.page.locator("#lock"), visit.page.get_by_label("This service wants a key")
         expect(lock).to_be_visible()
@@ -389,12 +390,15 @@ def test_the_key_is_asked_for_once(browser, serve):
             key.fill(wrong)
             key.press("Enter")
             expect(lock.get_by_role("alert")).to_contain_text(said)
+            expect(key).to_have_attribute("aria-invalid", "true")
         assert visit.overflow() <= 0
         visit.shoot("key")
         key.fill("correct horse")
         visit.page.get_by_role("button", name="Use this key").click()
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.page.locator("#model")).to_contain_text("held-out pictures")
+        assert visit.page.evaluate("sessionStorage.getItem('key')") == "correct horse"
+        assert visit.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         visit.page.reload()
         expect(visit.page.locator("#model")).to_contain_text("held-out pictures")
         expect(lock).to_be_hidden()
@@ -403,6 +407,9 @@ def test_the_key_is_asked_for_once(browser, serve):
         visit.card().get_by_role("button", name="Show what decided").click()
         expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
         assert not any("correct" in url for url in visit.requested) and "correct horse" not in server.said()
+        later = context.new_page()  # another tab
+        later.goto(server.url)
+        expect(later.locator("#lock")).to_be_visible()
         context.close()
 
 

@@ -9,10 +9,11 @@ __all__ = ['FAULTS', 'MAX_FIELDS', 'MAX_FIELD_BYTES', 'bearer', 'api', 'probes',
            'sent_files', 'load_predictor', 'keep_model', 'is_key', 'check_key', 'loaded_predictor', 'open_queue',
            'open_upload', 'classify', 'count_prediction', 'make_answer', 'server_timing', 'form', 'predict',
            'batch_item', 'predict_batch', 'health', 'ready', 'has_already', 'make_etag', 'model_info', 'Endpoints',
-           'endpoints', 'Explanation', 'explain_picture', 'known_label', 'explain_upload', 'explain', 'inline_hash',
-           'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers', 'create_app']
+           'endpoints', 'Explanation', 'explain_picture', 'known_label', 'explain_upload', 'explain', 'read_page',
+           'inline_hash', 'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers',
+           'create_app']
 
-# %% ../nbs/09_app.ipynb #926f52ad
+# %% ../nbs/09_app.ipynb #c7af0564
 import hashlib
 import hmac
 import re
@@ -43,13 +44,13 @@ from .contract import CODES, NO_MODEL, Answer, BatchAnswer, BatchItem, Fault, He
 from .core import ModelError, Settings, count_cores, read_settings
 from .gate import Job, LimitBody, Queue, Traffic, declared_bytes, drain_on_signals, problem, watch_client
 from trashsorting.image import (
-    FORMATS,
     DamagedImage,
     EmptyImage,
     ImageError,
     NotAnImage,
     TooManyBytes,
     TooManyPixels,
+    accepted,
     crop_box,
     least_side,
     open_rgb,
@@ -127,7 +128,7 @@ def add_fault_handlers(
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer_unexpected)
 
-# %% ../nbs/09_app.ipynb #b19b9b87
+# %% ../nbs/09_app.ipynb #e5ded9ad
 MAX_FIELDS = 8  # Fields in a form that are not files
 MAX_FIELD_BYTES = 4096  # Size of such a field
 
@@ -144,7 +145,7 @@ async def sent_form(
         raise Fault(missing)
     limits = {"max_files": max_files, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
     parser = MultiPartParser(request.headers, request.stream(), **limits)
-    with request.app.state.traffic.hold(declared_bytes(request.scope)) as parser.spool_max_size:
+    with request.app.state.traffic.hold(declared_bytes(request.scope), max_files) as parser.spool_max_size:
         try:
             form = await parser.parse()
         except (MultiPartException, ValueError):
@@ -306,14 +307,14 @@ def server_timing(
     "The same for browsers."
     return ", ".join(f"{name.removesuffix('_ms')};dur={ms:.1f}" for name, ms in timing)
 
-# %% ../nbs/09_app.ipynb #3d1850d3
+# %% ../nbs/09_app.ipynb #06cb37e2
 api = APIRouter(prefix="/api", responses=problems(500))
 probes = APIRouter(prefix="/api", responses=problems(500))
 NeedsModel = Annotated[Predictor, Depends(loaded_predictor)]
 NeedsRoom = Annotated[Queue, Depends(open_queue)]
 TopK = Annotated[int | None, Query(ge=1, le=1000, description="name only the K most probable classes", examples=[3])]
 WithTiming = Annotated[bool, Query(description="say how long it took, in the answer and in the header Server-Timing")]
-FILE = {"type": "string", "format": "binary", "description": f"a photograph, by content: {', '.join(FORMATS)}"}
+FILE = {"type": "string", "format": "binary", "description": f"a photograph, by content: {accepted()}"}
 
 
 def form(
@@ -428,13 +429,13 @@ def make_etag(
     "A tag that changes with the content."
     return f'"{hashlib.sha256(content.encode()).hexdigest()[:24]}"'
 
-# %% ../nbs/09_app.ipynb #fa4f2c2b
+# %% ../nbs/09_app.ipynb #3424964a
 @api.get("/model/info", responses={**problems(503), 304: {"description": "what the client has is still right"}})
 async def model_info(request: Request, response: Response, predictor: NeedsModel) -> ModelInfo:
     "Say which model answers, which classes it knows, and how good it was measured to be."
     card = predictor.card
     etag = make_etag(card.model_dump_json() + __version__)
-    headers = {"etag": etag, "cache-control": "private, max-age=60"}
+    headers = {"etag": etag, "cache-control": "private, max-age=60", "vary": "authorization"}
     if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
@@ -542,8 +543,14 @@ async def explain(
     with watch_client(request.receive) as gone:
         return await queue.result(job, gone)
 
-# %% ../nbs/09_app.ipynb #c569cf77
+# %% ../nbs/09_app.ipynb #5d0dcfc6
 PAGE = Path(str(files("trashsorting"))) / "static" / "index.html"
+
+
+def read_page() -> str:  # HTML
+    "The page, which asks for HEIC only where that is read."
+    html = PAGE.read_text(encoding="utf-8")
+    return html if "HEIC" in accepted() else html.replace(",image/heic,image/heif", "")
 
 
 def inline_hash(
@@ -574,12 +581,12 @@ def page_headers(
         "cache-control": "no-cache",
     }
 
-# %% ../nbs/09_app.ipynb #4498e31e
+# %% ../nbs/09_app.ipynb #044450e3
 def add_page(
     app: FastAPI,
 ) -> None:
     "Serve the page at the top. It is read once, when the application is made."
-    html = PAGE.read_text(encoding="utf-8")
+    html = read_page()
     headers = {**page_headers(html), "etag": make_etag(html)}
     page, same = HTMLResponse(html, headers=headers), Response(status_code=304, headers=headers)
 
@@ -663,7 +670,7 @@ def add_layers(
         Observe, metrics=state.metrics, broken=problem(Fault("unexpected")), draining=lambda: state.traffic.draining
     )
 
-# %% ../nbs/09_app.ipynb #f81b8da2
+# %% ../nbs/09_app.ipynb #7cc0e7e9
 def create_app(
     settings: Settings | None = None,  # Limits and model; None reads the environment
     predictor: Predictor | None = None,  # A loaded model; None loads the one in the settings at the start
@@ -677,6 +684,7 @@ def create_app(
         lifespan=keep_model(predictor),
         docs_url=None,  # `add_docs` serves them, from here
         redoc_url=None,
+        redirect_slashes=False,  # to http://, as far as we know: a photograph and a key would follow
     )
     fill_state(app, settings, predictor)
     add_layers(app)

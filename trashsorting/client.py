@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Photograph', 'FIRST_WAIT', 'LONGEST_WAIT', 'Result', 'Model', 'ClientError', 'Refused', 'Unreachable', 'encode_form',
-           'read_seconds', 'refusal', 'ask_once', 'may_pass', 'with_patience', 'Client']
+           'read_seconds', 'refusal', 'Stay', 'ask_once', 'may_pass', 'with_patience', 'Client']
 
-# %% ../nbs/11_client.ipynb #231729f7
+# %% ../nbs/11_client.ipynb #29c4b219
 import time
 from collections.abc import Callable
 from http.client import HTTPException
@@ -14,13 +14,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+from urllib.parse import urlencode, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from pydantic import BaseModel, ValidationError
 
 from .contract import Answer, BatchAnswer, BatchItem, Health, ModelInfo, Problem
-from .core import TrashsortingError
+from .core import TrashsortingError, is_plain
 
 # %% ../nbs/11_client.ipynb #fb9514b7
 class ClientError(TrashsortingError):
@@ -58,7 +58,7 @@ def encode_form(
     body = b"".join(head + data + b"\r\n" for data in read)
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
-# %% ../nbs/11_client.ipynb #62618cc5
+# %% ../nbs/11_client.ipynb #f65dc5a8
 def read_seconds(
     text: str | None,  # Of the header Retry-After
 ) -> float | None:  # None when it is missing, a date, or nonsense
@@ -67,14 +67,23 @@ def read_seconds(
 
 
 def refusal(
-    answered: HTTPError,  # A status code of 400 or more
+    answered: HTTPError,  # A status code of 300 or more
 ) -> Refused:
     "What a service said when it refused."
     try:
         problem = Problem.model_validate_json(answered.read())
     except (ValidationError, HTTPException, OSError):
-        problem = Problem(code="unknown", detail=f"the service answered {answered.code} {answered.reason}")
+        where = answered.headers.get("location")
+        elsewhere = f", and that it is at {where}" if where else ""
+        problem = Problem(code="unknown", detail=f"the service answered {answered.code} {answered.reason}{elsewhere}")
     return Refused(answered.code, problem, read_seconds(answered.headers.get("retry-after")))
+
+
+class Stay(HTTPRedirectHandler):
+    "Goes to no other address than the one that was meant."
+
+    def redirect_request(self, *_) -> None:
+        "None makes an error of the redirection."
 
 
 def ask_once(
@@ -83,11 +92,11 @@ def ask_once(
 ) -> bytes:  # The answer's body
     "Send one request. Raises `Refused` or `Unreachable`."
     try:
-        with urlopen(request, timeout=timeout) as answered:  # noqa: S310 - `Client` checks the address
+        with build_opener(Stay).open(request, timeout=timeout) as answered:
             return answered.read()
     except HTTPError as error:
         raise refusal(error) from None
-    except (URLError, HTTPException, OSError) as error:
+    except (URLError, HTTPException, OSError, UnicodeError) as error:  # the last for a name that cannot be looked up
         raise Unreachable(f"{request.full_url}: {getattr(error, 'reason', None) or error!r}") from error
 
 # %% ../nbs/11_client.ipynb #a1e5eada
@@ -120,7 +129,7 @@ def with_patience(
             wanted = getattr(error, "retry_after", None)
             sleep(min(FIRST_WAIT * 2**attempt if wanted is None else wanted, LONGEST_WAIT))
 
-# %% ../nbs/11_client.ipynb #8e645150
+# %% ../nbs/11_client.ipynb #fdb9d7b4
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -134,9 +143,11 @@ class Client:
         timeout: float = 60,  # Seconds without a byte after which to give up
         retries: int = 4,  # How often to ask again when the service is busy or away
     ):
-        "Nothing is sent yet. Raises `ValueError` for an address that is not http or https."
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url}: the address of a service begins with http:// or https://")
+        "Nothing is sent yet. Raises `ValueError` for an address that is not http or https, and for a key that cannot be sent."
+        if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname and is_plain(url)):
+            raise ValueError(f"{url}: the address of a service begins with http:// or https:// and names a host, in plain letters")
+        if key and not is_plain(key):
+            raise ValueError("the key has letters that no service's key has: look whether something else came along")
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
 

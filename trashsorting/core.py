@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Origins', 'Key', 'Interval', 'TrashsortingError',
-           'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'Settings', 'read_settings', 'Card',
-           'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'Source', 'Provenance', 'CrossValidation',
-           'ModelCard', 'card_path', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
+           'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'is_plain', 'check_key', 'Settings',
+           'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'Source', 'Provenance',
+           'CrossValidation', 'ModelCard', 'card_path', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota',
+           'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
 import hashlib
@@ -58,7 +59,7 @@ def check_labels(
 
 Labels = Annotated[tuple[str, ...], AfterValidator(check_labels)]
 
-# %% ../nbs/00_core.ipynb #21af8281
+# %% ../nbs/00_core.ipynb #8ffaed02
 SHIPPED_MODEL = Path(str(files("trashsorting"))) / "models" / "trashnet.onnx"
 MAX_BYTES = 10_000_000
 MAX_PIXELS = 50_000_000
@@ -73,9 +74,25 @@ def split_list(
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def is_plain(
+    text: str,
+) -> bool:
+    "Whether a text can stand in a request's head as it is: printable ASCII, without a blank at its ends."
+    return text.isascii() and text.isprintable() and text == text.strip()
+
+
+def check_key(
+    key: SecretStr,
+) -> SecretStr:  # The same
+    "A key that clients can send. Raises `ValueError`."
+    if not is_plain(key.get_secret_value()):
+        raise ValueError("a key is printable ASCII, without a blank or a line's end at its ends")
+    return key
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(split_list)]
-Key = Annotated[SecretStr, Field(min_length=8)]
+Key = Annotated[SecretStr, Field(min_length=8), AfterValidator(check_key)]
 
 # %% ../nbs/00_core.ipynb #a020a059
 class Settings(BaseSettings):

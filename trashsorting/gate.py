@@ -32,7 +32,7 @@ def problem(
     "An answer that says what went wrong."
     return JSONResponse(fault.problem().model_dump(), fault.status, fault.headers())
 
-# %% ../nbs/08b_gate.ipynb #77c61ce6
+# %% ../nbs/08b_gate.ipynb #ae8f13e8
 HOLD = 32_000_000  # Bytes of uploads that a process keeps in memory
 SPOOL = 1_000_000  # Bytes in memory of an upload that goes to disk
 
@@ -49,12 +49,13 @@ class Traffic:
     def hold(
         self,
         size: int,  # Bytes of an upload; 0 when it is not known
-    ) -> Iterator[int]:  # How many bytes of it may be in memory
+        files: int = 1,  # The most that may be in it
+    ) -> Iterator[int]:  # How many bytes of each file may be in memory
         "Have room for an upload."
         fits = 0 < size <= HOLD - self.held
         self.held += size if fits else 0
         try:
-            yield size if fits else SPOOL
+            yield size if fits else SPOOL // files
         finally:
             self.held -= size if fits else 0
 
@@ -189,7 +190,7 @@ class Job:
         self.wanted = False
         self.future.cancel()
 
-# %% ../nbs/08b_gate.ipynb #b5b5674d
+# %% ../nbs/08b_gate.ipynb #17a8a8ec
 class Queue:
     "So many jobs run, so many wait, and one more is refused."
 
@@ -227,8 +228,8 @@ class Queue:
         self.check()
         self.pool = self.pool or ThreadPoolExecutor(self.parallel, "photograph")
         job = Job(work)
+        job.future = self.pool.submit(job)  # raises where the system has no thread left, and then no place is taken
         self.count(1)
-        job.future = self.pool.submit(job)
         job.future.add_done_callback(lambda _: self.count(-1))
         return job
 

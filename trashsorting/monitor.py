@@ -6,13 +6,14 @@
 __all__ = ['log', 'REQUEST_ID', 'SECONDS', 'SHARES', 'PREFIX', 'GONE', 'JsonLines', 'log_settings', 'request_id', 'of_all',
            'Metrics', 'show_model', 'route_name', 'forget_the_dead', 'metrics_page', 'Observe']
 
-# %% ../nbs/08_monitor.ipynb #be7e1e8f
+# %% ../nbs/08_monitor.ipynb #15178f65
 import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -117,7 +118,7 @@ def route_name(
     "The template of a request's route."
     return getattr(scope.get("route"), "path", "other")
 
-# %% ../nbs/08_monitor.ipynb #114747f1
+# %% ../nbs/08_monitor.ipynb #e602d5fb
 def forget_the_dead(
     folder: Path,  # Where the workers count
 ) -> None:
@@ -125,8 +126,9 @@ def forget_the_dead(
     for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
         try:
             os.kill(pid, 0)  # asks whether it lives; no signal is sent
-        except ProcessLookupError:
-            mark_process_dead(pid, str(folder))
+        except OSError:  # it does not, or another user's process has its number now
+            with suppress(FileNotFoundError):  # another worker was asked, too, and was quicker
+                mark_process_dead(pid, str(folder))
 
 
 def metrics_page(

@@ -7,7 +7,7 @@ __all__ = ['MAX_HEAD', 'COURTESY', 'PATIENCE', 'MANY', 'KEEP_ALIVE', 'HUNG', 'la
            'listen', 'address', 'announce', 'share_cores', 'courtesy', 'Door', 'SharedLoop', 'shared_counts',
            'configure', 'run']
 
-# %% ../nbs/09a_server.ipynb #7d85b360
+# %% ../nbs/09a_server.ipynb #e445f1a5
 import asyncio
 import json
 import os
@@ -22,7 +22,7 @@ from functools import partial
 from http import HTTPStatus
 from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import click
 import uvicorn
@@ -52,7 +52,7 @@ def last_words(
     head += [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*head, b"", answer.body])
 
-# %% ../nbs/09a_server.ipynb #76f0001f
+# %% ../nbs/09a_server.ipynb #3de68675
 class TimedConnection(HttpToolsProtocol):
     "A client's connection with a clock."
 
@@ -60,12 +60,13 @@ class TimedConnection(HttpToolsProtocol):
         self,
         *uvicorns,
         most: int,  # Open connections of this process
-        seconds: float,  # For a request's head, and for a body that is thrown away
+        seconds: float,  # For a request's head, for a body that is thrown away, and to take some of an answer
         **uvicorn,
     ):
         super().__init__(*uvicorns, **uvicorn)
         self.most, self.seconds = most, seconds
         self.clock: asyncio.TimerHandle | None = None
+        self.untaken: asyncio.TimerHandle | None = None
         self.in_head, self.useless = False, 0
 
     def wind(self) -> None:
@@ -79,13 +80,18 @@ class TimedConnection(HttpToolsProtocol):
             self.clock.cancel()
         self.clock = None
 
+    def took(self) -> None:
+        "Stop the clock of an answer."
+        if self.untaken:
+            self.untaken.cancel()
+
     def give_up(self, fault: Fault) -> None:
         "Close, with an answer if a request has begun that nobody else will answer."
         if self.in_head:
             self.transport.write(last_words(fault))
         self.transport.close()
 
-# %% ../nbs/09a_server.ipynb #c1dfa81d
+# %% ../nbs/09a_server.ipynb #3344b7ec
 class Connection(TimedConnection):
     "A client's connection that says what it wants in time, and not at any length."
 
@@ -104,6 +110,8 @@ class Connection(TimedConnection):
         super().data_received(data)
         if self.useless > MAX_HEAD and not self.transport.is_closing():
             self.give_up(Fault("large-head"))
+        elif self.cycle and self.cycle.response_complete and not self.clock:  # a rest has ended, and no request begun
+            self.wind()
 
     def on_message_begin(self) -> None:
         "The first letter of a request."
@@ -133,9 +141,20 @@ class Connection(TimedConnection):
         if self.cycle.more_body:
             self.wind()
 
+    def pause_writing(self) -> None:
+        "The client does not take what it is sent."
+        super().pause_writing()
+        self.untaken = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        "It does again."
+        super().resume_writing()
+        self.took()
+
     def connection_lost(self, error: Exception | None) -> None:
         "The end."
         self.stop()
+        self.took()
         super().connection_lost(error)
 
 # %% ../nbs/09a_server.ipynb #b28ecb13
@@ -159,14 +178,15 @@ def address(
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 
-# %% ../nbs/09a_server.ipynb #ddc3d5a0
+# %% ../nbs/09a_server.ipynb #947641ca
 def announce(
     url: str,  # Of the service
 ) -> None:
     "Wait until the service is ready, then print the line that says so; or say on standard error that it never will be."
+    straight = build_opener(ProxyHandler({}))
     while True:
         try:
-            with urlopen(f"{url}/api/ready", timeout=60):  # noqa: S310 - our own address
+            with straight.open(f"{url}/api/ready", timeout=60):
                 return click.echo(f"trashsorting: ready at {url}")
         except HTTPError as refused:
             why = json.load(refused)["detail"]
