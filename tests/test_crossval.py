@@ -60,7 +60,7 @@ def test_what_was_decided_reaches_the_card(crossval):
     assert card.cross_validation.accuracy_by_fold == pytest.approx(by_fold)
     assert card.cross_validation.accuracy_deviation == pytest.approx(np.std(by_fold, ddof=1))
     fitted = fit_temperature(found.logits, found.targets)
-    assert 0.3 < card.temperature / fitted < 1.01 and f"{fitted:.3f} there" in card.decision_note
+    assert 0.3 < card.temperature / fitted < 1.01 and f"{fitted:.3f}, is taken times" in card.decision_note
     assert card.evaluation.unsure_below == card.unsure_below and "90.0%" in card.decision_note
     trained_on = {entry.file for entry in load_run(folder / "mean").manifest.part("train").entries}
     assert trained_on == set(found.files)

@@ -114,7 +114,7 @@ def conclude(
     )
     return decided | {"cross_validation": summary.model_dump()}
 
-# %% ../nbs/07b_crossval.ipynb #aad8d66d
+# %% ../nbs/07b_crossval.ipynb #ab085210
 def softness(
     run: Run,  # A mean
     folds: Sequence[Run],
@@ -134,17 +134,20 @@ def take_over(
     folder: Path,  # Of a run: the mean of the folds, or a mixture with the same classes
     crossval: Path,  # A finished cross-validation
 ) -> None:
-    "Write into a run what a cross-validation decided. Raises `ModelError` if one of the two cannot be read."
+    "Write into a run what a cross-validation decided; its figures are those of its own mean. Raises `ModelError`."
     if not (crossval / "decided.json").is_file():
         raise ModelError(f"{crossval / 'decided.json'}: no such file; is {crossval} the folder of a finished cross-validation?")
     decided = json.loads((crossval / "decided.json").read_text())
     run, entries = load_run(folder), load_run(crossval / "fold0").manifest.entries[::5]
     folds = [load_run(crossval / f"fold{at}") for at in range(len(decided["cross_validation"]["accuracy_by_fold"]))]
     share = softness(run, folds, [run.manifest.root / entry.file for entry in entries])
-    note = f"{decided['decision_note']}; the temperature, {decided['temperature']:.3f} there, times {share:.3f}, the share that"
-    note += f" the spread of this network's logits is of theirs, on {len(entries)} training photographs without their classes"
-    told = run.info | {"decided": decided | {"temperature": decided["temperature"] * share, "decision_note": note}}
-    (folder / "run.json").write_text(json.dumps(told, indent=2) + "\n")
+    note = f"{decided['decision_note']}; by the networks of a cross-validation, whose temperature, {decided['temperature']:.3f}, is"
+    note += f" taken times {share:.3f}: the share that the spread of this network's logits is of theirs, on {len(entries)}"
+    note += " training photographs without their classes"
+    told = {"temperature": decided["temperature"] * share, "unsure_below": decided["unsure_below"], "decision_note": note}
+    if folder.resolve() == (crossval / "mean").resolve():
+        told["cross_validation"] = decided["cross_validation"]
+    (folder / "run.json").write_text(json.dumps(run.info | {"decided": told}, indent=2) + "\n")
 
 
 def mean_of_folds(
