@@ -31,7 +31,7 @@ def sample(tmp_path_factory) -> Path:
 def test_help_teaches_every_command():
     top = call("--help")
     assert top.returncode == 0
-    for name in ("predict", "evaluate", "train", "export", "data", "serve"):
+    for name in ("predict", "evaluate", "train", "export", "quantize", "data", "serve"):
         assert name in top.stdout.decode()
         one = call(name, "--help")
         assert one.returncode == 0 and b"Usage: trashsorting" in one.stdout
@@ -46,6 +46,7 @@ def test_help_teaches_every_command():
         (["evaluate", "nowhere"], "nowhere: no such folder"),
         (["evaluate", "{sample}", "--split", "{sample}/dev.csv"], "unknown split 'dev'"),
         (["export", "nowhere"], "run.json: no such file"),
+        (["quantize", "nowhere.onnx", "--data", "sample", "--out", "{empty}/x.onnx"], "'nowhere.onnx' does not exist"),
         (["train", "--data", "nowhere", "--out", "{empty}/run"], "nowhere: no such folder or zip"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),

@@ -7,10 +7,10 @@ __all__ = ['FILE', 'FOLDER', 'model_option', 'KEEP_MEMORY', 'SPLIT_OPTION', 'HAS
            'SERVICE_NAME', 'IMAGE', 'SERVICE_ACCOUNT', 'cli', 'logged', 'find_pictures', 'answer', 'answer_line',
            'predict', 'find_seen', 'seen_line', 'predictions_csv', 'evaluate_folder', 'evaluate', 'need', 'stress',
            'training_notebook', 'read_value', 'read_parameters', 'notebook_of', 'run_notebook', 'find_places',
-           'check_out', 'make_folder', 'train', 'sweep', 'divide', 'crossval', 'mix', 'export', 'data', 'say_left_out',
-           'sample', 'manifest', 'compose', 'import_', 'push', 'pull', 'look_at', 'check_lines', 'check', 'report',
-           'serve_help', 'serve', 'job', 'plan_training', 'job_train', 'job_list', 'job_logs', 'job_cancel',
-           'job_deploy', 'job_promote', 'job_rollback', 'main']
+           'check_out', 'make_folder', 'train', 'sweep', 'divide', 'crossval', 'mix', 'export', 'quantize', 'data',
+           'say_left_out', 'sample', 'manifest', 'compose', 'import_', 'push', 'pull', 'look_at', 'check_lines',
+           'check', 'report', 'serve_help', 'serve', 'job', 'plan_training', 'job_train', 'job_list', 'job_logs',
+           'job_cancel', 'job_deploy', 'job_promote', 'job_rollback', 'main']
 
 # %% ../nbs/12_cli.ipynb #ccec6ca9
 import functools
@@ -653,6 +653,38 @@ def export(run: Path, shipped: bool) -> None:
     click.echo(f"{table(Predictor(file).card.evaluation)}\n{file}")
     if shipped:
         ship(file)
+        click.echo(f"shipped as {SHIPPED_MODEL}")
+
+# %% ../nbs/12_cli.ipynb #7b04734d
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option("--data", required=True, metavar="DIR", help="The photographs that MODEL was made from; as for train.")
+@click.option("--split", type=FILE, help="The split that it was made with: CSV with the columns file,label,split.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The INT8 file; its card goes beside it.")
+@click.option("--fold", "folds", type=FILE, multiple=True, metavar="FILE", help="INT8 file of a cross-validation; repeated, the comparison is over all of theirs.")
+@click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package, if it loses little and is faster.")
+@logged
+def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple[Path, ...], shipped: bool) -> None:
+    """Make the INT8 file of an exported model, and compare the two.
+
+    MODEL is an ONNX file with its card beside it. Its ranges are taken from photographs of the training part; both files
+    then judge the photographs that were held out, and answer in turns. What is found is in the card.
+    """
+    need("fastai", "Quantizing", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
+    from trashsorting.core import read_card
+    from trashsorting.dataset import load_manifest
+    from trashsorting.export import ship
+    from trashsorting.log import step
+    from trashsorting.quantize import check_worth, comparison_text, export_int8
+
+    seed = read_card(model).provenance.seed
+    with TemporaryDirectory() as folder, step("quantizing"):
+        card = export_int8(model, load_manifest(data, Path(folder) / "data", split, seed), out, folds, progress=True)
+    click.echo(f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB")
+    if shipped:
+        check_worth(card)
+        ship(out)
         click.echo(f"shipped as {SHIPPED_MODEL}")
 
 # %% ../nbs/12_cli.ipynb #1d267725

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Origins', 'Key', 'Interval', 'TrashsortingError',
            'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'is_plain', 'check_key', 'Settings',
-           'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'Source', 'Provenance',
-           'CrossValidation', 'ModelCard', 'card_path', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota',
-           'count_cores']
+           'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'PairedComparison',
+           'Speedup', 'Quantization', 'Source', 'Provenance', 'CrossValidation', 'ModelCard', 'card_path',
+           'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
 import hashlib
@@ -202,6 +202,37 @@ class Evaluation(Card):
     unseen_accuracy: float | None = Field(None, description="forced top-1 over the n - n_seen others, 0..1")
     unseen_accuracy_interval: Interval | None = Field(None, description="95 % Wilson score interval of that")
 
+# %% ../nbs/00_core.ipynb #f3de5931
+class PairedComparison(Card):
+    "Two models on the same photographs: what the second changes."
+
+    n: int = Field(gt=0, description="photographs")
+    right_before: int = Field(ge=0, description="by the first model")
+    lost: int = Field(ge=0, description="right by the first model, wrong by the second")
+    won: int = Field(ge=0, description="wrong by the first model, right by the second")
+    changed: int = Field(ge=0, description="given another class, right or wrong")
+    difference: float = Field(description="share right, second less first, -1..1")
+    interval: Interval = Field(description="95 % interval of the difference, Newcombe's for paired shares")
+
+
+class Speedup(Card):
+    "Two models timed in turns in one process: how much sooner the second answers."
+
+    threads: int = Field(gt=0, description="of one inference")
+    rounds: int = Field(gt=0, description="in each, either model answered once")
+    ratio: float = Field(description="median over the rounds: time of the first by time of the second")
+    interval: Interval = Field(description="95 % interval of that median, by order statistics")
+
+
+class Quantization(Card):
+    "An INT8 file and the float file that it was made of."
+
+    made_of: str = Field(description="SHA-256 of the float file")
+    n_calibration: int = Field(gt=0, description="photographs of the training part that the ranges were taken from")
+    compared_on: str = Field(description="which photographs the comparison is on")
+    comparison: PairedComparison = Field(description="float first, INT8 second")
+    speedups: tuple[Speedup, ...] = Field(description="float first, INT8 second, by number of threads")
+
 # %% ../nbs/00_core.ipynb #b6f9348c
 class Source(Card):
     "One of the places that a data set's photographs came from."
@@ -262,6 +293,7 @@ class ModelCard(Card):
     evaluation: Evaluation = Field(description="the exported file, scored on the photographs held out")
     evaluation_note: str = Field(description="what the held-out photographs were used for besides measuring")
     provenance: Provenance
+    quantization: Quantization | None = Field(None, description="of an INT8 file: how it compares with its float file")
     fingerprints: str = Field(
         "", repr=False, description="of the photographs trained on: base64 of 16 bytes each, sorted; empty: not known"
     )
