@@ -35,7 +35,7 @@ ELSEWHERE = {
     "trashsorting crossval": "test_crossval.py::",
     "docker build": "test_image.py::test_it_is_small",
     "docker run": "test_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
-    "HEIC=0 tools/push_image api REGISTRY": "test_http.py::test_a_service_without_heic_says_so_and_promises_nothing",  # what the image is then like
+    "HEIC=0 tools/push_image api REGISTRY": "test_http.py::test_a_service_without_heic_says_so_and_promises_nothing",
     "trashsorting data pull": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data push": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data import photos": "test_dvc.py::test_the_tracked_data_is_made_again_from_the_photographs",
