@@ -140,7 +140,7 @@ readme: setup ## README.md from nbs/index.ipynb, by the pinned pandoc, so that i
 
 docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
 	@rm -rf _proc
-	$(docs_path) nbdev_docs
+	$(docs_path) PYTHONWARNINGS=ignore nbdev_docs
 	$(BIN)/python tools/website.py llms
 	$(BIN)/python tools/website.py check
 

@@ -1,6 +1,7 @@
 """What the website promises that can be told without rendering it; `make docs` checks the rest."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -33,6 +34,16 @@ def test_llms_lists_every_page_and_every_public_name():
     for path in website.modules().values():
         for name in website.public_names(path):
             assert f"`{path.stem}.{name}`: " in text
+
+
+def test_no_page_loses_its_opening(tmp_path, monkeypatch):
+    assert website.dropped_openings() == []
+    source = ["# core\n", "\n", "> What all agree on.\n", "\n", "And why."]
+    (tmp_path / "00_core.ipynb").write_text(json.dumps({"cells": [{"source": source}]}))
+    monkeypatch.setattr(website, "NBS", tmp_path)
+    assert website.dropped_openings() == [
+        "nbs/00_core.ipynb: the first cell holds more than title and one line: the page leaves it out"
+    ]
 
 
 def test_the_logo_is_drawn_by_its_tool_and_is_the_page_s_icon():

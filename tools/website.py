@@ -1,7 +1,8 @@
 """Finishes the website: `tools/website.py llms` writes `llms.txt`, `tools/website.py check` exits 1 on a fault.
 
-Faults are a link or an anchor that leads nowhere, a page that the sidebar does not name, a public name without a
-docstring, and a name of a module's `__all__` that neither its page nor the reference shows.
+Faults are a link or an anchor that leads nowhere, a page that the sidebar does not name, an opening that nbdev would
+leave out, a public name without a docstring, and a name of a module's `__all__` that neither its page nor the reference
+shows.
 """
 
 import ast
@@ -50,6 +51,17 @@ def title(source: str) -> tuple[str, str]:
     head = re.search(r"^# (.+)$", text, re.MULTILINE)
     quote = re.search(r"^> (.+)$", text, re.MULTILINE)
     return (head[1] if head else source, quote[1] if quote else "")
+
+
+def dropped_openings() -> list[str]:
+    "Notebooks whose first cell holds more than title, one quoted line and options: nbdev leaves the rest out."
+    found = []
+    for path in sorted(NBS.glob("*.ipynb")):
+        lines = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()
+        more = [line for line in lines if line and not re.match(r"# |> |- [\w-]+: ", line)]
+        if more or sum(line.startswith("> ") for line in lines) > 1:
+            found.append(f"nbs/{path.name}: the first cell holds more than title and one line: the page leaves it out")
+    return found
 
 
 # What a module says of itself
@@ -175,7 +187,7 @@ def check() -> int:
         print("website: there is no _docs: run this through `make docs`", file=sys.stderr)
         return 2
     site = pages()
-    faults = broken_links(site) + orphans(site) + missing_docstrings() + unshown(site)
+    faults = broken_links(site) + orphans(site) + dropped_openings() + missing_docstrings() + unshown(site)
     print(*(f"website: {fault}" for fault in faults), sep="\n", end="\n" if faults else "", file=sys.stderr)
     names = sum(len(public_names(path)) for path in modules().values())
     links = sum(len(page.links) for page in site.values())
