@@ -16,15 +16,15 @@ __all__ = ['FAULTS', 'MAX_FIELDS', 'MAX_FIELD_BYTES', 'bearer', 'api', 'probes',
 # %% ../nbs/09_app.ipynb #c7af0564
 import hashlib
 import hmac
-import re
 import time
+from asyncio import Future
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -78,9 +78,9 @@ def image_fault(
 # %% ../nbs/09_app.ipynb #4a9b464c
 def problems(
     *statuses: int,  # The status codes that a route can answer besides 200
-) -> dict[int, dict]:  # What FastAPI takes as `responses`
+) -> dict[int | str, dict[str, Any]]:  # What FastAPI takes as `responses`
     "Document a route's faults, each with its model, its codes and an example."
-    documented = {}
+    documented: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         codes = [code for code in CODES if CODES[code][0] == status]
         example = Fault(codes[0]).problem().model_dump()
@@ -122,11 +122,15 @@ def add_fault_handlers(
     app: FastAPI,  # Any application
 ) -> None:
     "Answer every fault with a `Problem`."
-    app.add_exception_handler(Fault, answer_fault)
-    app.add_exception_handler(ImageError, answer_image_error)
-    app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(Exception, answer_unexpected)
+    handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+        Fault: answer_fault,
+        ImageError: answer_image_error,
+        RequestValidationError: answer_invalid,
+        HTTPException: answer_http,
+        Exception: answer_unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
 
 # %% ../nbs/09_app.ipynb #e5ded9ad
 MAX_FIELDS = 8  # Fields in a form that are not files
@@ -274,7 +278,7 @@ def classify(
     decoded = time.perf_counter()
     job.still_wanted()
     prediction = predictor.predict_image(picture)
-    spent = (job.began - job.arrived, decoded - start, time.perf_counter() - decoded)
+    spent = ((job.began or start) - job.arrived, decoded - start, time.perf_counter() - decoded)
     return prediction, Timing(**{name: 1000 * seconds for name, seconds in zip(Timing.model_fields, spent, strict=True)})
 
 
@@ -354,8 +358,8 @@ async def predict(
 # %% ../nbs/09_app.ipynb #1cf6569f
 async def batch_item(
     queue: Queue,
-    job: Job,  # From `submit`
-    gone: object,  # From `watch_client`
+    job: Job[tuple[Prediction, Timing]],  # From `submit`
+    gone: Future,  # From `watch_client`
     metrics: Metrics,
     told: Callable[[Prediction, Timing], Answer],  # What the client asked to know
 ) -> BatchItem:
@@ -430,8 +434,12 @@ def make_etag(
     return f'"{hashlib.sha256(content.encode()).hexdigest()[:24]}"'
 
 # %% ../nbs/09_app.ipynb #3424964a
-@api.get("/model/info", responses={**problems(503), 304: {"description": "what the client has is still right"}})
-async def model_info(request: Request, response: Response, predictor: NeedsModel) -> ModelInfo:
+@api.get(
+    "/model/info",
+    response_model=ModelInfo,
+    responses={**problems(503), 304: {"description": "what the client has is still right"}},
+)
+async def model_info(request: Request, response: Response, predictor: NeedsModel) -> ModelInfo | Response:
     "Say which model answers, which classes it knows, and how good it was measured to be."
     card = predictor.card
     etag = make_etag(card.model_dump_json() + __version__)
@@ -558,7 +566,7 @@ def inline_hash(
     tag: str,  # script or style
 ) -> str:  # A source for a content security policy
     "Allow the page's own script or style."
-    content = re.search(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)[1]
+    content = html.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
     return f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
@@ -614,7 +622,7 @@ def add_docs(
         swagger_favicon_url="docs/favicon-32x32.png",
         swagger_ui_parameters={"validatorUrl": None, "displayRequestDuration": True},
     )
-    page.headers["content-security-policy"] = DOCS_POLICY.format(script=inline_hash(page.body.decode(), "script"))
+    page.headers["content-security-policy"] = DOCS_POLICY.format(script=inline_hash(bytes(page.body).decode(), "script"))
     page.headers["x-content-type-options"] = "nosniff"
 
     @app.get("/docs", include_in_schema=False)

@@ -120,14 +120,15 @@ def with_patience(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
     "Ask until there is an answer. Raises the last `ClientError`."
-    for attempt in range(retries + 1):
+    for attempt in range(retries):
         try:
             return ask()
         except ClientError as error:
-            if attempt == retries or not may_pass(error):
+            if not may_pass(error):
                 raise
             wanted = getattr(error, "retry_after", None)
             sleep(min(FIRST_WAIT * 2**attempt if wanted is None else wanted, LONGEST_WAIT))
+    return ask()
 
 # %% ../nbs/11_client.ipynb #fdb9d7b4
 Model = TypeVar("Model", bound=BaseModel)

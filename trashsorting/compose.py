@@ -317,7 +317,7 @@ def draw_placement(
     rows, columns = np.nonzero(mask)
     centre = ((columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2)
     target = side * rng.uniform(0.35, 1.15)
-    scale = target / max(np.ptp(columns), np.ptp(rows), 1)
+    scale = target / max(int(np.ptp(columns)), int(np.ptp(rows)), 1)
     turn = cv2.getRotationMatrix2D(centre, rng.uniform(0, 360), scale)
     turn[:, 2] -= centre
     squeeze = np.diag([np.exp(rng.uniform(-0.3, 0.3)) * rng.choice([-1, 1]), 1])
@@ -360,7 +360,8 @@ def darken(
         own = cv2.GaussianBlur(np.clip(ratio, 0.3, 1), (0, 0), 1.5)
         ground = ground * (1 - reach * (1 - own))[..., None]
     if rng.random() < 0.4:
-        shift = np.float32([[1, 0, rng.uniform(-0.06, 0.06) * side], [0, 1, rng.uniform(-0.06, 0.06) * side]])
+        across, down = rng.uniform(-0.06, 0.06, 2) * side
+        shift = np.array([[1, 0, across], [0, 1, down]], np.float32)
         drawn = cv2.GaussianBlur(cv2.warpAffine(alpha, shift, (side, side)), (0, 0), rng.uniform(2, 0.06 * side))
         ground = ground * (1 - rng.uniform(0.2, 0.7) * drawn)[..., None]
     return ground

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from click import progressbar
 from PIL import Image, ImageDraw
@@ -115,8 +116,8 @@ def draw_picture(
     side = int(min(size) * rng.uniform(0.75, 1.0))
     piece = sheet.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC).resize((side, side))
     board = Image.new("RGB", size, tuple(rng.randint(205, 235) for _ in range(3)))
-    at = [rng.randint(0, length - side) for length in size]
-    board.paste(piece, tuple(at), piece)
+    left, upper = (rng.randint(0, length - side) for length in size)
+    board.paste(piece, (left, upper), piece)
     return board
 
 # %% ../nbs/02_dataset.ipynb #ab54cdfc
@@ -218,8 +219,9 @@ def manifest_from_csv(
     "Read a manifest back. Raises `DataError` for other columns or sizes that are no numbers."
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            rows = [{**row, "width": int(row["width"]), "height": int(row["height"])} for row in csv.DictReader(stream)]
-        return Manifest(Path(root), tuple(Entry(**row) for row in rows))
+            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+        typed = [row | {"width": int(row["width"]), "height": int(row["height"])} for row in rows]
+        return Manifest(Path(root), tuple(Entry(**row) for row in typed))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a manifest with the columns {','.join(FIELDS[:-1])}: {error}") from None
 
@@ -244,7 +246,7 @@ def inspect(
         picture = decode(data)
         to_rgb(picture)
     except (ImageError, OSError) as error:
-        return LeftOut(file, error.strerror if isinstance(error, OSError) else str(error))
+        return LeftOut(file, getattr(error, "strerror", None) or str(error))
     if (format := recognise(data)) != SUFFIXES[path.suffix.lower()]:
         return LeftOut(file, f"the content is {format}, but the suffix says '{path.suffix}'")
     return Entry(file, path.parent.relative_to(root).parts[0], "", hashlib.sha256(data).hexdigest(), *picture.size)
@@ -275,7 +277,7 @@ def class_folders(
     names = tuple(path.name for path in folders)
     if not names:
         raise DataError(f"{root}: no sub-folders; a data set has one sub-folder per class")
-    if unknown := [name for name in names if labels and name not in labels]:
+    if labels and (unknown := [name for name in names if name not in labels]):
         raise DataError(f"{root}: the model knows no class '{unknown[0]}'; it knows {', '.join(labels)}")
     try:
         return folders if labels else [root / name for name in check_labels(names)]
@@ -355,7 +357,7 @@ def split_by_hash(
 ) -> Manifest:  # Every entry in "train" or "val"
     "Divide every class by a hash of the file names. Raises `DataError` if a class has nothing to divide."
     place = places(manifest, groups, seed)
-    held_out = set()
+    held_out: set[str] = set()
     for label in manifest.labels:
         line = [files for files, (of_class, _) in place.items() if of_class == label]  # in the line's order
         if len(line) < 2:
@@ -565,15 +567,17 @@ def read_source(
         opened = place
     inside = {path.name for path in opened.iterdir() if path.is_dir()} if opened.is_dir() else set()
     folders = [opened / name for name in sorted(inside)] if inside and inside <= PART_NAMES else [opened]
-    entries, left_out = [], []
+    entries: list[Entry] = []
+    left_out: list[LeftOut] = []
     for manifest in (read_folder(folder, progress=progress) for folder in folders):
         before = manifest.root.relative_to(into).as_posix()
         left_out += [replace(item, file=f"{before}/{item.file}") for item in manifest.left_out]
         for entry in manifest.entries:
-            named = replace(entry, file=f"{before}/{entry.file}", source=source.name)
-            label = source.classes.get(entry.label, entry.label)
-            reason = f"source '{source.name}' leaves out its class '{entry.label}'"
-            (entries if label else left_out).append(replace(named, label=label) if label else LeftOut(named.file, reason))
+            file, label = f"{before}/{entry.file}", source.classes.get(entry.label, entry.label)
+            if label:
+                entries.append(replace(entry, file=file, label=label, source=source.name))
+            else:
+                left_out.append(LeftOut(file, f"source '{source.name}' leaves out its class '{entry.label}'"))
     return Manifest(into, tuple(entries), tuple(left_out), (source,))
 
 # %% ../nbs/02_dataset.ipynb #7443a726

@@ -149,7 +149,8 @@ def calibration_bins(
     "Sort photographs into bins by the probability of the class that was named."
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     bins = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
-    return tuple(np.bincount(bins, weights, n_bins) for weights in (np.ones(len(targets)), confidence, right))
+    n, said, hits = (np.bincount(bins, weights, n_bins) for weights in (np.ones(len(targets)), confidence, right))
+    return n, said, hits
 
 
 def expected_calibration_error(
@@ -281,7 +282,7 @@ def sure_lines(
         lines.append(f"calibration error {evaluation.ece:.4f} (ECE, {N_BINS} bins), NLL {evaluation.nll:.4f}, AURC {evaluation.aurc:.4f}")
     if evaluation.unsure_below is not None:
         right = "nothing to be right about"
-        if evaluation.answered_accuracy is not None:
+        if evaluation.answered_interval is not None:
             low, high = evaluation.answered_interval
             right = f"{evaluation.answered_accuracy:.4f} of them right  (95 % interval {low:.4f} - {high:.4f}, Wilson)"
         lines.append(f"answered {evaluation.coverage:.4f} (unsure below {evaluation.unsure_below:.3f}): {right}")

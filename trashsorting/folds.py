@@ -121,7 +121,7 @@ def mean_and_deviation(
         raise DataError(f"a deviation needs two folds or more, got {len(evaluations)}")
     rows = [fold_figures(evaluation) for evaluation in evaluations]
     whole = [name for name in rows[0] if all(row[name] is not None for row in rows)]
-    columns = {name: [row[name] for row in rows] for name in whole}
+    columns = {name: np.array([row[name] for row in rows], float) for name in whole}
     return {name: (float(np.mean(column)), float(np.std(column, ddof=1))) for name, column in columns.items()}
 
 

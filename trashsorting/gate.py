@@ -13,10 +13,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -163,16 +163,17 @@ def gathered(
 Result = TypeVar("Result")
 
 
-class Job:
+class Job(Generic[Result]):
     "One piece of work. It is called on a thread."
 
     def __init__(
         self,
-        work: Callable[["Job"], Result],  # What to do; asks `still_wanted` between its steps
+        work: Callable[["Job[Result]"], Result],  # What to do; asks `still_wanted` between its steps
     ):
         self.work, self.arrived = work, time.perf_counter()
         self.began: float | None = None
-        self.wanted, self.future = True, None
+        self.wanted = True
+        self.future: Future[Result]  # since a `Queue` has it
 
     def __call__(self) -> Result:
         "Do the work."
@@ -204,7 +205,8 @@ class Queue:
     ):
         self.parallel, self.places, self.watch = parallel, parallel + waiting, watch
         self.queue_seconds, self.work_seconds = queue_seconds, work_seconds
-        self.taken, self.lock, self.pool = 0, threading.Lock(), None
+        self.taken, self.lock = 0, threading.Lock()
+        self.pool: ThreadPoolExecutor | None = None
 
     def check(self, jobs: int = 1) -> None:
         "Raise `Fault` when there are not so many places left."
@@ -223,7 +225,7 @@ class Queue:
             self.pool.shutdown(wait=False, cancel_futures=True)
         self.pool = None
 
-    def submit(self, work: Callable[[Job], Result]) -> Job:
+    def submit(self, work: Callable[[Job[Result]], Result]) -> Job[Result]:
         "Line up. Raises `Fault` when the queue is full. Hand the job to `result`, or `drop` it."
         self.check()
         self.pool = self.pool or ThreadPoolExecutor(self.parallel, "photograph")
@@ -233,7 +235,7 @@ class Queue:
         job.future.add_done_callback(lambda _: self.count(-1))
         return job
 
-    async def result(self, job: Job, gone: asyncio.Future) -> Result:
+    async def result(self, job: Job[Result], gone: asyncio.Future) -> Result:
         "Wait for a job. Raises `Fault` when it takes too long, `ClientDisconnect` when `gone` is done first."
         done = asyncio.wrap_future(job.future)
         try:
@@ -248,11 +250,11 @@ class Queue:
 
     def patience(self, job: Job) -> float:
         "How long to wait before looking again, seconds. Raises `Fault` when a job's time is over."
-        waits = job.began is None
-        left = job.arrived + self.queue_seconds if waits else job.began + self.work_seconds
-        left -= time.perf_counter()
+        began = job.began
+        end = job.arrived + self.queue_seconds if began is None else began + self.work_seconds
+        left = end - time.perf_counter()
         if left <= 0:
-            raise Fault("queue-slow" if waits else "too-slow")
+            raise Fault("queue-slow" if began is None else "too-slow")
         return min(left, 1)
 
 # %% ../nbs/08b_gate.ipynb #c2c9aca2
@@ -293,9 +295,10 @@ def drain_on_signals(
     seconds: float,  # For what runs to finish
 ) -> Iterator[None]:
     "Stand in front of a server's handlers of SIGTERM and SIGINT; a second SIGINT goes through at once."
-    servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    found = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    servers = {number: handler for number, handler in found.items() if callable(handler)}
     main = threading.current_thread() is threading.main_thread()
-    if not main or not callable(servers[signal.SIGTERM]):  # a test or a notebook, which has no server to stop
+    if not main or signal.SIGTERM not in servers:  # a test or a notebook, which has no server to stop
         yield
         return
     loop, ending = asyncio.get_running_loop(), set()

@@ -22,7 +22,8 @@ def given_names(
     "The parameters that papermill put into a notebook; empty where there is no papermill."
     injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
     nodes = ast.parse(injected[-1]).body if injected else []
-    return {target.id for node in nodes if isinstance(node, ast.Assign) for target in node.targets}
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 # %% ../nbs/03b_headless.ipynb #51529130
 PLACES = ("data", "split", "composites", "start", "out")

@@ -199,8 +199,8 @@ def crop_box(
 ) -> tuple[float, float, float, float]:  # Left, upper, right, lower, pixels
     "The part of a photograph that the network sees."
     width, height = size
-    kept = (min(size),) * 2 if preprocessing.crop_mode == "center" else size
-    kept = [side * preprocessing.crop_pct for side in kept]
+    whole = (min(size), min(size)) if preprocessing.crop_mode == "center" else size
+    kept = [side * preprocessing.crop_pct for side in whole]
     left, upper = (width - kept[0]) / 2, (height - kept[1]) / 2
     return left, upper, left + kept[0], upper + kept[1]
 
@@ -221,7 +221,7 @@ def to_input(
 ) -> np.ndarray:  # float32, (3, input_size, input_size), channels R, G, B
     "The network's input array: resized, scaled to 0..1, mean subtracted, divided by std."
     pixels = np.asarray(resize(picture, preprocessing)).transpose(2, 0, 1).astype(np.float32, order="C") / 255
-    mean, std = (np.float32(values).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (pixels - mean) / std
 
 # %% ../nbs/01_image.ipynb #3054ca18

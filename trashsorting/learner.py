@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import numpy as np
 import timm
@@ -94,11 +94,11 @@ def check_config(
     **parameters,  # By name, as a person typed them
 ) -> TrainConfig:
     "A `TrainConfig` from parameters. Raises `TrashsortingError` for an unknown name, a wrong type or an impossible value."
-    known = {field.name: field for field in fields(TrainConfig)}
+    known = get_type_hints(TrainConfig)
     for name, value in parameters.items():
         if name not in known:
             raise TrashsortingError(f"unknown parameter '{name}'; known are {', '.join(known)}")
-        wanted, choices = known[name].type, getattr(known[name].type, "__args__", ())
+        wanted, choices = known[name], getattr(known[name], "__args__", ())
         if choices and value not in choices:
             raise TrashsortingError(f"{name}={value!r}: must be one of {', '.join(choices)}")
         kinds = (int, float) if wanted is float else (wanted,)
@@ -203,7 +203,7 @@ def split_parameters(
     "Groups of parameters from the input to the output. Raises `TrashsortingError` if nothing of the body would learn."
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
     stages = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-    groups = [[], [], []]
+    groups: list[list[nn.Parameter]] = [[], [], []]
     for name, parameter in model.named_parameters():
         groups[2 if id(parameter) in head else int(stages[name] >= frozen_stages)].append(parameter)
     if not groups[1]:
@@ -292,7 +292,8 @@ class RunLog(Callback):
         every_s: float = 10.0,  # Least seconds between two lines within an epoch
     ):
         self.total_epochs, self.path, self.every_s = total_epochs, Path(path), every_s
-        self.rows, self.start = [], time.monotonic()
+        self.rows: list[dict[str, float]] = []
+        self.start = time.monotonic()
 
     def say(self, text: str) -> None:
         "Print a line with the time and the epoch."

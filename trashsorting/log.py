@@ -22,7 +22,8 @@ def step(
     what: str,  # "reading photographs"
 ) -> Iterator[list[str]]:  # Append what is worth a word: counts, names
     "Time a step and log it at level INFO with what it noted."
-    notes, start = [], time.perf_counter()
+    notes: list[str] = []
+    start = time.perf_counter()
     yield notes
     log.info("%s: %s", what, ", ".join([*notes, f"{time.perf_counter() - start:.1f} s"]))
 

@@ -11,8 +11,8 @@ __all__ = ['Source', 'Outcome', 'BATCH_SIZE', 'CANNOT_EXPLAIN', 'Prediction', 'r
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -211,7 +211,7 @@ def read_ahead(
     ahead: int,  # How many items are taken before the first result is asked for
 ) -> Iterator:  # Results, in the order of the items
     "`map` on threads that stays only a little ahead."
-    waiting = deque()
+    waiting: deque[Future] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
@@ -269,7 +269,7 @@ def predict_many(
 
     inputs = read_ahead(prepare, sources, threads, batch_size + threads)
     outcomes = (outcome for batch in batches(inputs, batch_size) for outcome in classify(predictor, batch))
-    length = len(sources) if hasattr(sources, "__len__") else None
+    length = len(sources) if isinstance(sources, Sized) else None
     with progressbar(outcomes, length, label="classifying", hidden=not shown(progress), file=sys.stderr) as bar:
         yield from bar
 

@@ -66,7 +66,8 @@ def read_rngs(
     learn: Learner,
 ) -> dict:  # Numbers and tensors only
     "The state of every generator in this process."
-    kind, keys, *rest = np.random.get_state()
+    state: tuple = tuple(np.random.get_state())
+    kind, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
@@ -99,7 +100,7 @@ def all_rngs(
     "The generators of every process that trains with this one."
     if num_distrib() < 2:
         return [read_rngs(learn)]
-    gathered = [None] * num_distrib()
+    gathered: list[dict] = [{}] * num_distrib()
     torch.distributed.all_gather_object(gathered, read_rngs(learn))
     return gathered
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -153,7 +154,7 @@ MOST_LISTED = 20
 
 def listing(
     files: Sequence,  # What to name
-    say: Callable[[object], str] = str,  # How to name one
+    say: Callable[[Any], str] = str,  # How to name one
 ) -> str:
     "A Markdown list that ends in time."
     lines = [f"- {say(one)}" for one in files[:MOST_LISTED]]
@@ -178,9 +179,9 @@ def drift_section(
     for title, files in [("Added", found.added), ("Gone", found.gone)]:
         if files:
             lines.append(f"{title}:\n\n{listing(files)}")
-    for title, files in [("Another class", found.relabelled), ("Another part", found.moved)]:
-        if files:
-            lines.append(f"{title}:\n\n{listing(files, lambda one: f'{one[0]}: {one[1]} -> {one[2]}')}")
+    for title, changed in [("Another class", found.relabelled), ("Another part", found.moved)]:
+        if changed:
+            lines.append(f"{title}:\n\n{listing(changed, lambda one: f'{one[0]}: {one[1]} -> {one[2]}')}")
     return "\n\n".join(lines)
 
 # %% ../nbs/02c_report.ipynb #4a0d3f42
@@ -227,8 +228,8 @@ def write_report(
         f"## Near-duplicates\n\n{duplicates_section(manifest, groups) if groups else 'None were found.'}",
     ]
     if manifest.sources:
-        rows = [(source.name, source.where, source.licence or "not known") for source in manifest.sources]
-        text.insert(2, markdown_table(("source", "where", "licence"), rows))
+        origins = [(source.name, source.where, source.licence or "not known") for source in manifest.sources]
+        text.insert(2, markdown_table(("source", "where", "licence"), origins))
     if groups:
         plot_groups(manifest, groups).savefig(out / "duplicates.png", dpi=100)
         text.append("![near-duplicates](duplicates.png)")

@@ -183,7 +183,7 @@ PACKAGED = {
 
 def packaged_photographs() -> dict[str, Image.Image]:  # RGB, by name
     "Photographs that scikit-image, scikit-learn and matplotlib ship. Raises `MissingExtra` without one of these."
-    found = {}
+    found: dict[str, Image.Image] = {}
     for package, (folder, names) in PACKAGED.items():
         if importlib.util.find_spec(package) is None:
             raise MissingExtra("The set of other things", "train")

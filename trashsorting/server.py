@@ -227,7 +227,8 @@ class Door(asyncio.AbstractServer):
         listener: socket.socket,
     ):
         listener.setblocking(False)
-        self.make, self.listener, self.held = make, listener, set()
+        self.make, self.listener = make, listener
+        self.held: set[asyncio.Protocol] = set()
         self.loop = asyncio.get_running_loop()
         self.taking = self.loop.create_task(self.take())
 

@@ -31,7 +31,7 @@ from .learner import TrainConfig, check_config, create_learner, fit
 from .tracking import TrackCallback, start_tracker
 
 # %% ../nbs/06d_sweep.ipynb #ce937e38
-SPACE = {
+SPACE: dict[str, dict] = {
     "lr": {"distribution": "log_uniform_values", "min": 3e-4, "max": 1e-2},
     "weight_decay": {"distribution": "log_uniform_values", "min": 1e-3, "max": 1e-1},
     "label_smoothing": {"distribution": "uniform", "min": 0.0, "max": 0.2},
