@@ -30,7 +30,6 @@ from .bucket import exists, folder_for, is_remote
 from .core import SHIPPED_MODEL, MissingExtra, Settings, TrashsortingError, read_settings
 
 # %% ../nbs/12_cli.ipynb #a5ac541e
-#| include: false
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trashsorting")
 def cli() -> None:
@@ -54,7 +53,7 @@ model_option = click.option(
 
 # %% ../nbs/12_cli.ipynb #f865b537
 def logged(command):
-    "Give a command --verbose and --quiet."
+    "Give a command `--verbose` and `--quiet`."
 
     @click.option("-v", "--verbose", is_flag=True, help="Log each step, with counts and seconds.")
     @click.option("-q", "--quiet", is_flag=True, help="Say errors only, beside the result.")
@@ -112,7 +111,6 @@ def answer_line(
     return f"{said['file']}\t{guesses}" + ("  unsure" if said["unsure"] else "")
 
 # %% ../nbs/12_cli.ipynb #b7cfabc8
-#| include: false
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Name the K most probable classes.")
@@ -220,7 +218,6 @@ def evaluate_folder(
     return found if seen is None else add_unseen(found, probabilities, targets, seen)
 
 # %% ../nbs/12_cli.ipynb #a8aa6e96
-#| include: false
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split, of the first DIR.")
@@ -274,7 +271,6 @@ def need(
         raise MissingExtra(what, extra)
 
 # %% ../nbs/12_cli.ipynb #f8c8195e
-#| include: false
 @cli.command()
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
@@ -354,7 +350,7 @@ def read_parameters(
         raise TrashsortingError(f"unknown parameter '{unknown[0]}'; known are {', '.join(known)}")
     return given
 
-
+# %% ../nbs/12_cli.ipynb #328bde74
 def notebook_of(
     rank: int,  # Of this process among those that train together; 0: the first, or the only one
     folder: Path,  # Where another process than the first keeps its copy
@@ -370,7 +366,7 @@ def notebook_of(
     nbformat.write(notebook, folder / "train.ipynb")
     return folder / "train.ipynb"
 
-
+# %% ../nbs/12_cli.ipynb #6884b9db
 # glibc gives large blocks back to the system after each use and gets them again, zeroed, for the next step. The
 # notebook's process keeps what it once had (run `bench/train.py` with and without these).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
@@ -458,7 +454,6 @@ def make_folder(
         raise TrashsortingError(f"{folder}: this folder cannot be written to: choose another one")
 
 # %% ../nbs/12_cli.ipynb #eb17331e
-#| include: false
 @cli.command()
 @click.option("--data", metavar="DIR", help="A folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]")
@@ -491,7 +486,6 @@ def train(parameters: tuple[tuple[str, str], ...], file: Path | None, resume: bo
     click.echo(f"the model: {shown}/model.onnx\ntry it:    trashsorting predict --model {shown}/model.onnx PHOTO")
 
 # %% ../nbs/12_cli.ipynb #683bc68d
-#| include: false
 @cli.command()
 @click.option("--data", required=True, metavar="DIR", help="As for train.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
@@ -559,7 +553,6 @@ def divide(
     return settle(manifest, groups), hold_out(manifest, groups, k, given.get("seed", 0))
 
 # %% ../nbs/12_cli.ipynb #a1b5c523
-#| include: false
 @cli.command()
 @click.option("--data", metavar="DIR", help="A folder with one sub-folder per class.")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]")
@@ -615,7 +608,6 @@ def crossval(
     click.echo(f"the mean of the {k} networks: make its file with `trashsorting export {mean}`")
 
 # %% ../nbs/12_cli.ipynb #692dacc2
-#| include: false
 @cli.command()
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Folder of the new run.")
@@ -639,7 +631,6 @@ def mix(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> 
     click.echo(f"{out}: the mean of {len(runs)} runs; make its file with `trashsorting export {out}`")
 
 # %% ../nbs/12_cli.ipynb #947f23da
-#| include: false
 @cli.command()
 @click.argument("run", type=FOLDER)
 @click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package.")
@@ -665,7 +656,6 @@ def export(run: Path, shipped: bool) -> None:
         click.echo(f"shipped as {SHIPPED_MODEL}")
 
 # %% ../nbs/12_cli.ipynb #7b04734d
-#| include: false
 @cli.command()
 @click.argument("model", type=FILE)
 @click.option("--data", required=True, metavar="DIR", help="The photographs that MODEL was made from; as for train.")
@@ -698,12 +688,11 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
         click.echo(f"shipped as {SHIPPED_MODEL}")
 
 # %% ../nbs/12_cli.ipynb #1d267725
-#| include: false
 @cli.group()
 def data() -> None:
     "Look at data sets, make them, and keep their versions."
 
-
+# %% ../nbs/12_cli.ipynb #9bf947eb
 def say_left_out(
     manifest,  # A `Manifest`
 ) -> None:
@@ -713,7 +702,7 @@ def say_left_out(
     for item in manifest.left_out:
         log.warning("left out: %s: %s", item.file, item.reason)
 
-
+# %% ../nbs/12_cli.ipynb #5dd4c6eb
 @data.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--per-class", type=click.IntRange(1), default=20, show_default=True, help="Pictures of each class.")
@@ -752,7 +741,6 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
         click.echo(found.to_csv(), nl=False)
 
 # %% ../nbs/12_cli.ipynb #e3176cb4
-#| include: false
 @data.command()
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]")
@@ -777,7 +765,6 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
     click.echo(f"{out}: {describe_composites(out)}")
 
 # %% ../nbs/12_cli.ipynb #f794f390
-#| include: false
 @data.command("import")
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
@@ -796,7 +783,7 @@ def import_(source: str, split: Path | None, seed: int, out: Path, replace_old: 
     say_left_out(made)
     click.echo(next_steps(made))
 
-
+# %% ../nbs/12_cli.ipynb #93e7e1a3
 @data.command()
 @click.argument("folder", type=FOLDER, default="data")
 @click.option("--remote", help="Name of a DVC remote.  [default: the one in .dvc/config]")
@@ -884,7 +871,6 @@ def check_lines(
     return lines + ([] if doubts is None else [f"{len(doubts)} labels to look at"])
 
 # %% ../nbs/12_cli.ipynb #5d270d42
-#| include: false
 SPLIT_OPTION = click.option("--split", type=FILE, help="CSV with the columns file,label,split: the groups that cross it are counted.")
 HASHES_OPTION = click.option("--hashes-only", is_flag=True, help="Copies only: quick, no network looks, no labels are judged.")
 
@@ -926,7 +912,6 @@ def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, 
         sys.exit(1)
 
 # %% ../nbs/12_cli.ipynb #cb205ea3
-#| include: false
 @data.command()
 @click.argument("source", metavar="DIR")
 @SPLIT_OPTION
@@ -963,7 +948,6 @@ def serve_help() -> str:
     return "\n\n".join(lines)
 
 # %% ../nbs/12_cli.ipynb #3b6b42bd
-#| include: false
 @cli.command(epilog="Read from the environment:\n\n" + serve_help())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, envvar="PORT", show_default=True, show_envvar=True, help="0 takes a free one.")
@@ -980,7 +964,6 @@ def serve(host: str, port: int, workers: int | None) -> None:
     run(host, port, workers, settings)
 
 # %% ../nbs/12_cli.ipynb #c54cf38d
-#| include: false
 @cli.group()
 def job() -> None:
     """Train on Vertex AI, serve on Cloud Run.
@@ -1022,7 +1005,6 @@ def plan_training(
     return TrainingJob.build(name=name, labels=labels, parameters=given, **places, **fields)
 
 # %% ../nbs/12_cli.ipynb #88045dd0
-#| include: false
 @job.command("train")
 @IMAGE
 @click.option("--machine", default="n1-standard-4", show_default=True, metavar="TYPE", help="Compute Engine's name of it.")
@@ -1057,7 +1039,6 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
         click.echo("succeeded")
 
 # %% ../nbs/12_cli.ipynb #1cf6a80b
-#| include: false
 @job.command("list")
 @click.option("--most", type=click.IntRange(1), default=20, show_default=True, help="How many; the newest first.")
 @PROJECT
@@ -1096,7 +1077,6 @@ def job_cancel(id: str, project: str | None, region: str | None) -> None:
     click.echo(f"{id}: asked to end")
 
 # %% ../nbs/12_cli.ipynb #734f479b
-#| include: false
 @job.command("deploy")
 @IMAGE
 @SERVICE_NAME
@@ -1125,7 +1105,6 @@ def job_deploy(percent: int | None, drop_key: bool, project: str | None, region:
     click.echo(deploy(service, percent or 100, drop_key, **find_place(project, region).model_dump()))
 
 # %% ../nbs/12_cli.ipynb #a0372ed1
-#| include: false
 @job.command("promote")
 @SERVICE_NAME
 @PROJECT

@@ -366,7 +366,7 @@ def darken(
         ground = ground * (1 - rng.uniform(0.2, 0.7) * drawn)[..., None]
     return ground
 
-
+# %% ../nbs/02e_compose.ipynb #8c41fd5f
 def paste(
     rng: np.random.Generator,
     photograph: np.ndarray,  # uint8 (height, width, 3), RGB
@@ -506,7 +506,7 @@ def compose_folder(
     (out / NOTE).write_text(json.dumps(said, indent=2) + "\n")
     return said
 
-
+# %% ../nbs/02e_compose.ipynb #ca18d35d
 def describe_composites(
     folder: Path,  # Of `compose_folder`
 ) -> str:  # As a card says it

@@ -260,7 +260,7 @@ class Provenance(Card):
     mixed: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
-
+# %% ../nbs/00_core.ipynb #61067b71
 class CrossValidation(Card):
     "The recipe of a model, trained anew for each fold of the training part and scored on that fold."
 
@@ -272,7 +272,7 @@ class CrossValidation(Card):
     macro_f1_deviation: float = Field(description="their sample standard deviation")
     ece: float = Field(description="mean of the folds' expected calibration errors, after the temperature")
 
-
+# %% ../nbs/00_core.ipynb #91e2d754
 class ModelCard(Card):
     "The signature of an exported model."
 

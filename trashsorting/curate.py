@@ -375,7 +375,7 @@ def out_of_fold(
         judged[np.ix_(folds == fold, probe.classes_)] = probe.predict_proba(embeddings[folds == fold])
     return judged
 
-
+# %% ../nbs/02b_curate.ipynb #49c92dd6
 def find_doubts(
     judged: np.ndarray,  # (n, classes) from `out_of_fold`
     manifest: Manifest,

@@ -552,7 +552,7 @@ def read_sources(
     there = {source.name: path.parent / source.where for source in sources if source.where not in WORDS}
     return tuple(s.model_copy(update={"where": str(there[s.name])}) if s.name in there else s for s in sources)
 
-
+# %% ../nbs/02_dataset.ipynb #de7fccb1
 def read_source(
     source: Source,
     into: Path,  # The folder that holds all sources, each under its name

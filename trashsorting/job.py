@@ -347,7 +347,7 @@ def ask(
     except (exceptions.GoogleAPICallError, exceptions.RetryError, RequestException, GoogleAuthError) as error:
         raise say(error, url) from None
 
-
+# %% ../nbs/10_job.ipynb #daa3352c
 def say(
     error: Exception,  # From google-api-core, google-auth or requests
     url: str,  # That was asked

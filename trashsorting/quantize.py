@@ -174,7 +174,7 @@ class Inputs(CalibrationDataReader):
         "The next one, or None after the last."
         return next(self.feeds, None)
 
-
+# %% ../nbs/07a_quantize.ipynb #74efdb8f
 def quantize(
     file: Path,  # An exported ONNX file with its card
     paths: Sequence[Path],  # Photographs of its training part

@@ -205,7 +205,7 @@ def duplicates_section(
     )
     return said + "\n\n" + markdown_table(("photographs", "parts", "how", "farthest", "done"), rows) + more
 
-
+# %% ../nbs/02c_report.ipynb #0cb2472a
 def write_report(
     manifest: Manifest,
     groups: Sequence[Group],  # From `find_groups`

@@ -68,7 +68,7 @@ def digest(
     "Fingerprint of a file."
     return sha256(Path(path).read_bytes()).hexdigest()
 
-
+# %% ../nbs/06c_tracking.ipynb #af84d79b
 class FileTracker(Tracker):
     "CSV and TensorBoard in a folder."
 

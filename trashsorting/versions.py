@@ -211,7 +211,7 @@ def why_closed(
         return f"no answer in {BUCKET_SECONDS} s"
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
 
-
+# %% ../nbs/02d_versions.ipynb #2654aa31
 def open_bucket(
     remote,  # DVC's remote, on gs://
 ):  # gcsfs' file system
