@@ -40,7 +40,19 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.staticfiles import StaticFiles
 
 from . import __version__
-from .contract import CODES, NO_MODEL, Answer, BatchAnswer, BatchItem, Fault, Health, ModelInfo, Problem, Ready, Timing
+from trashsorting.contract import (
+    CODES,
+    NO_MODEL,
+    Answer,
+    BatchAnswer,
+    BatchItem,
+    Fault,
+    Health,
+    ModelInfo,
+    Problem,
+    Ready,
+    Timing,
+)
 from .core import ModelError, Settings, count_cores, read_settings
 from .gate import Job, LimitBody, Queue, Traffic, declared_bytes, drain_on_signals, problem, watch_client
 from trashsorting.image import (
@@ -279,7 +291,9 @@ def classify(
     job.still_wanted()
     prediction = predictor.predict_image(picture)
     spent = ((job.began or start) - job.arrived, decoded - start, time.perf_counter() - decoded)
-    return prediction, Timing(**{name: 1000 * seconds for name, seconds in zip(Timing.model_fields, spent, strict=True)})
+    return prediction, Timing(
+        **{name: 1000 * seconds for name, seconds in zip(Timing.model_fields, spent, strict=True)}
+    )
 
 
 def count_prediction(
@@ -521,7 +535,9 @@ async def known_label(
     if not predictor.card.explains:
         raise Fault("no-explanation")
     if label not in (None, *predictor.card.classes):
-        raise Fault("unknown-class", f"there is no such class; choose one of these: {', '.join(predictor.card.classes)}")
+        raise Fault(
+            "unknown-class", f"there is no such class; choose one of these: {', '.join(predictor.card.classes)}"
+        )
     return label
 
 
@@ -622,7 +638,9 @@ def add_docs(
         swagger_favicon_url="docs/favicon-32x32.png",
         swagger_ui_parameters={"validatorUrl": None, "displayRequestDuration": True},
     )
-    page.headers["content-security-policy"] = DOCS_POLICY.format(script=inline_hash(bytes(page.body).decode(), "script"))
+    page.headers["content-security-policy"] = DOCS_POLICY.format(
+        script=inline_hash(bytes(page.body).decode(), "script")
+    )
     page.headers["x-content-type-options"] = "nosniff"
 
     @app.get("/docs", include_in_schema=False)
@@ -673,7 +691,13 @@ def add_layers(
         shown = ["etag", "retry-after", "server-timing", "x-request-id"]
         sent = ["authorization", "content-type", "x-request-id"]
         origins = list(settings.cors_origins)
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=sent, expose_headers=shown)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=sent,
+            expose_headers=shown,
+        )
     app.add_middleware(
         Observe, metrics=state.metrics, broken=problem(Fault("unexpected")), draining=lambda: state.traffic.draining
     )

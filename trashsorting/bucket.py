@@ -82,11 +82,15 @@ def deliver(
     place: str,  # The address of a folder; what is in it already stays, files of the same name are replaced
 ) -> int:  # Files that were sent
     "Send a run to a store. Raises `DataError`."
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] != "data"]
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] != "data"
+    ]
     with explained(place):
         store, path = open_store(place)
         if files:
-            store.put([str(file) for file in files], [f"{path}/{file.relative_to(folder).as_posix()}" for file in files])
+            store.put(
+                [str(file) for file in files], [f"{path}/{file.relative_to(folder).as_posix()}" for file in files]
+            )
     return len(files)
 
 # %% ../nbs/01a_bucket.ipynb #d8b2dbe5

@@ -43,7 +43,9 @@ def plot_reliability(
     top.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
     top.errorbar(sure, share, yerr=np.abs(spans - share), fmt="o", color="tab:blue", capsize=2)
     error = expected_calibration_error(probabilities, targets)
-    top.set(ylabel="share right (95 % Wilson)", ylim=(0, 1.02), title=f"calibration error {error:.3f}, n = {len(targets)}")
+    top.set(
+        ylabel="share right (95 % Wilson)", ylim=(0, 1.02), title=f"calibration error {error:.3f}, n = {len(targets)}"
+    )
     bottom.bar(sure, count, width=0.8 / N_BINS, color="tab:blue")
     bottom.set(xlabel="probability of the class that was named", ylabel="photographs", xlim=(0, 1.02))
     if path:
@@ -173,7 +175,9 @@ def choose_threshold(
     else:
         found = lowest_threshold(answered, wrong, risk, confidence)
     if found is None:
-        raise ModelError(f"no threshold keeps the risk below {risk:.2%} on {len(targets)} photographs: ask for less, or bring more")
+        raise ModelError(
+            f"no threshold keeps the risk below {risk:.2%} on {len(targets)} photographs: ask for less, or bring more"
+        )
     at, limit = found
     right = 1 - float(risks[at])
     return UnsureRule(float(thresholds[at]), risk, confidence, limit, float(coverage[at]), right, len(targets))
@@ -191,11 +195,15 @@ def plot_risk_coverage(
     ax = figure.subplots()
     for name, (probabilities, targets) in sets.items():
         thresholds, coverage, risk = risk_coverage(probabilities, targets)
-        line = ax.plot(coverage, risk, label=f"{name}: AURC {area_under_risk(coverage, risk):.3f}", drawstyle="steps-post")[0]
+        line = ax.plot(
+            coverage, risk, label=f"{name}: AURC {area_under_risk(coverage, risk):.3f}", drawstyle="steps-post"
+        )[0]
         answered = (thresholds >= unsure_below).sum() if unsure_below is not None else 0
         if answered:
             ax.plot(coverage[answered - 1], risk[answered - 1], "o", color=line.get_color())
-    ax.set(xlabel="coverage: share that is answered", ylabel="risk: share of those that is wrong", xlim=(0, 1.02), ylim=0)
+    ax.set(
+        xlabel="coverage: share that is answered", ylabel="risk: share of those that is wrong", xlim=(0, 1.02), ylim=0
+    )
     ax.legend()
     if path:
         figure.savefig(path, dpi=120)
@@ -262,7 +270,10 @@ def detect(
     temperature: float = 1.0,  # From the model card
 ) -> dict[str, Detection]:  # By score: "probability" and "energy"
     "Tell what is no piece of trash by two scores."
-    scores = {"probability": lambda logits: softmax(logits, temperature).max(axis=1), "energy": lambda logits: energy(logits, temperature)}
+    scores = {
+        "probability": lambda logits: softmax(logits, temperature).max(axis=1),
+        "energy": lambda logits: energy(logits, temperature),
+    }
     found = {}
     for name, score in scores.items():
         share, _ = false_positives(score(trash), score(other))

@@ -48,7 +48,10 @@ def cli() -> None:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 model_option = click.option(
-    "--model", type=FILE, default=SHIPPED_MODEL, help="An ONNX file with its card beside it.  [default: the one that ships]"
+    "--model",
+    type=FILE,
+    default=SHIPPED_MODEL,
+    help="An ONNX file with its card beside it.  [default: the one that ships]",
 )
 
 # %% ../nbs/12_cli.ipynb #f865b537
@@ -184,7 +187,8 @@ def evaluate_folder(
     split: Path | None = None,  # CSV with the columns file,label,split; None: every photograph
     part: str = "val",  # Which part of the split
     unseen_only: bool = False,  # Leave out what the model was trained on
-    predictions: Path | None = None,  # CSV to write: each photograph's file, actual, predicted, confidence, probabilities
+    predictions: Path
+    | None = None,  # CSV to write: each photograph's file, actual, predicted, confidence, probabilities
 ):  # An `Evaluation`
     "Score a model on photographs, with its card's temperature and threshold; what was left out goes to standard error."
     import numpy as np
@@ -206,9 +210,13 @@ def evaluate_folder(
             before = [entry.file for entry, was in zip(manifest.entries, seen, strict=True) if was]
             manifest = leave_out(manifest, dict.fromkeys(before, "the model was trained on it, or nearly"))
             if not manifest.entries:
-                raise DataError(f"{source}: the model was trained on all {len(before)} photographs; nothing is left to test")
+                raise DataError(
+                    f"{source}: the model was trained on all {len(before)} photographs; nothing is left to test"
+                )
             paths, seen = [manifest.root / entry.file for entry in manifest.entries], seen[~seen]
-        probabilities, ms = score(predictor.session, card.preprocessing, paths, progress=True, temperature=card.temperature)
+        probabilities, ms = score(
+            predictor.session, card.preprocessing, paths, progress=True, temperature=card.temperature
+        )
     targets = np.array([card.classes.index(entry.label) for entry in manifest.entries])
     for item in manifest.left_out:
         click.echo(f"left out: {item.file}: {item.reason}", err=True)
@@ -222,9 +230,17 @@ def evaluate_folder(
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split, of the first DIR.")
 @click.option("--part", default="val", show_default=True, help="Which part of the split to score.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to a file, too.")
-@click.option("--predictions", type=click.Path(dir_okay=False, path_type=Path), help="Write what it makes of each photograph to a CSV file.")
-@click.option("--unseen-only", is_flag=True, help="Leave out photographs that are, or nearly are, among those trained on.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to a file, too."
+)
+@click.option(
+    "--predictions",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what it makes of each photograph to a CSV file.",
+)
+@click.option(
+    "--unseen-only", is_flag=True, help="Leave out photographs that are, or nearly are, among those trained on."
+)
 @model_option
 def evaluate(
     sources: tuple[str, ...],
@@ -252,7 +268,9 @@ def evaluate(
         found[source] = evaluate_folder(predictor, source, None if found else split, part, unseen_only, predictions)
     first = found[sources[0]]
     if len(found) == 1:
-        click.echo(f"{table(first)}\n{seen_line(first)}\n{first.ms_per_image:.1f} ms per image\n\n{confusion_table(first)}")
+        click.echo(
+            f"{table(first)}\n{seen_line(first)}\n{first.ms_per_image:.1f} ms per image\n\n{confusion_table(first)}"
+        )
         written = first.model_dump_json(indent=2)
     else:
         click.echo(f"{comparison(found)}\n\n{recall_comparison(found)}")
@@ -275,7 +293,9 @@ def need(
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
 @click.option("--part", default="val", show_default=True, help="Which part of the split to spoil.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to a file, too.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to a file, too."
+)
 @model_option
 def stress(source: str, split: Path | None, part: str, json_file: Path | None, model: Path) -> None:
     """Measure a model on spoilt photographs and on other things.
@@ -400,7 +420,9 @@ def run_notebook(
         raise TrashsortingError(f"{error.evalue}\nThe notebook with the error in it: {executed}") from None
     except DeadKernelError:
         why = "killed by somebody, or for want of memory"
-        raise TrashsortingError(f"the notebook's process died ({why}): after a whole epoch it goes on with --resume") from None
+        raise TrashsortingError(
+            f"the notebook's process died ({why}): after a whole epoch it goes on with --resume"
+        ) from None
 
 # %% ../nbs/12_cli.ipynb #6a0b2a15
 def find_places(
@@ -449,7 +471,9 @@ def make_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrashsortingError(f"{folder}: this folder cannot be made ({error.strerror}): choose another one") from None
+        raise TrashsortingError(
+            f"{folder}: this folder cannot be made ({error.strerror}): choose another one"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise TrashsortingError(f"{folder}: this folder cannot be written to: choose another one")
 
@@ -488,12 +512,25 @@ def train(parameters: tuple[tuple[str, str], ...], file: Path | None, resume: bo
 # %% ../nbs/12_cli.ipynb #683bc68d
 @cli.command()
 @click.option("--data", required=True, metavar="DIR", help="As for train.")
-@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
-@click.option("--out", required=True, type=FOLDER, metavar="SWEEP", help="Folder of the sweep; if it holds one, that goes on.")
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep, earlier ones included.")
+@click.option(
+    "--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]"
+)
+@click.option(
+    "--out", required=True, type=FOLDER, metavar="SWEEP", help="Folder of the sweep; if it holds one, that goes on."
+)
+@click.option(
+    "--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep, earlier ones included."
+)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the sweep.")
 @click.option("--space", "space_file", type=FILE, help="YAML: by parameter its min and max, or its values.")
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is the same in every trial.")
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A parameter that is the same in every trial.",
+)
 @click.option("--one", type=FILE, help="Train only what this JSON says, as an agent of Weights & Biases asks.")
 def sweep(
     data: str,
@@ -529,7 +566,9 @@ def sweep(
         study = run_sweep(manifest, out.resolve(), space, fixed, trials, workers)
     save_winner(study, fixed, out / "winner.yaml")
     plot_sweep(study, out)
-    click.echo(f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}")
+    click.echo(
+        f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}"
+    )
 
 # %% ../nbs/12_cli.ipynb #aa3e877b
 def divide(
@@ -544,7 +583,9 @@ def divide(
     from trashsorting.log import step
 
     with TemporaryDirectory() as folder:
-        manifest = load_manifest(given["data"], Path(folder) / "data", given["split"] or None, given.get("seed", 0), progress=True)
+        manifest = load_manifest(
+            given["data"], Path(folder) / "data", given["split"] or None, given.get("seed", 0), progress=True
+        )
         train = manifest.part("train")
         paths = [train.root / entry.file for entry in train.entries]
         with step("looking for near-duplicates") as notes:
@@ -555,13 +596,32 @@ def divide(
 # %% ../nbs/12_cli.ipynb #a1b5c523
 @cli.command()
 @click.option("--data", metavar="DIR", help="A folder with one sub-folder per class.")
-@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]")
+@click.option(
+    "--split",
+    type=FILE,
+    help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]",
+)
 @click.option("--composites", type=FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`.")
-@click.option("--out", metavar="CV", help="Folder of the cross-validation; if it holds one that was cut off, that goes on.")
+@click.option(
+    "--out", metavar="CV", help="Folder of the cross-validation; if it holds one that was cut off, that goes on."
+)
 @click.option("-k", type=click.IntRange(2), default=5, show_default=True, help="Folds.")
-@click.option("--risk", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.015, show_default=True, help="Largest share of wrong answers; what is less sure is 'unsure'.")
+@click.option(
+    "--risk",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.015,
+    show_default=True,
+    help="Largest share of wrong answers; what is less sure is 'unsure'.",
+)
 @click.option("--note", default="", help="What the card should say of how the recipe was chosen.")
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A parameter of the notebook; may be repeated.",
+)
 @click.option("-f", "file", type=FILE, metavar="FILE", help="YAML with parameters, such as params.yaml.")
 @logged
 def crossval(
@@ -588,11 +648,15 @@ def crossval(
 
     given = find_places(read_parameters(file, parameters), **places)
     if not Path(given["data"]).is_dir() or is_remote(given["out"]):
-        raise click.UsageError("a cross-validation reads a folder and leaves its runs in a folder, both on this machine")
+        raise click.UsageError(
+            "a cross-validation reads a folder and leaves its runs in a folder, both on this machine"
+        )
     config, folder = {name: value for name, value in given.items() if name not in PLACES}, Path(given["out"])
     check_config(**config)
     if (folder / "decided.json").exists():
-        raise TrashsortingError(f"{folder} holds a finished cross-validation already: choose another folder, or remove that one")
+        raise TrashsortingError(
+            f"{folder} holds a finished cross-validation already: choose another folder, or remove that one"
+        )
     make_folder(folder)
     manifest, folds = divide(given, k)
     for fold, split in enumerate(lay_out(folds, folder)):
@@ -660,9 +724,24 @@ def export(run: Path, shipped: bool) -> None:
 @click.argument("model", type=FILE)
 @click.option("--data", required=True, metavar="DIR", help="The photographs that MODEL was made from; as for train.")
 @click.option("--split", type=FILE, help="The split that it was made with: CSV with the columns file,label,split.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The INT8 file; its card goes beside it.")
-@click.option("--fold", "folds", type=FILE, multiple=True, metavar="FILE", help="INT8 file of a cross-validation; repeated, the comparison is over all of theirs.")
-@click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package, if it loses little and is faster.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The INT8 file; its card goes beside it.",
+)
+@click.option(
+    "--fold",
+    "folds",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="INT8 file of a cross-validation; repeated, the comparison is over all of theirs.",
+)
+@click.option(
+    "--ship", "shipped", is_flag=True, help="Put file and card into the package, if it loses little and is faster."
+)
 @logged
 def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple[Path, ...], shipped: bool) -> None:
     """Make the INT8 file of an exported model, and compare the two.
@@ -681,7 +760,9 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
     seed = read_card(model).provenance.seed
     with TemporaryDirectory() as folder, step("quantizing"):
         card = export_int8(model, load_manifest(data, Path(folder) / "data", split, seed), out, folds, progress=True)
-    click.echo(f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB")
+    click.echo(
+        f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB"
+    )
     if shipped:
         check_worth(card)
         ship(out)
@@ -719,9 +800,13 @@ def sample(folder: Path, per_class: int) -> None:
 
 @data.command()
 @click.argument("source", metavar="DIR")
-@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
+@click.option(
+    "--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]"
+)
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where the CSV goes.  [default: standard output]")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where the CSV goes.  [default: standard output]"
+)
 @logged
 def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> None:
     """Write a data set's manifest: file, label, split, SHA-256, width, height.
@@ -736,16 +821,24 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(found.to_csv())
-        click.echo(f"{out}: {len(found.entries)} photographs of {len(found.labels)} classes, {len(found.left_out)} left out")
+        click.echo(
+            f"{out}: {len(found.entries)} photographs of {len(found.labels)} classes, {len(found.left_out)} left out"
+        )
     else:
         click.echo(found.to_csv(), nl=False)
 
 # %% ../nbs/12_cli.ipynb #e3176cb4
 @data.command()
 @click.argument("source", metavar="DIR")
-@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]")
+@click.option(
+    "--split",
+    type=FILE,
+    help="CSV with the columns file,label,split.  [default: the folder's own, or a fifth of each class is held out]",
+)
 @click.option("--out", required=True, type=FOLDER, help="Folder of the composites; one that was cut off is completed.")
-@click.option("-n", "n_each", type=click.IntRange(1), default=6, show_default=True, help="Composites of each photograph.")
+@click.option(
+    "-n", "n_each", type=click.IntRange(1), default=6, show_default=True, help="Composites of each photograph."
+)
 @click.option("--side", type=click.IntRange(32), default=256, show_default=True, help="Of a composite, pixels.")
 @click.option("--seed", default=0, show_default=True, help="Of everything that is drawn, and of the split.")
 @logged
@@ -760,14 +853,18 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
     from trashsorting.log import step
 
     with TemporaryDirectory() as folder, step("composing") as notes:
-        compose_folder(load_manifest(source, Path(folder) / "data", split, seed), out, n_each, side, seed, progress=True)
+        compose_folder(
+            load_manifest(source, Path(folder) / "data", split, seed), out, n_each, side, seed, progress=True
+        )
         notes.append(describe_composites(out))
     click.echo(f"{out}: {describe_composites(out)}")
 
 # %% ../nbs/12_cli.ipynb #f794f390
 @data.command("import")
 @click.argument("source", metavar="DIR")
-@click.option("--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]")
+@click.option(
+    "--split", type=FILE, help="CSV with the columns file,label,split.  [default: a fifth of each class is held out]"
+)
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @click.option("--out", type=FOLDER, default="data", show_default=True, help="The folder to make.")
 @click.option("--replace", "replace_old", is_flag=True, help="Replace what is there.")
@@ -794,7 +891,11 @@ def push(folder: Path, remote: str | None) -> None:
     from trashsorting.versions import push_data
 
     sent = push_data(folder, remote)
-    click.echo(f"{folder}: {sent} files sent; now commit {folder}.dvc" if sent else f"{folder}: the bucket has all of it already")
+    click.echo(
+        f"{folder}: {sent} files sent; now commit {folder}.dvc"
+        if sent
+        else f"{folder}: the bucket has all of it already"
+    )
 
 
 @data.command()
@@ -855,7 +956,9 @@ def check_lines(
     "What was found, for a terminal."
     from trashsorting.curate import contradictions, crossing, what_is_done
 
-    lines = [f"{len(manifest.entries)} photographs of {len(manifest.labels)} classes, {len(manifest.left_out)} left out"]
+    lines = [
+        f"{len(manifest.entries)} photographs of {len(manifest.labels)} classes, {len(manifest.left_out)} left out"
+    ]
     for number, group in enumerate(groups, 1):
         lines.append(f"\ngroup {number}: {what_is_done(group)}")
         lines += [f"  {link.first}  {link.second}  {link.how}, {link.apart}" for link in group.links]
@@ -871,8 +974,12 @@ def check_lines(
     return lines + ([] if doubts is None else [f"{len(doubts)} labels to look at"])
 
 # %% ../nbs/12_cli.ipynb #5d270d42
-SPLIT_OPTION = click.option("--split", type=FILE, help="CSV with the columns file,label,split: the groups that cross it are counted.")
-HASHES_OPTION = click.option("--hashes-only", is_flag=True, help="Copies only: quick, no network looks, no labels are judged.")
+SPLIT_OPTION = click.option(
+    "--split", type=FILE, help="CSV with the columns file,label,split: the groups that cross it are counted."
+)
+HASHES_OPTION = click.option(
+    "--hashes-only", is_flag=True, help="Copies only: quick, no network looks, no labels are judged."
+)
 
 
 @data.command()
@@ -881,7 +988,9 @@ HASHES_OPTION = click.option("--hashes-only", is_flag=True, help="Copies only: q
 @HASHES_OPTION
 @click.option("--out", type=FOLDER, help="Folder for groups.csv, labels.csv and split.csv.")
 @click.option("--seed", default=0, show_default=True, help="Of the split that is written.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if a picture has several labels or a group crosses the split.")
+@click.option(
+    "--strict", is_flag=True, help="Exit with 1 if a picture has several labels or a group crosses the split."
+)
 @logged
 def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, seed: int, strict: bool) -> None:
     """Look for near-duplicates, pictures under several labels, and doubtful labels.
@@ -916,7 +1025,9 @@ def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, 
 @click.argument("source", metavar="DIR")
 @SPLIT_OPTION
 @HASHES_OPTION
-@click.option("--against", type=click.Path(exists=True, path_type=Path), help="A manifest (CSV) or a folder to compare with.")
+@click.option(
+    "--against", type=click.Path(exists=True, path_type=Path), help="A manifest (CSV) or a folder to compare with."
+)
 @click.option("--out", type=FOLDER, required=True, help="Folder for report.md and its pictures.")
 @logged
 def report(source: str, split: Path | None, hashes_only: bool, against: Path | None, out: Path) -> None:
@@ -943,14 +1054,26 @@ def serve_help() -> str:
     "One paragraph per environment variable, for `serve --help`."
     lines = []
     for name, field in Settings.model_fields.items():
-        default = "the one that ships" if name == "model" else "none" if field.default in (None, ()) else f"{field.default}"
+        default = (
+            "the one that ships" if name == "model" else "none" if field.default in (None, ()) else f"{field.default}"
+        )
         lines.append(f"\b\nTRASHSORTING_{name.upper()}  [default: {default}]\n  {field.description}")
     return "\n\n".join(lines)
 
 # %% ../nbs/12_cli.ipynb #3b6b42bd
 @cli.command(epilog="Read from the environment:\n\n" + serve_help())
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, envvar="PORT", show_default=True, show_envvar=True, help="0 takes a free one.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    envvar="PORT",
+    show_default=True,
+    show_envvar=True,
+    help="0 takes a free one.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes that answer.  [default: one for each core]")
 def serve(host: str, port: int, workers: int | None) -> None:
     """Answer over HTTP.
@@ -977,7 +1100,9 @@ REGION = click.option("--region", envvar="GOOGLE_CLOUD_REGION", metavar="NAME", 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be sent, as YAML, and send nothing.")
 SERVICE_NAME = click.option("--name", default="trashsorting", show_default=True, help="Of the service.")
 IMAGE = click.option("--image", required=True, metavar="NAME:TAG", help="In Artifact Registry; not latest.")
-SERVICE_ACCOUNT = click.option("--service-account", metavar="EMAIL", help="As whom it runs.  [default: the project's own]")
+SERVICE_ACCOUNT = click.option(
+    "--service-account", metavar="EMAIL", help="As whom it runs.  [default: the project's own]"
+)
 
 # %% ../nbs/12_cli.ipynb #4dfded26
 def plan_training(
@@ -1007,18 +1132,40 @@ def plan_training(
 # %% ../nbs/12_cli.ipynb #88045dd0
 @job.command("train")
 @IMAGE
-@click.option("--machine", default="n1-standard-4", show_default=True, metavar="TYPE", help="Compute Engine's name of it.")
+@click.option(
+    "--machine", default="n1-standard-4", show_default=True, metavar="TYPE", help="Compute Engine's name of it."
+)
 @click.option("--accelerator", metavar="NAME", help="One device, by Vertex's name: NVIDIA_TESLA_T4, NVIDIA_L4 ...")
-@click.option("--spot/--no-spot", default=True, show_default=True, help="Cheaper capacity that may be taken away; the run then starts again.")
+@click.option(
+    "--spot/--no-spot",
+    default=True,
+    show_default=True,
+    help="Cheaper capacity that may be taken away; the run then starts again.",
+)
 @click.option("--hours", type=float, default=4, show_default=True, help="The job is ended after these.")
-@click.option("--bucket", envvar="TRASHSORTING_BUCKET", show_envvar=True, metavar="gs://...", help="For --data and --out where they are not said.")
+@click.option(
+    "--bucket",
+    envvar="TRASHSORTING_BUCKET",
+    show_envvar=True,
+    metavar="gs://...",
+    help="For --data and --out where they are not said.",
+)
 @click.option("--data", metavar="gs://...", help="The photographs.  [default: BUCKET/data/ and the md5 in data.dvc]")
 @click.option("--out", metavar="gs://...", help="Where the run goes.  [default: BUCKET/runs/ and the job's name]")
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A parameter of the notebook; may be repeated.",
+)
 @SERVICE_ACCOUNT
 @PROJECT
 @REGION
-@click.option("--wait", "waits", is_flag=True, help="Come back when the job has ended; exit with 1 unless it succeeded.")
+@click.option(
+    "--wait", "waits", is_flag=True, help="Come back when the job has ended; exit with 1 unless it succeeded."
+)
 @DRY_RUN
 def job_train(project: str | None, region: str | None, waits: bool, dry_run: bool, **asked) -> None:
     """Run the training notebook on Vertex AI.
@@ -1080,7 +1227,13 @@ def job_cancel(id: str, project: str | None, region: str | None) -> None:
 @job.command("deploy")
 @IMAGE
 @SERVICE_NAME
-@click.option("--canary", "percent", type=click.IntRange(1, 99), metavar="PERCENT", help="Traffic for the new revision; the rest stays.  [default: all]")
+@click.option(
+    "--canary",
+    "percent",
+    type=click.IntRange(1, 99),
+    metavar="PERCENT",
+    help="Traffic for the new revision; the rest stays.  [default: all]",
+)
 @click.option("--most", type=int, default=3, show_default=True, help="Instances; none while nobody asks.")
 @click.option("--api-key-secret", metavar="NAME", help="Of a secret in Secret Manager; callers must then send it.")
 @click.option("--drop-key", is_flag=True, help="Needed to deploy without a key over a service that asks for one.")
@@ -1088,7 +1241,9 @@ def job_cancel(id: str, project: str | None, region: str | None) -> None:
 @PROJECT
 @REGION
 @DRY_RUN
-def job_deploy(percent: int | None, drop_key: bool, project: str | None, region: str | None, dry_run: bool, **asked) -> None:
+def job_deploy(
+    percent: int | None, drop_key: bool, project: str | None, region: str | None, dry_run: bool, **asked
+) -> None:
     """Serve an image on Cloud Run, by gcloud.
 
     The image is that of dockerfiles/api.dockerfile. With --canary 10 a tenth of the traffic goes to it: look, then

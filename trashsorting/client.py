@@ -146,7 +146,9 @@ class Client:
     ):
         "Nothing is sent yet. Raises `ValueError` for an address that is not http or https, and for a key that cannot be sent."
         if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname and is_plain(url)):
-            raise ValueError(f"{url}: the address of a service begins with http:// or https:// and names a host, in plain letters")
+            raise ValueError(
+                f"{url}: the address of a service begins with http:// or https:// and names a host, in plain letters"
+            )
         if key and not is_plain(key):
             raise ValueError("the key has letters that no service's key has: look whether something else came along")
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries

@@ -56,7 +56,9 @@ def fit_surface(
 
 def fit_board(
     lab: np.ndarray,  # float32 (height, width, 3): CIELAB as OpenCV scales it, 0..255
-) -> tuple[np.ndarray, np.ndarray] | None:  # Surface (height, width, 3) and distance from it (height, width); None: no board
+) -> (
+    tuple[np.ndarray, np.ndarray] | None
+):  # Surface (height, width, 3) and distance from it (height, width); None: no board
     "What the board would look like everywhere, and how far each pixel is from that."
     rim = np.ones(lab.shape[:2], bool)
     rim[RIM:-RIM, RIM:-RIM] = False

@@ -20,7 +20,9 @@ class Timing(BaseModel):
 
     queue_ms: float = Field(ge=0, description="waiting for a free core", examples=[0.1])
     decode_ms: float = Field(ge=0, description="from the file's bytes to upright RGB", examples=[6.2])
-    inference_ms: float = Field(ge=0, description="from RGB to probabilities: resizing and the network", examples=[14.9])
+    inference_ms: float = Field(
+        ge=0, description="from RGB to probabilities: resizing and the network", examples=[14.9]
+    )
 
 
 class Answer(BaseModel):
@@ -55,7 +57,10 @@ METRICS = {  # An example for the documentation
     "accuracy": 0.95,
     "accuracy_interval": [0.76, 0.99],
     "macro_f1": 0.95,
-    "per_class": {"glass": FIGURES, "paper": {**FIGURES, "precision": 0.91, "recall": 1.0, "recall_interval": [0.72, 1]}},
+    "per_class": {
+        "glass": FIGURES,
+        "paper": {**FIGURES, "precision": 0.91, "recall": 1.0, "recall_interval": [0.72, 1]},
+    },
     "confusion": [[9, 1], [0, 10]],
     "classes": ["glass", "paper"],
     "n": 20,
@@ -70,7 +75,9 @@ class ModelInfo(BaseModel):
     architecture: str = Field(description="timm's name of the network", examples=["tf_efficientnet_lite0"])
     classes: Labels = Field(description="what it can say, in the order of its logits", examples=[["glass", "paper"]])
     num_classes: int = Field(description="how many classes these are", examples=[2])
-    explains: bool = Field(description="whether `/api/explain` can say which part of a picture decided", examples=[True])
+    explains: bool = Field(
+        description="whether `/api/explain` can say which part of a picture decided", examples=[True]
+    )
     file_bytes: int = Field(description="size of the model file, bytes", examples=[13_600_000])
     metrics: Evaluation = Field(description="measured on pictures that were held out", examples=[METRICS])
     evaluation_note: str = Field(
@@ -128,7 +135,10 @@ CODES: dict[str, tuple[int, str]] = {  # Code -> HTTP status code, and the sente
     "no-model": (503, NO_MODEL),
     "too-many-connections": (503, "too many connections are open: try again after the seconds that Retry-After names"),
     "queue-full": (503, "too many photographs are waiting: try again after the seconds that Retry-After names"),
-    "queue-slow": (503, "the photograph waited too long for its turn: try again after the seconds that Retry-After names"),
+    "queue-slow": (
+        503,
+        "the photograph waited too long for its turn: try again after the seconds that Retry-After names",
+    ),
     "too-slow": (503, "the photograph took too long to classify: scale it down, or try again later"),
     "draining": (503, "the service is about to stop: try again after the seconds that Retry-After names"),
 }

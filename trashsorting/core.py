@@ -17,7 +17,16 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # %% ../nbs/00_core.ipynb #195512d4
@@ -91,7 +100,9 @@ def check_key(
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Origins = Annotated[tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(split_list)]
+Origins = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(split_list)
+]
 Key = Annotated[SecretStr, Field(min_length=8), AfterValidator(check_key)]
 
 # %% ../nbs/00_core.ipynb #a020a059
@@ -105,7 +116,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest accepted photograph, width x height in pixels")
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
     max_batch_bytes: int = Field(40_000_000, ge=1, description="largest accepted batch, bytes")
-    threads: int = Field(0, ge=0, description="threads of one inference; 0: one when serving, else as many as ONNX Runtime likes")
+    threads: int = Field(
+        0, ge=0, description="threads of one inference; 0: one when serving, else as many as ONNX Runtime likes"
+    )
     parallel: int = Field(0, ge=0, description="photographs computed at a time by a worker; 0: its part of the cores")
     queue: int = Field(64, ge=0, description="photographs that may wait for a worker's cores; one more is answered 503")
     queue_seconds: Seconds = Field(30, description="longest wait in the queue; 503 then")
@@ -191,7 +204,9 @@ class Evaluation(Card):
     n: int = Field(gt=0, description="photographs")
     ms_per_image: float | None = Field(None, description="decode, preprocess and inference, wall milliseconds")
     bootstrap: Bootstrap | None = Field(None, description="intervals of the same figures by resampling")
-    ece: float | None = Field(None, description="expected calibration error, 15 equal-width bins, 0..1; 0 is calibrated")
+    ece: float | None = Field(
+        None, description="expected calibration error, 15 equal-width bins, 0..1; 0 is calibrated"
+    )
     nll: float | None = Field(None, description="mean negative log-likelihood of the true class, nats")
     aurc: float | None = Field(None, description="area under the risk-coverage curve, 0..1; 0 is best")
     unsure_below: float | None = Field(None, description="the threshold on the top-1 probability that was applied")
@@ -237,7 +252,9 @@ class Quantization(Card):
 class Source(Card):
     "One of the places that a data set's photographs came from."
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="short: a folder of this name holds its photographs")
+    name: str = Field(
+        min_length=1, pattern=r"^[\w.-]+$", description="short: a folder of this name holds its photographs"
+    )
     where: str = Field(description="a folder, a zip of one, or a name on the hub")
     licence: str = Field("", description="under which its photographs may be used; empty: not known")
     classes: dict[str, str] = Field({}, description="its class -> ours, '' leaves it out; one that is not named stays")
@@ -255,7 +272,9 @@ class Provenance(Card):
     libraries: dict[str, str] = Field(description="versions of what the run imported")
     weights: str = Field(description="where the backbone's starting weights came from")
     commit: str | None = Field(None, description="git commit of the run; with -dirty where something was not committed")
-    data_version: str | None = Field(None, description="DVC's name of the data; with -changed where they were no longer that")
+    data_version: str | None = Field(
+        None, description="DVC's name of the data; with -changed where they were no longer that"
+    )
     composites: str = Field("", description="pictures that stood in for photographs in training; empty: none")
     mixed: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
@@ -281,13 +300,17 @@ class ModelCard(Card):
     classes: Labels
     preprocessing: Preprocessing
     output: Literal["logits"] = Field("logits", description="the file ends before the softmax")
-    explains: bool = Field(False, description="the file also says where in the picture its logits come from: `evidence`")
+    explains: bool = Field(
+        False, description="the file also says where in the picture its logits come from: `evidence`"
+    )
     temperature: float = Field(1.0, gt=0, description="the logits are divided by it before the softmax")
     unsure_below: float | None = Field(
         None, ge=0, le=1, description="a top-1 probability below it makes the verdict 'unsure'; null: never unsure"
     )
     decision_note: str = Field("", description="what temperature and threshold were chosen on, and for which risk")
-    cross_validation: CrossValidation | None = Field(None, description="of the recipe, within the training part; null: none")
+    cross_validation: CrossValidation | None = Field(
+        None, description="of the recipe, within the training part; null: none"
+    )
     file_sha256: str = Field(description="SHA-256 of the ONNX file that this card describes")
     file_bytes: int = Field(gt=0)
     evaluation: Evaluation = Field(description="the exported file, scored on the photographs held out")

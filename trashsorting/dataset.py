@@ -262,7 +262,9 @@ def check_left_out(
     found, bad = len(manifest.entries) + len(manifest.left_out), manifest.left_out
     first = "".join(f"\n  {item.file}: {item.reason}" for item in bad[:1])
     if len(bad) > MOST_LEFT_OUT * found:
-        raise DataError(f"{manifest.root}: {len(bad)} of {found} files cannot be used, more than 5 %; the first:{first}")
+        raise DataError(
+            f"{manifest.root}: {len(bad)} of {found} files cannot be used, more than 5 %; the first:{first}"
+        )
 
 
 def class_folders(
@@ -271,7 +273,11 @@ def class_folders(
 ) -> list[Path]:  # Sorted by name
     "The sub-folders of a data set. Raises `DataError` where they cannot be a data set's."
     if not root.is_dir():
-        hint = f"; its {root.name}.dvc is here: run `trashsorting data pull {root}`" if Path(f"{root}.dvc").is_file() else ""
+        hint = (
+            f"; its {root.name}.dvc is here: run `trashsorting data pull {root}`"
+            if Path(f"{root}.dvc").is_file()
+            else ""
+        )
         raise DataError(f"{root}: no such folder{hint}")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     names = tuple(path.name for path in folders)
@@ -412,7 +418,9 @@ def leave_out(
     "Move photographs from the entries to what was left out."
     gone = [LeftOut(file, reason or "the split file leaves it out") for file, reason in reasons.items()]
     kept = tuple(entry for entry in manifest.entries if entry.file not in reasons)
-    return replace(manifest, entries=kept, left_out=tuple(sorted([*manifest.left_out, *gone], key=lambda item: item.file)))
+    return replace(
+        manifest, entries=kept, left_out=tuple(sorted([*manifest.left_out, *gone], key=lambda item: item.file))
+    )
 
 
 def apply_split(
@@ -424,13 +432,20 @@ def apply_split(
     known = {entry.file: entry.label for entry in manifest.entries}
     gone = split.keys() - known.keys() - {item.file for item in manifest.left_out}
     unlisted = known.keys() - split.keys()
-    for files, problem in [(gone, f"are not in {manifest.root}"), (unlisted, f"of {manifest.root} are not listed in it")]:
+    for files, problem in [
+        (gone, f"are not in {manifest.root}"),
+        (unlisted, f"of {manifest.root} are not listed in it"),
+    ]:
         if files:
             raise DataError(f"{path}: {len(files)} files {problem}; the first is {min(files)}")
     if moved := [file for file, label in known.items() if split[file][1] != NO_SPLIT and split[file][0] != label]:
-        raise DataError(f"{path}: {moved[0]} is listed as '{split[moved[0]][0]}' but lies in folder '{known[moved[0]]}'")
+        raise DataError(
+            f"{path}: {moved[0]} is listed as '{split[moved[0]][0]}' but lies in folder '{known[moved[0]]}'"
+        )
     entries = tuple(replace(entry, split=split[entry.file][1]) for entry in manifest.entries)
-    return leave_out(replace(manifest, entries=entries), {entry.file: "" for entry in entries if entry.split == NO_SPLIT})
+    return leave_out(
+        replace(manifest, entries=entries), {entry.file: "" for entry in entries if entry.split == NO_SPLIT}
+    )
 
 # %% ../nbs/02_dataset.ipynb #4b8f3ef9
 def split_csv(
@@ -458,7 +473,9 @@ def unpack(
             members = [info for info in opened.infolist() if not info.is_dir()]
             if sum(info.file_size for info in members) > MOST_UNPACKED:
                 raise DataError(f"{archive}: unpacks to more than {MOST_UNPACKED >> 30} GiB")
-            if outside := [info.filename for info in members if not (into / info.filename).resolve().is_relative_to(into.resolve())]:
+            if outside := [
+                info.filename for info in members if not (into / info.filename).resolve().is_relative_to(into.resolve())
+            ]:
                 raise DataError(f"{archive}: {outside[0]} leads out of the archive's folder")
             into.mkdir(parents=True)
             opened.extractall(into, members)
@@ -471,7 +488,10 @@ def unpack(
     return root
 
 # %% ../nbs/02_dataset.ipynb #a6027459
-HUB_ARCHIVES = {"garythung/trashnet": "dataset-resized.zip", "rootstrap-org/waste-classifier": "dataset-splits-custom.zip"}
+HUB_ARCHIVES = {
+    "garythung/trashnet": "dataset-resized.zip",
+    "rootstrap-org/waste-classifier": "dataset-splits-custom.zip",
+}
 HUB_SOURCES = {
     source.where: source
     for source in (
@@ -539,7 +559,9 @@ def read_sources(
 ) -> tuple[Source, ...]:  # A relative `where` is made relative to the file's folder
     "Read a list of sources. Raises `DataError` for anything else, or for two of the same name."
     try:
-        listed = [HUB_SOURCES.get(item, item) if isinstance(item, str) else item for item in json.loads(path.read_text())]
+        listed = [
+            HUB_SOURCES.get(item, item) if isinstance(item, str) else item for item in json.loads(path.read_text())
+        ]
         if not listed:
             raise ValueError("it is empty")
         sources = TypeAdapter(tuple[Source, ...]).validate_python(listed)

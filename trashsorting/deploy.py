@@ -38,7 +38,9 @@ def memory_mib(
     needed = math.ceil(worst / 2**20)
     enough = [size for size in MEMORY_MIB if size >= needed]
     if not enough:
-        raise ValueError(f"{workers} workers and {requests} requests may take {needed} MiB; allow fewer or smaller ones")
+        raise ValueError(
+            f"{workers} workers and {requests} requests may take {needed} MiB; allow fewer or smaller ones"
+        )
     return enough[0]
 
 # %% ../nbs/10a_deploy.ipynb #efcb8afa

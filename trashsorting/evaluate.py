@@ -48,7 +48,9 @@ def class_figures(
     index: int,  # Which class
 ) -> ClassFigures:  # Its figures; a share of nothing is 0
     "Precision, recall and F1 of one class."
-    right, support, given = (int(n) for n in (confusion[index, index], confusion[index].sum(), confusion[:, index].sum()))
+    right, support, given = (
+        int(n) for n in (confusion[index, index], confusion[index].sum(), confusion[:, index].sum())
+    )
     return ClassFigures(
         precision=right / given if given else 0.0,
         recall=right / support if support else 0.0,
@@ -85,7 +87,8 @@ def shares(
     with np.errstate(invalid="ignore"):
         return {
             "accuracy": right.sum(axis=-1) / support.sum(axis=-1),
-            "macro_f1": np.nansum(2 * right / np.where(support, support + given, 1), axis=-1) / (support > 0).sum(axis=-1),
+            "macro_f1": np.nansum(2 * right / np.where(support, support + given, 1), axis=-1)
+            / (support > 0).sum(axis=-1),
             "precision": right / given,
             "recall": right / support,
         }
@@ -145,7 +148,9 @@ def calibration_bins(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     n_bins: int = N_BINS,  # Of equal width, over 0..1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # In each bin: photographs, their summed top-1 probability, how many right
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # In each bin: photographs, their summed top-1 probability, how many right
     "Sort photographs into bins by the probability of the class that was named."
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     bins = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
@@ -264,12 +269,21 @@ def table(
     lines = [f"{'class':16}{'precision':>10}  {'95 % interval':15}{'recall':>6}  {'95 % interval':15}{'F1':>6}{'n':>7}"]
     for label, one in evaluation.per_class.items():
         precision = f"{one.precision:10.3f}  {span(one.precision_interval):15}"
-        lines.append(f"{label:16}{precision}{one.recall:6.3f}  {span(one.recall_interval):15}{one.f1:6.3f}{one.support:7}")
+        lines.append(
+            f"{label:16}{precision}{one.recall:6.3f}  {span(one.recall_interval):15}{one.f1:6.3f}{one.support:7}"
+        )
     low, high = evaluation.accuracy_interval
-    lines.append(f"accuracy {evaluation.accuracy:.4f}  (95 % interval {low:.4f} - {high:.4f}, n = {evaluation.n}; Wilson, as above)")
+    lines.append(
+        f"accuracy {evaluation.accuracy:.4f}  (95 % interval {low:.4f} - {high:.4f}, n = {evaluation.n}; Wilson, as above)"
+    )
     if drawn := evaluation.bootstrap:
-        lines.append(f"{'':15}  (95 % interval {drawn.accuracy[0]:.4f} - {drawn.accuracy[1]:.4f}, bootstrap over {drawn.units} {drawn.resampled})")
-    lines.append(f"macro F1 {evaluation.macro_f1:.4f}" + (f"  (95 % interval {drawn.macro_f1[0]:.4f} - {drawn.macro_f1[1]:.4f}, bootstrap)" if drawn else ""))
+        lines.append(
+            f"{'':15}  (95 % interval {drawn.accuracy[0]:.4f} - {drawn.accuracy[1]:.4f}, bootstrap over {drawn.units} {drawn.resampled})"
+        )
+    lines.append(
+        f"macro F1 {evaluation.macro_f1:.4f}"
+        + (f"  (95 % interval {drawn.macro_f1[0]:.4f} - {drawn.macro_f1[1]:.4f}, bootstrap)" if drawn else "")
+    )
     return "\n".join([*lines, *sure_lines(evaluation)])
 
 # %% ../nbs/05_evaluate.ipynb #bb64efe0
@@ -279,7 +293,9 @@ def sure_lines(
     "How sure the model was, for a terminal; nothing where that was not measured."
     lines = []
     if evaluation.ece is not None:
-        lines.append(f"calibration error {evaluation.ece:.4f} (ECE, {N_BINS} bins), NLL {evaluation.nll:.4f}, AURC {evaluation.aurc:.4f}")
+        lines.append(
+            f"calibration error {evaluation.ece:.4f} (ECE, {N_BINS} bins), NLL {evaluation.nll:.4f}, AURC {evaluation.aurc:.4f}"
+        )
     if evaluation.unsure_below is not None:
         right = "nothing to be right about"
         if evaluation.answered_interval is not None:
@@ -295,7 +311,10 @@ def confusion_table(
     "The confusion matrix as plain text."
     width = max(map(len, evaluation.classes)) + 2
     head = " " * width + "".join(f"{label:>{width}}" for label in evaluation.classes) + "   <- predicted"
-    rows = [f"{label:{width}}" + "".join(f"{count:{width}}" for count in row) for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)]
+    rows = [
+        f"{label:{width}}" + "".join(f"{count:{width}}" for count in row)
+        for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)
+    ]
     return "\n".join([head, *rows])
 
 # %% ../nbs/05_evaluate.ipynb #f975ed74
@@ -315,9 +334,16 @@ def comparison(
     "In-domain and other-domain figures in one table; a figure that was not measured is a dash."
     width = max(24, *map(len, evaluations)) + 2
     keys = ("accuracy", "macro_f1", "ece", "coverage", "answered_accuracy")
-    lines, rows = [f"{'':{width}}{'n':>6}{'accuracy':>10}  {'95 % Wilson':15}{'macro F1':>8}{'ECE':>8}{'answered':>10}{'of those right':>16}"], []
+    lines, rows = (
+        [
+            f"{'':{width}}{'n':>6}{'accuracy':>10}  {'95 % Wilson':15}{'macro F1':>8}{'ECE':>8}{'answered':>10}{'of those right':>16}"
+        ],
+        [],
+    )
     for name, one in evaluations.items():
-        rows.append([getattr(one, key) if at < 3 or one.unsure_below is not None else None for at, key in enumerate(keys)])
+        rows.append(
+            [getattr(one, key) if at < 3 or one.unsure_below is not None else None for at, key in enumerate(keys)]
+        )
         lines.append(comparison_line(f"{name:{width}}{one.n:6}", span(one.accuracy_interval), rows[-1]))
     if len(rows) > 2:
         means = [None if None in column else float(np.mean(column)) for column in zip(*rows[1:], strict=True)]
@@ -334,7 +360,10 @@ def recall_comparison(
     lines = [f"{'recall (n)':{width}}" + "".join(f"{label:>14}" for label in classes)]
     for name, one in evaluations.items():
         cells = [one.per_class[label] for label in classes]
-        lines.append(f"{name:{width}}" + "".join(f"{f'{cell.recall:.3f} ({cell.support})' if cell.support else '-':>14}" for cell in cells))
+        lines.append(
+            f"{name:{width}}"
+            + "".join(f"{f'{cell.recall:.3f} ({cell.support})' if cell.support else '-':>14}" for cell in cells)
+        )
     return "\n".join(lines)
 
 # %% ../nbs/05_evaluate.ipynb #e454dec5

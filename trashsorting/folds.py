@@ -34,7 +34,9 @@ class Predictions:
         "Raise `DataError` for columns of different length, or a photograph that appears twice."
         lengths = {len(self.files), len(self.targets), len(self.folds), len(self.logits)}
         if len(lengths) > 1 or self.logits.shape[1:] != (len(self.classes),):
-            raise DataError(f"predictions whose columns do not fit: lengths {sorted(lengths)}, logits {self.logits.shape}")
+            raise DataError(
+                f"predictions whose columns do not fit: lengths {sorted(lengths)}, logits {self.logits.shape}"
+            )
         seen = set()
         if twice := [file for file in self.files if file in seen or seen.add(file)]:
             raise DataError(f"{twice[0]} was predicted twice: the folds overlap")
@@ -67,7 +69,9 @@ def save_predictions(
     lines = StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["file", "label", "fold", *(f"logit:{label}" for label in predictions.classes)])
-    for file, target, fold, row in zip(predictions.files, predictions.targets, predictions.folds, predictions.logits, strict=True):
+    for file, target, fold, row in zip(
+        predictions.files, predictions.targets, predictions.folds, predictions.logits, strict=True
+    ):
         writer.writerow([file, predictions.classes[target], int(fold), *(str(np.float32(logit)) for logit in row)])
     Path(path).write_text(lines.getvalue())
     return Path(path)

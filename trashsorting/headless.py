@@ -43,7 +43,9 @@ def check_places(
         if not value and name in ("data", "out"):
             raise TrashsortingError(f"{name} is empty: it must name a {'folder' if name == 'out' else 'source'}")
         if is_remote(value) and name != "data":
-            raise TrashsortingError(f"{name}={value!r}: must be a path of this machine; fetch or send it with `gcloud storage cp`")
+            raise TrashsortingError(
+                f"{name}={value!r}: must be a path of this machine; fetch or send it with `gcloud storage cp`"
+            )
     return Path(out)
 
 # %% ../nbs/03b_headless.ipynb #bc5024eb

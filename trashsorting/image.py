@@ -85,7 +85,9 @@ def load_plugin(
         try:
             from pillow_heif import register_heif_opener
         except ImportError:
-            raise NotAnImage(f"this is HEIC, which is not read here (pillow-heif is not installed), but {accepted()} are") from None
+            raise NotAnImage(
+                f"this is HEIC, which is not read here (pillow-heif is not installed), but {accepted()} are"
+            ) from None
         register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 # %% ../nbs/01_image.ipynb #12128009

@@ -96,7 +96,9 @@ class Metrics:
         self.waited = in_bins(f"{PREFIX}_queue_seconds", "Waiting for a free core.")
         self.decode = in_bins(f"{PREFIX}_decode_seconds", "From a file's bytes to RGB.")
         self.inference = in_bins(f"{PREFIX}_inference_seconds", "From RGB to probabilities.")
-        self.predictions = Counter(f"{PREFIX}_predictions", "Photographs by their class.", ["predicted_class"], registry=own)
+        self.predictions = Counter(
+            f"{PREFIX}_predictions", "Photographs by their class.", ["predicted_class"], registry=own
+        )
         self.confidence = in_bins(f"{PREFIX}_confidence", "Of the class that was given.", buckets=SHARES)
         about = ["name", "architecture", "sha256"]
         self.model = Gauge(f"{PREFIX}_model_info", "Always 1; which model answers.", about, **of_all("livemax", own))

@@ -142,7 +142,9 @@ class Predictor:
         if outputs != len(self.card.classes):
             raise ModelError(f"{self.model} has {outputs} logits, its card {len(self.card.classes)} classes")
         if self.card.explains and "evidence" not in shapes:
-            raise ModelError(f"{self.model} has no output 'evidence', its card says that it has: export the model again")
+            raise ModelError(
+                f"{self.model} has no output 'evidence', its card says that it has: export the model again"
+            )
 
     def predict_image(
         self,
@@ -184,7 +186,9 @@ class Predictor:
             raise ModelError(f"{self.model} {CANNOT_EXPLAIN}")
         if label not in (None, *self.card.classes):
             raise TrashsortingError(f"the model knows no class '{label}'; it knows {', '.join(self.card.classes)}")
-        rows, evidence = run_explained(self.session, to_input(picture, self.card.preprocessing)[None], self.card.temperature)
+        rows, evidence = run_explained(
+            self.session, to_input(picture, self.card.preprocessing)[None], self.card.temperature
+        )
         prediction = rank(self.card, rows[0])
         index = self.card.classes.index(label or prediction.predicted_class)
         return prediction, heat_map(evidence[0], index)

@@ -83,7 +83,9 @@ def left_in_float(
 ) -> list[str]:
     "Names of the operators that stay: before some convolution, and after the last. Raises `ModelError` without one between."
     if len(found := convolutions(model)) <= first:
-        raise ModelError(f"the network has {len(found)} convolutions, of which the first {first} stay in float: nothing is left")
+        raise ModelError(
+            f"the network has {len(found)} convolutions, of which the first {first} stay in float: nothing is left"
+        )
     names = [node.name for node in model.graph.node]
     start, end = names.index(found[first].name), names.index(found[-1].name)
     after = [node.name for node in model.graph.node[end + 1 :] if node.op_type not in ("Clip", "Relu")]
@@ -339,19 +341,29 @@ def export_int8(
     "Make an INT8 file, measure it, and write its card. Raises `DataError` for other photographs, `ModelError`."
     card = read_card(file)
     if manifest.sha256 != card.provenance.manifest_sha256:
-        raise DataError(f"{manifest.root}: not the photographs that {file} was made from, or not divided as they were then")
+        raise DataError(
+            f"{manifest.root}: not the photographs that {file} was made from, or not divided as they were then"
+        )
     pooled = held_out_by_folds(folds) if folds else None
     chosen, val = choose_photographs(manifest, n), manifest.part("val")
     quantize(file, chosen, out)
-    paths, targets = [val.root / entry.file for entry in val.entries], [card.classes.index(entry.label) for entry in val.entries]
-    before, after = (score(open_session(one), card.preprocessing, paths, progress, card.temperature)[0] for one in (file, out))
+    paths, targets = (
+        [val.root / entry.file for entry in val.entries],
+        [card.classes.index(entry.label) for entry in val.entries],
+    )
+    before, after = (
+        score(open_session(one), card.preprocessing, paths, progress, card.temperature)[0] for one in (file, out)
+    )
     inputs = load_inputs(paths[:1], card.preprocessing)
     found = Quantization(
         made_of=card.file_sha256,
         n_calibration=len(chosen),
         compared_on="out of fold" if pooled else "the photographs that the run held out",
         comparison=pooled or compare(before, after, np.array(targets)),
-        speedups=[measure_speedup(time_in_turns(file, out, inputs, threads), threads) for threads in sorted({1, count_cores()})],
+        speedups=[
+            measure_speedup(time_in_turns(file, out, inputs, threads), threads)
+            for threads in sorted({1, count_cores()})
+        ],
     )
     made = card.model_copy(
         update={
@@ -383,7 +395,9 @@ def comparison_text(
     for speed in found.speedups:
         low, high = speed.interval
         threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
-        lines.append(f"{speed.ratio:.2f} times as fast with {threads}  (95 % interval {low:.2f} - {high:.2f}, {speed.rounds} rounds)")
+        lines.append(
+            f"{speed.ratio:.2f} times as fast with {threads}  (95 % interval {low:.2f} - {high:.2f}, {speed.rounds} rounds)"
+        )
     return "\n".join(lines)
 
 # %% ../nbs/07a_quantize.ipynb #0d08922f
@@ -397,7 +411,11 @@ def check_worth(
     if (found := card.quantization) is None:
         raise ModelError(f"{card.name} is no INT8 file")
     if found.comparison.difference < -MOST_LOST:
-        raise ModelError(f"{card.name} loses {-100 * found.comparison.difference:.2f} points; what ships loses at most {100 * MOST_LOST:g}")
+        raise ModelError(
+            f"{card.name} loses {-100 * found.comparison.difference:.2f} points; what ships loses at most {100 * MOST_LOST:g}"
+        )
     for speed in found.speedups:
         if speed.interval[0] <= 1:
-            raise ModelError(f"{card.name} is not measurably faster with {speed.threads} threads: {speed.ratio:.2f} times, from {speed.interval[0]:.2f}")
+            raise ModelError(
+                f"{card.name} is not measurably faster with {speed.threads} threads: {speed.ratio:.2f} times, from {speed.interval[0]:.2f}"
+            )

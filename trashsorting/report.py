@@ -143,7 +143,9 @@ def drift(
         added=tuple(entry.file for entry in manifest.entries if entry.sha256 not in then),
         gone=tuple(entry.file for entry in before.entries if entry.sha256 not in now),
         relabelled=tuple((new.file, old.label, new.label) for old, new in both if old.label != new.label),
-        moved=tuple((new.file, old.split, new.split) for old, new in both if old.split and new.split and old.split != new.split),
+        moved=tuple(
+            (new.file, old.split, new.split) for old, new in both if old.split and new.split and old.split != new.split
+        ),
         shares=shares,
         distance=sum(abs(one - other) for one, other in shares.values()) / 2,
     )
@@ -174,7 +176,9 @@ def drift_section(
         markdown_table(("class", "before", "now", "change"), rows),
     ]
     if grey:
-        then, now = (f"{np.median(one):.0f} ({np.quantile(one, 0.1):.0f} to {np.quantile(one, 0.9):.0f})" for one in grey)
+        then, now = (
+            f"{np.median(one):.0f} ({np.quantile(one, 0.1):.0f} to {np.quantile(one, 0.9):.0f})" for one in grey
+        )
         lines.append(f"Brightness, median (10 % to 90 %): before {then}, now {now}.")
     for title, files in [("Added", found.added), ("Gone", found.gone)]:
         if files:

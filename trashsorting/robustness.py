@@ -43,7 +43,9 @@ def reduce(
 ) -> Image.Image:  # RGB; never enlarged
     "The photograph at the size at which it is spoilt."
     factor = min(1.0, side / min(picture.size))
-    return picture.resize([max(1, round(length * factor)) for length in picture.size], Image.Resampling.BICUBIC, reducing_gap=3)
+    return picture.resize(
+        [max(1, round(length * factor)) for length in picture.size], Image.Resampling.BICUBIC, reducing_gap=3
+    )
 
 # %% ../nbs/06b_robustness.ipynb #30072e92
 def spoil(
@@ -59,7 +61,9 @@ def spoil(
     height, width = pixels.shape[1:]
     if name == "blur":
         taps, sigma = 2 * math.ceil(3 * value) + 1, [float(value)] * 2
-        along = transform.gaussian_blur(pixels, [taps, 1], sigma)  # one way and then the other: the same, and far faster
+        along = transform.gaussian_blur(
+            pixels, [taps, 1], sigma
+        )  # one way and then the other: the same, and far faster
         return transform.gaussian_blur(along, [1, taps], sigma)
     if name == "noise":
         return transform.gaussian_noise(pixels, sigma=value)
@@ -70,7 +74,9 @@ def spoil(
     if name == "rotation":
         rim = torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], dim=1)
         fill = rim.float().mean(dim=1).tolist()
-        wide = transform.pad(pixels, [max(height, width) // 2 + 1], fill=fill)  # or turning would draw a dark line around it
+        wide = transform.pad(
+            pixels, [max(height, width) // 2 + 1], fill=fill
+        )  # or turning would draw a dark line around it
         angle = value if torch.rand(()) < 0.5 else -value
         turned = transform.rotate(wide, angle, InterpolationMode.BILINEAR, fill=fill)
         return transform.center_crop(turned, [height, width])
@@ -146,7 +152,9 @@ def robustness_table(
         shares = [measured.accuracy(name, strength) for strength in range(6)]
         lines.append(f"{name:12}" + "".join(f"{share:8.3f}" for share in shares) + f"{np.mean(shares[1:]):11.3f}")
     half = 0.5 * np.diff(wilson(round(measured.mean * measured.n), measured.n))[0]
-    lines.append(f"mean {measured.mean:.3f}, n = {measured.n}; a share near it has a 95 % Wilson interval of +-{half:.3f}")
+    lines.append(
+        f"mean {measured.mean:.3f}, n = {measured.n}; a share near it has a 95 % Wilson interval of +-{half:.3f}"
+    )
     return "\n".join(lines)
 
 
@@ -233,7 +241,9 @@ def other_things(
     drawn: int = 10,  # Textures of each kind
 ) -> dict[str, Image.Image]:  # RGB, by name
     "Pictures of what is no trash: packaged photographs and drawn textures. Raises `MissingExtra`."
-    return packaged_photographs() | {f"{kind} {number}": draw_texture(kind, number) for kind in TEXTURES for number in range(drawn)}
+    return packaged_photographs() | {
+        f"{kind} {number}": draw_texture(kind, number) for kind in TEXTURES for number in range(drawn)
+    }
 
 # %% ../nbs/06b_robustness.ipynb #20265df6
 def logits_for(

@@ -52,7 +52,9 @@ def check_space(
             raise TrashsortingError(f"search space: unknown parameter '{name}'; known are {', '.join(known)}")
         kind = one.get("distribution", "uniform")
         if kind not in DISTRIBUTIONS:
-            raise TrashsortingError(f"search space: {name}: distribution must be one of {', '.join(DISTRIBUTIONS)}, not '{kind}'")
+            raise TrashsortingError(
+                f"search space: {name}: distribution must be one of {', '.join(DISTRIBUTIONS)}, not '{kind}'"
+            )
         if not one.get("values") and not ("min" in one and "max" in one and one["min"] < one["max"]):
             raise TrashsortingError(f"search space: {name}: give values, or a min that is less than max")
     return space
@@ -204,7 +206,9 @@ def run_sweep(
         work(0, *given)
     else:
         threads = max(1, (os.cpu_count() or 1) // workers)
-        others = [get_context("spawn").Process(target=work, args=(number, *given, threads)) for number in range(workers)]
+        others = [
+            get_context("spawn").Process(target=work, args=(number, *given, threads)) for number in range(workers)
+        ]
         for other in others:
             other.start()
         for other in others:

@@ -264,13 +264,17 @@ def worst_answers(
     "What the model says of the photographs on which it is worst."
     entries, classes = manifest.part("val").entries, predictor.card.classes
     paths = [manifest.root / entry.file for entry in entries]
-    probabilities, _ = score(predictor.session, predictor.card.preprocessing, paths, temperature=predictor.card.temperature)
+    probabilities, _ = score(
+        predictor.session, predictor.card.preprocessing, paths, temperature=predictor.card.temperature
+    )
     given = probabilities[np.arange(len(entries)), [classes.index(entry.label) for entry in entries]]
     found = []
     for row in given.argsort(kind="stable")[:count]:
         thumbnail, best = open_rgb(paths[row]), probabilities[row].argmax()
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        found.append(Answer(entries[row].file, thumbnail, entries[row].label, classes[best], float(probabilities[row, best])))
+        found.append(
+            Answer(entries[row].file, thumbnail, entries[row].label, classes[best], float(probabilities[row, best]))
+        )
     return found
 
 # %% ../nbs/06c_tracking.ipynb #2690d2ce

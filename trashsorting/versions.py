@@ -116,7 +116,9 @@ def folder_hash(
     md5s: dict[str, str],  # By file, relative to the folder, with forward slashes
 ) -> str:  # As DVC writes it: 32 hexadecimal digits and ".dir"
     "DVC's name of a folder with these files."
-    listed = json.dumps([{"md5": md5s[file], "relpath": file} for file in sorted(md5s, key=lambda file: file.split("/"))])
+    listed = json.dumps(
+        [{"md5": md5s[file], "relpath": file} for file in sorted(md5s, key=lambda file: file.split("/"))]
+    )
     return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
@@ -145,7 +147,10 @@ def data_version(
     if version is None or not folder.is_dir():
         return version
     files = [path for path in folder.rglob("*") if path.is_file()]
-    md5s = {path.relative_to(folder).as_posix(): hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in files}
+    md5s = {
+        path.relative_to(folder).as_posix(): hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        for path in files
+    }
     return version if folder_hash(md5s) == version else f"{version}-changed"
 
 
@@ -205,7 +210,12 @@ def why_closed(
     code = getattr(error, "code", None) or getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket"
-    if isinstance(error, PermissionError) or code in (401, 403) or "Forbidden" in str(error) or "access" in str(error).lower():
+    if (
+        isinstance(error, PermissionError)
+        or code in (401, 403)
+        or "Forbidden" in str(error)
+        or "access" in str(error).lower()
+    ):
         return "no credentials that may read it were found"
     if isinstance(error, TimeoutError):
         return f"no answer in {BUCKET_SECONDS} s"
@@ -267,7 +277,9 @@ def push_data(
                 sent = repository.push(targets=[str(folder.resolve())], remote=remote)
                 notes.append(f"{sent} files")
         except Exception as error:  # DVC's own, and what it lets through of its libraries'.
-            raise DataError(f"{folder}: not all of it reached {to.fs.unstrip_protocol(to.path)}: {error}; push again to go on") from error
+            raise DataError(
+                f"{folder}: not all of it reached {to.fs.unstrip_protocol(to.path)}: {error}; push again to go on"
+            ) from error
     return sent
 
 
@@ -284,6 +296,10 @@ def pull_data(
                 stats = repository.pull(targets=[str(folder.resolve())], remote=remote)["stats"]
                 notes.append(f"{stats['fetched']} files")
         except Exception as error:  # DVC's own, and what it lets through of its libraries'.
-            reason = f"{folder} was never pushed there" if "failed to load directory" in str(error) else str(error).splitlines()[0]
+            reason = (
+                f"{folder} was never pushed there"
+                if "failed to load directory" in str(error)
+                else str(error).splitlines()[0]
+            )
             raise closed(source, reason) from error
     return stats["fetched"]
