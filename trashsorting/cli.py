@@ -531,7 +531,7 @@ def sweep(
     plot_sweep(study, out)
     click.echo(f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}")
 
-# %% ../nbs/12_cli.ipynb #a1b5c523
+# %% ../nbs/12_cli.ipynb #84b0103b
 def divide(
     given: dict,  # From `find_places`
     k: int,  # Number of folds
@@ -559,7 +559,7 @@ def divide(
 @click.option("--composites", type=FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`.")
 @click.option("--out", metavar="CV", help="Folder of the cross-validation; if it holds one that was cut off, that goes on.")
 @click.option("-k", type=click.IntRange(2), default=5, show_default=True, help="Folds.")
-@click.option("--risk", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.015, show_default=True, help="Largest share of wrong answers; what is less sure is 'unsure'.")
+@click.option("--risk", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True, help="Largest share of wrong answers; what is less sure is 'unsure'.")
 @click.option("--note", default="", help="What the card should say of how the recipe was chosen.")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook; may be repeated.")
 @click.option("-f", "file", type=FILE, metavar="FILE", help="YAML with parameters, such as params.yaml.")
@@ -576,7 +576,8 @@ def crossval(
 
     The training photographs are divided in folds, look-alikes together. Each fold is held out once: CV gets a run for
     each, their answers (predictions.csv), and the mean of their weights (CV/mean) with the temperature and the threshold
-    that follow from those answers. What the split holds out for validation is not touched.
+    that follow from those answers. What the split holds out for validation is not touched. If no threshold keeps the
+    risk, the same command with another --risk trains nothing again.
     """
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
@@ -607,7 +608,7 @@ def crossval(
     mean = mean_of_folds(folder, k, manifest, decided, note)
     click.echo(f"the mean of the {k} networks: make its file with `trashsorting export {mean}`")
 
-# %% ../nbs/12_cli.ipynb #692dacc2
+# %% ../nbs/12_cli.ipynb #61e1f1c0
 @cli.command()
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Folder of the new run.")
@@ -621,12 +622,13 @@ def mix(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> 
     named twice counts twice.
     """
     need("fastai", "Mixing runs", "train")
+    from trashsorting.crossval import read_decided, take_over
     from trashsorting.mix import mix_runs
 
+    if crossval:
+        read_decided(crossval)  # what is refused leaves nothing behind
     mix_runs(runs, out, note)
     if crossval:
-        from trashsorting.crossval import take_over
-
         take_over(out, crossval)
     click.echo(f"{out}: the mean of {len(runs)} runs; make its file with `trashsorting export {out}`")
 
