@@ -11,6 +11,7 @@ import pytest
 
 from trashsorting.calibrate import fit_temperature
 from trashsorting.core import read_card
+from trashsorting.crossval import softness
 from trashsorting.dataset import draw_sample, read_split
 from trashsorting.folds import load_predictions
 from trashsorting.learner import load_run
@@ -60,7 +61,11 @@ def test_what_was_decided_reaches_the_card(crossval):
     assert card.cross_validation.accuracy_by_fold == pytest.approx(by_fold)
     assert card.cross_validation.accuracy_deviation == pytest.approx(np.std(by_fold, ddof=1))
     fitted = fit_temperature(found.logits, found.targets)
-    assert 0.3 < card.temperature / fitted < 1.01 and f"{fitted:.3f}, is taken times" in card.decision_note
+    folds = [load_run(folder / f"fold{at}") for at in range(2)]
+    seen = [folds[0].manifest.root / entry.file for entry in folds[0].manifest.entries[::5]]
+    share = softness(load_run(folder / "mean"), folds, seen)
+    assert card.temperature == pytest.approx(fitted * share)
+    assert f"{fitted:.3f}, is taken times {share:.3f}" in card.decision_note
     assert card.evaluation.unsure_below == card.unsure_below and "90.0%" in card.decision_note
     trained_on = {entry.file for entry in load_run(folder / "mean").manifest.part("train").entries}
     assert trained_on == set(found.files)
@@ -90,3 +95,26 @@ def test_another_recipe_or_other_folds_do_not_go_on(crossval):
     thrice = call(*words, "-k", 3)
     assert thrice.returncode != 0 and "fold0.csv holds out other photographs: choose another folder" in thrice.stderr
     assert "Traceback" not in other.stderr + thrice.stderr
+
+
+def test_a_risk_that_cannot_be_kept_costs_no_training(crossval):
+    words, folder = crossval
+    (folder / "decided.json").unlink(missing_ok=True)
+    before = [(folder / f"fold{at}" / "checkpoint.pth").stat().st_mtime_ns for at in range(2)]
+    refused = call(*words, "--risk", 1e-6)
+    assert refused.returncode != 0 and "no threshold keeps the risk" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (folder / "decided.json").exists()
+    assert call(*words).returncode == 0
+    assert before == [(folder / f"fold{at}" / "checkpoint.pth").stat().st_mtime_ns for at in range(2)]
+
+
+def test_a_mixture_takes_over_what_was_decided_or_is_not_made(crossval, tmp_path):
+    _, folder = crossval
+    runs = [folder / "fold0", folder / "fold0"]
+    refused = call("mix", *runs, "--out", tmp_path / "none", "--crossval", tmp_path)
+    assert refused.returncode != 0 and "of a finished cross-validation?" in refused.stderr
+    assert not (tmp_path / "none").exists()
+    assert call("mix", *runs, "--out", tmp_path / "twice", "--crossval", folder).returncode == 0
+    told = json.loads((tmp_path / "twice" / "run.json").read_text())["decided"]
+    decided = json.loads((folder / "decided.json").read_text())
+    assert told["unsure_below"] == decided["unsure_below"] and "cross_validation" not in told

@@ -30,7 +30,7 @@ def main(url: str) -> None:
         browser.close()
     PICTURE.parent.mkdir(exist_ok=True)
     seen.convert("RGB").quantize(128).save(PICTURE, optimize=True)
-    print(f"{PICTURE.relative_to(Path.cwd())}: {PICTURE.stat().st_size / 1000:.0f} kB")
+    print(f"{PICTURE.name}: {PICTURE.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -586,7 +586,7 @@ def sweep(
         f"{len(study.trials)} trials, the best: accuracy {study.best_value:.4f}, trial {study.best_trial.number}\n{out / 'winner.yaml'}"
     )
 
-# %% ../nbs/12_cli.ipynb #aa3e877b
+# %% ../nbs/12_cli.ipynb #84b0103b
 def divide(
     given: dict,  # From `find_places`
     k: int,  # Number of folds
@@ -621,7 +621,7 @@ def divide(
 @click.option(
     "--risk",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.015,
+    default=0.05,
     show_default=True,
     help="Largest share of wrong answers; what is less sure is 'unsure'.",
 )
@@ -641,7 +641,8 @@ def crossval(
 
     The training photographs are divided in folds, look-alikes together. Each fold is held out once: CV gets a run for
     each, their answers (predictions.csv), and the mean of their weights (CV/mean) with the temperature and the threshold
-    that follow from those answers. What the split holds out for validation is not touched.
+    that follow from those answers. What the split holds out for validation is not touched. If no threshold keeps the
+    risk, the same command with another --risk trains nothing again.
     """
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
@@ -676,7 +677,7 @@ def crossval(
     mean = mean_of_folds(folder, k, manifest, decided, note)
     click.echo(f"the mean of the {k} networks: make its file with `trashsorting export {mean}`")
 
-# %% ../nbs/12_cli.ipynb #692dacc2
+# %% ../nbs/12_cli.ipynb #61e1f1c0
 @cli.command()
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Folder of the new run.")
@@ -690,12 +691,13 @@ def mix(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> 
     named twice counts twice.
     """
     need("fastai", "Mixing runs", "train")
+    from trashsorting.crossval import read_decided, take_over
     from trashsorting.mix import mix_runs
 
+    if crossval:
+        read_decided(crossval)  # what is refused leaves nothing behind
     mix_runs(runs, out, note)
     if crossval:
-        from trashsorting.crossval import take_over
-
         take_over(out, crossval)
     click.echo(f"{out}: the mean of {len(runs)} runs; make its file with `trashsorting export {out}`")
 

@@ -6,13 +6,13 @@
 __all__ = ['OPSET', 'SELECTION_NOTE', 'MOST_SHIPPED_BYTES', 'Explained', 'can_explain', 'forget_origins', 'to_onnx', 'Parity',
            'check_parity', 'score_file', 'training_files', 'make_card', 'export_run', 'ship']
 
-# %% ../nbs/07_export.ipynb #f0014163
+# %% ../nbs/07_export.ipynb #bb348129
 import logging
 import os
 import shutil
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -160,7 +160,7 @@ def score_file(
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress, temperature)
     return evaluate(probabilities, targets, labels, unsure_below=decided.get("unsure_below"))
 
-# %% ../nbs/07_export.ipynb #42141a10
+# %% ../nbs/07_export.ipynb #056f2bcb
 SELECTION_NOTE = (
     "The photographs measured here were not trained on and chose nothing in this run: what ships is the mean of the "
     "weights at the end of a schedule that was fixed before."
@@ -200,7 +200,7 @@ def make_card(
             n_train=len(run.manifest.part("train").entries),
             n_valid=len(run.manifest.part("val").entries),
             seed=run.config.seed,
-            parameters=asdict(run.config),
+            parameters=run.info["config"],
             libraries=run.info["libraries"],
             weights=run.info["weights"],
             commit=run.info.get("commit"),

@@ -56,7 +56,7 @@ def mean_weights(
         for name, tensor in states[0].items()
     }
 
-# %% ../nbs/04e_mix.ipynb #129a8b7e
+# %% ../nbs/04e_mix.ipynb #5738b5b7
 def mix_runs(
     folders: Sequence[Path],  # Of finished runs
     out: Path,  # A new folder, that `export` can read like any run's
@@ -74,12 +74,13 @@ def mix_runs(
     torch.save(mean_weights(runs), out / "checkpoint.pth")
     (out / "manifest.csv").write_text(manifest.to_csv())
     mixed = [run.info["config"] | {"composites": run.info.get("composites", ""), "weights": run.info["weights"]} for run in runs]
-    told = {"mixed": mixed, "evaluation_note": note, "manifest_sha256": manifest.sha256}
+    composites = "; ".join(dict.fromkeys(one["composites"] for one in mixed if one["composites"]))
+    told = {"mixed": mixed, "composites": composites, "evaluation_note": note, "manifest_sha256": manifest.sha256}
     info = runs[0].info | {name: value for name, value in told.items() if value}
     (out / "run.json").write_text(json.dumps(info, indent=2) + "\n")
     return out
 
-# %% ../nbs/04e_mix.ipynb #e2836368
+# %% ../nbs/04e_mix.ipynb #d059b0bb
 def begin_with(
     learn: Learner,  # From `create_learner`
     folder: Path,  # Of a finished run, or of a mean
@@ -92,7 +93,7 @@ def begin_with(
         ("classes", list(run.info["labels"]), list(manifest.labels)),
     ]:
         if one != another:
-            raise TrashsortingError(f"{folder} cannot be gone on with, its {what} are {one}, not {another}")
+            raise TrashsortingError(f"{folder} cannot be gone on with: {what} {one}, not {another}")
     check_unseen([run], manifest)
     learn.model.load_state_dict(run.model.state_dict())
     parts = run.info.get("mixed", [run.info["config"]])

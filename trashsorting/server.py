@@ -26,7 +26,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import click
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 from .contract import Fault
@@ -68,6 +68,7 @@ class TimedConnection(HttpToolsProtocol):
         self.clock: asyncio.TimerHandle | None = None
         self.untaken: asyncio.TimerHandle | None = None
         self.in_head, self.useless = False, 0
+        self.unanswered: list[RequestResponseCycle] = []
 
     def wind(self) -> None:
         "Start the clock."
@@ -124,6 +125,7 @@ class Connection(TimedConnection):
         self.in_head, self.useless = False, 0
         self.stop()
         super().on_headers_complete()
+        self.unanswered = [cycle for cycle in self.unanswered if not cycle.response_complete] + [self.cycle]
 
     def on_body(self, body: bytes) -> None:
         "A piece of a body; the application counts those."
@@ -138,7 +140,7 @@ class Connection(TimedConnection):
     def on_response_complete(self) -> None:
         "Answered, perhaps before the body's end."
         super().on_response_complete()
-        if self.cycle.more_body:
+        if self.cycle.response_complete and self.cycle.more_body:
             self.wind()
 
     def pause_writing(self) -> None:
@@ -152,9 +154,12 @@ class Connection(TimedConnection):
         self.took()
 
     def connection_lost(self, error: Exception | None) -> None:
-        "The end."
+        "The end, also for requests that were sent before the last one; uvicorn would only tell the last."
         self.stop()
         self.took()
+        for cycle in self.unanswered:
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(error)
 
 # %% ../nbs/09a_server.ipynb #b28ecb13
