@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SCALE', 'MAX_STRETCH', 'random_box', 'turn_matrix', 'light_table', 'turn_and_light', 'sometimes', 'vary',
-           'retake', 'Composite', 'Resized', 'CropResize', 'SwapIn', 'Photographs', 'keep_decoded', 'make_dataloaders']
+           'retake', 'Composite', 'Resized', 'CropResize', 'NormalizeHere', 'SwapIn', 'Photographs', 'keep_decoded',
+           'make_dataloaders']
 
 # %% ../nbs/03_dataloaders.ipynb #81fb49ff
 import math
@@ -16,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
+from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
 from fasttransform import Transform
 from fastai.vision.augment import RandTransform
-from fastai.vision.core import PILImage
+from fastai.vision.core import PILImage, TensorImage
 from PIL import Image
 
 from .compose import load_cv2, take
@@ -122,7 +123,7 @@ class Resized(PILImage):
 
 
 class CropResize(RandTransform):
-    "Cut and scale a photograph: at random for training, as `image.resize` does for everything else."
+    "Cut, scale and vary a photograph: at random for training, as `image.resize` does for everything else."
 
     split_idx = None
 
@@ -139,17 +140,27 @@ class CropResize(RandTransform):
     def before_call(self, b, split_idx):
         self.training = self.augment and split_idx == 0
 
-    def encodes(self, x: Image.Image):
-        if not self.training:
-            return PILImage(x if isinstance(x, Resized) else resize(x, self.preprocessing))
+    def look(self, x: Image.Image) -> np.ndarray:  # uint8 (side, side, 3)
+        "What a training step sees."
         if isinstance(x, Composite):
-            pixels = np.asarray(resize(x, self.smaller))
+            return np.asarray(resize(x, self.smaller))
+        side, box = self.smaller.input_size, random_box(x.size, self.preprocessing)
+        pixels = np.asarray(x.resize((side, side), Image.Resampling[self.preprocessing.interpolation.upper()], box=box))
+        return retake(pixels) if random.random() < 0.5 else pixels
+
+    def encodes(self, x: Image.Image) -> TensorImage:  # uint8 (3, side, side)
+        if self.training:
+            pixels = vary(self.look(x))
         else:
-            side, box = self.smaller.input_size, random_box(x.size, self.preprocessing)
-            resample = Image.Resampling[self.preprocessing.interpolation.upper()]
-            pixels = np.asarray(x.resize((side, side), resample, box=box))
-            pixels = retake(pixels) if random.random() < 0.5 else pixels
-        return PILImage(Image.fromarray(vary(pixels)))
+            pixels = np.asarray(x if isinstance(x, Resized) else resize(x, self.preprocessing))
+        return TensorImage(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+
+
+class NormalizeHere(Normalize):
+    "Normalise a batch of floating-point numbers where it lies: new memory for it costs more than the sum."
+
+    def encodes(self, x: TensorImage):
+        return x.sub_(self.mean).div_(self.std)
 
 # %% ../nbs/03_dataloaders.ipynb #537ad54e
 class SwapIn(Transform):
@@ -260,8 +271,8 @@ def make_dataloaders(
         bs=batch_size,
         num_workers=num_workers,
         device=torch.device(device),
-        after_item=[CropResize(preprocessing, augment, train_size), ToTensor()],
-        after_batch=[IntToFloatTensor(), Normalize.from_stats(preprocessing.mean, preprocessing.std, cuda=False)],
+        after_item=[CropResize(preprocessing, augment, train_size)],
+        after_batch=[IntToFloatTensor(), NormalizeHere.from_stats(preprocessing.mean, preprocessing.std, cuda=False)],
         drop_last=n_train >= batch_size,
     )
     loaders.photographs = photographs
