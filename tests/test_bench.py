@@ -45,4 +45,4 @@ def test_train():
     table = run("bench/train.py", "--quick")
     for what in ("loading alone", "loading alone, in this process", "forward and backward alone", "both"):
         assert f"| {what}" in table
-    assert "loader's share of the processor time" in table
+    assert "loader's share of a step" in table

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 import yaml
 
 from trashsorting.cli import training_notebook
 from trashsorting.dataset import draw_sample
 from trashsorting.learner import check_config
+from trashsorting.sweep import Report, open_study
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 SECONDS = 600
@@ -61,6 +64,27 @@ def test_no_trial_is_lost(swept):
     assert "the best: accuracy" in (swept / "said.txt").read_text()
     assert (swept / "sweep/parallel.png").stat().st_size and (swept / "sweep/importance.png").stat().st_size
     assert not list(swept.glob("sweep/trial*/*.pth")), "weights of trials are not kept"
+
+
+def test_a_hopeless_trial_is_given_up_and_a_good_one_is_not(tmp_path):
+    study = open_study(tmp_path)
+    for accuracy in (0.7, 0.8, 0.8, 0.9):
+        trial = study.ask()
+        for epoch in (1, 2):
+            trial.report(accuracy, epoch)
+        study.tell(trial, accuracy)
+
+    def epochs(accuracy: float) -> int:
+        report = Report(study.ask())
+        recorder = SimpleNamespace(metric_names=["epoch", "accuracy", "time"], values=[[accuracy]])
+        report.learn = SimpleNamespace(recorder=recorder)
+        for _ in range(3):
+            report.after_epoch()
+        return report.epochs
+
+    assert epochs(0.85) == 3
+    with pytest.raises(optuna.TrialPruned):
+        epochs(0.3)
 
 
 def test_the_winner_is_a_file_of_parameters_for_the_notebook(swept):

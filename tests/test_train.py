@@ -60,6 +60,7 @@ def test_a_run_leaves_everything_that_was_promised(run):
     assert card.provenance.data == DRAWN
     assert (card.provenance.n_train, card.provenance.n_valid) == (96, 24)
     assert card.provenance.parameters["lr"] == 1e-3
+    assert json.loads((run / "run.json").read_text())["cache"].startswith("120 of 120 photographs in memory")
     assert card.provenance.libraries.keys() >= {"torch", "timm", "fastai", "onnx", "onnxruntime", "pillow"}
 
 

@@ -403,17 +403,21 @@ def paste(
 # %% ../nbs/02e_compose.ipynb #28df069e
 def take(
     rng: np.random.Generator,
-    scene: np.ndarray,  # float32 (height, width, 3), 0..255
+    scene: np.ndarray,  # float32, 0..255, or uint8 (height, width, 3)
 ) -> np.ndarray:  # uint8 (height, width, 3)
     "The scene as some camera would have stored it."
     cv2 = load_cv2()
-    lit = scene * np.exp(rng.normal(0, 0.22) + rng.normal(0, 0.06, 3))
-    lit = 255 * np.clip(lit / 255, 0, 1) ** np.exp(rng.normal(0, 0.15))
-    lit = (lit - lit.mean()) * np.exp(rng.normal(0, 0.15)) + lit.mean()
+    gain, gamma = np.exp(rng.normal(0, 0.22) + rng.normal(0, 0.06, 3)), np.exp(rng.normal(0, 0.15))
+    if scene.dtype == np.uint8:  # a table is quicker, and single precision enough
+        levels = np.arange(256)[None, :, None]
+        lit = cv2.LUT(scene, (255 * np.clip(levels * gain / 255, 0, 1) ** gamma).astype(np.float32))
+    else:
+        lit = 255 * np.clip(scene * gain / 255, 0, 1) ** gamma
+    lit = (lit - lit.mean()) * float(np.exp(rng.normal(0, 0.15))) + lit.mean()
     if rng.random() < 0.3:
         lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.4, 1.6))
     if rng.random() < 0.4:
-        lit = lit + rng.normal(0, rng.uniform(2, 12), lit.shape)
+        lit = lit + rng.uniform(2, 12) * rng.standard_normal(lit.shape, lit.dtype)
     return np.clip(lit, 0, 255).astype(np.uint8)
 
 

@@ -66,7 +66,8 @@ class TrainConfig:
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
     augment: bool = True  # Cut, turn, mirror, light and warp the training photographs
     composite_share: float = 0.4  # How often a composite, where there is one, stands in for its photograph, 0..1
-    num_workers: int = 2  # Processes that decode photographs
+    num_workers: int = 2  # Processes that load photographs
+    cache_gb: float = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded at every look
     seed: int = 0  # Of every random generator
     tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder
     mixed_precision: bool = True  # On a GPU: compute in 16 bits; a CPU computes in 32
@@ -86,6 +87,7 @@ LEAST = {
     "label_smoothing": 0,
     "composite_share": 0,
     "num_workers": 0,
+    "cache_gb": 0,
 }
 MOST = {"average": 1, "composite_share": 1, "label_smoothing": 1}
 
@@ -359,6 +361,7 @@ def create_learner(
         found,
         config.composite_share,
         min(config.train_size, config.image_size),
+        int(config.cache_gb * 1e9),
     )
     learn = Learner(
         dls,
@@ -442,6 +445,7 @@ def save_run(
         "preprocessing": learn.preprocessing.model_dump(),
         "weights": learn.weights,
         "composites": learn.composites,
+        "cache": str(learn.dls.photographs),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
     path = learn.path / "run.json"
