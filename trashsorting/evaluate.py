@@ -298,7 +298,7 @@ def sure_lines(
         )
     if evaluation.unsure_below is not None:
         right = "nothing to be right about"
-        if evaluation.answered_interval is not None:
+        if evaluation.answered_accuracy is not None and evaluation.answered_interval is not None:
             low, high = evaluation.answered_interval
             right = f"{evaluation.answered_accuracy:.4f} of them right  (95 % interval {low:.4f} - {high:.4f}, Wilson)"
         lines.append(f"answered {evaluation.coverage:.4f} (unsure below {evaluation.unsure_below:.3f}): {right}")
