@@ -80,10 +80,11 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+test: export OMP_NUM_THREADS = 1 # one process a core: threads of two on the same cores wait for each other
 test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
-	$(in_venv) OMP_NUM_THREADS=1 nbdev_test # one notebook a core: threads of two on the same cores wait for each other
+	$(in_venv) nbdev_test
 	$(in_venv) pytest -n 2 --dist loadfile $(ARGS)
 
 check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
