@@ -43,7 +43,6 @@ ELSEWHERE = {
     "dvc add": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "dvc repro": "test_pipeline.py::test_a_second_repro_runs_nothing",
     "dvc metrics diff": "test_pipeline.py::test_a_parameter_reruns_what_depends_on_it_and_is_compared",
-    "dvc pull data": "test_repo.py::test_lock_holds_what_settings_ask_for",
 }
 
 

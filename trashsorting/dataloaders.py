@@ -89,7 +89,7 @@ def turn_and_light(
 
 # %% ../nbs/03_dataloaders.ipynb #5a1d0c17
 def sometimes(
-    most: float,
+    most: float,  # Its largest absolute value, 0 or more
     share: float = 0.75,  # How often it is not 0
 ) -> float:  # -most..most
     "A number at random, or 0."
@@ -115,7 +115,7 @@ def retake(
 
 
 class Composite(PILImage):
-    "A photograph's piece on another ground; `02e_compose` has placed it at random already."
+    "A photograph's piece on another ground; `compose` has placed it at random already."
 
 
 class Resized(PILImage):

@@ -80,7 +80,7 @@ def save_predictions(
 def load_predictions(
     path: Path,  # Written by `save_predictions`
 ) -> Predictions:
-    "Read predictions. Raises `DataError` for a file that is missing, or is none of predictions."
+    "Read predictions. Raises `DataError` for a file that is missing, or that holds no predictions."
     try:
         head, *rows = csv.reader(Path(path).read_text().splitlines())
         classes = tuple(name.removeprefix("logit:") for name in head[3:])

@@ -33,7 +33,7 @@ def check_places(
     data: str,  # As for `open_manifest`
     split: str,  # A file, or ""
     composites: str,  # A folder of `compose.compose_folder`, or ""
-    start: str,  # Folder of the run whose weights are gone on with, or ""
+    start: str,  # Folder of the run whose weights are started from, or ""
     out: str,  # The run's folder
 ) -> Path:  # The run's folder
     "Refuse places that cannot be used. Raises `TrashsortingError` with the parameter's name."

@@ -64,7 +64,7 @@ class TrainConfig:
     average: float = 0.99  # Decay a step of the running mean of the weights, which is what ships; 0: the weights themselves
     weight_decay: float = 0.01  # Of AdamW, decoupled
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
-    augment: bool = True  # Cut, turn, mirror, light and warp the training photographs
+    augment: bool = True  # Cut, turn, mirror, light and tilt the training photographs
     composite_share: float = 0.4  # How often a composite, where there is one, stands in for its photograph, 0..1
     num_workers: int = 2  # Processes that load photographs
     cache_gb: float = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded at every look

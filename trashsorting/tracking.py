@@ -63,8 +63,8 @@ class Tracker:
 
 # %% ../nbs/06c_tracking.ipynb #d522f7b9
 def digest(
-    path: Path,
-) -> str:  # SHA-256, hexadecimal
+    path: Path,  # Any file
+) -> str:  # SHA-256, 64 hexadecimal digits
     "Fingerprint of a file."
     return sha256(Path(path).read_bytes()).hexdigest()
 
