@@ -13,7 +13,7 @@ import optuna
 import pytest
 import yaml
 
-from trashsorting.cli import training_notebook
+from trashsorting.cli_train import training_notebook
 from trashsorting.dataset import draw_sample
 from trashsorting.learner import check_config
 from trashsorting.sweep import Report, open_study
