@@ -347,10 +347,23 @@ KNOWN_THINGS = [  # one piece, moved a little
 ]
 
 
+ALL_PHOTOGRAPHS = "CHECK_PHOTOGRAPHS" in os.environ
+
+
 @pytest.mark.skipif(not TRASHNET, reason="!!! TRASHNET is unset: nothing was checked on photographs")
 def test_the_known_groups_of_trashnet(tmp_path, capsys):
-    folder = Path(TRASHNET)
-    words = ["data", "check", folder / "images", "--split", folder / "split.csv", "--out", tmp_path]
+    "Among every eighth photograph; `make check-long` looks among all of them."
+    images, split = Path(TRASHNET) / "images", Path(TRASHNET) / "split.csv"
+    if not ALL_PHOTOGRAPHS:
+        wanted = {file for pair in KNOWN_COPIES + KNOWN_THINGS for file in pair}
+        rows = list(csv.DictReader(split.open()))
+        rows = [row for at, row in enumerate(rows) if at % 8 == 0 or row["file"] in wanted]
+        for row in rows:
+            (tmp_path / "some" / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(images / row["file"], tmp_path / "some" / row["file"])
+        images, split = tmp_path / "some", tmp_path / "some.csv"
+        split.write_text("file,label,split\n" + "".join(f"{','.join(row.values())}\n" for row in rows))
+    words = ["data", "check", images, "--split", split, "--out", tmp_path]
     done = call(*words, timeout=1800)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "groups.csv") as stream:
