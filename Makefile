@@ -80,7 +80,7 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test: export OMP_NUM_THREADS = 1 # one process a core: threads of two on the same cores wait for each other
+test coverage: export OMP_NUM_THREADS = 1 # one process a core: threads of two on the same cores wait for each other
 test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
@@ -118,9 +118,9 @@ dead: setup ## Code that nothing reaches, dependencies that nothing imports
 
 coverage: setup ## Lines of the package that notebooks or tests run, from tools/run_notebook.py and pytest together
 	@rm -f .coverage .coverage.*
-	export $(in_venv) && for notebook in $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)); do \
-		coverage run tools/run_notebook.py $$notebook > /dev/null || exit 1; done
-	$(in_venv) coverage run -m pytest $(ARGS)
+	export $(in_venv) && printf '%s\n' $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)) | \
+		xargs -P 2 -n 1 coverage run tools/run_notebook.py > /dev/null
+	$(in_venv) coverage run -m pytest -n 2 --dist loadfile $(ARGS)
 	$(in_venv) coverage combine --quiet
 	$(in_venv) coverage report
 
