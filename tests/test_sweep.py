@@ -36,7 +36,7 @@ def ended(folder: Path) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
-    "Killed after its first trial, and gone on with by two workers."
+    "Killed after its first trial, and resumed by two workers."
     folder = tmp_path_factory.mktemp("swept")
     draw_sample(folder / "sample", per_class=5)
     started = subprocess.Popen(words(folder, "--trials", "6"), env=ONE_THREAD, stderr=subprocess.DEVNULL)

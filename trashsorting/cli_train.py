@@ -194,7 +194,7 @@ PARAMETERS_OPTION = click.option(
 @click.option(
     "--start",
     type=FOLDER,
-    help="A run whose weights are gone on from; all that it was trained on must be trained on here.",
+    help="A run to start from, instead of ImageNet; what it was trained on must be trained on here, too.",
 )
 @click.option("--out", metavar="RUN", help="Folder of the run, or gs://...; made if it is not there.")
 @PARAMETERS_OPTION

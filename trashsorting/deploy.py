@@ -161,7 +161,7 @@ def gcloud(
     flags = ["--project", project, "--region", region, "--quiet"]
     done = subprocess.run([program, "run", *words, *flags], stdout=subprocess.PIPE, text=True)  # noqa: S603
     if done.returncode:
-        raise CloudError(f"gcloud run {' '.join(words[:3])} has failed with {done.returncode}; its reason stands above")
+        raise CloudError(f"gcloud run {' '.join(words[:3])} has failed with {done.returncode}; its reason is printed above")
     return done.stdout
 
 

@@ -93,8 +93,8 @@ def begin_with(
         ("classes", list(run.info["labels"]), list(manifest.labels)),
     ]:
         if one != another:
-            raise TrashsortingError(f"{folder} cannot be gone on with: {what} {one}, not {another}")
+            raise TrashsortingError(f"{folder} cannot be started from: {what} {one}, not {another}")
     check_unseen([run], manifest)
     learn.model.load_state_dict(run.model.state_dict())
     parts = run.info.get("mixed", [run.info["config"]])
-    learn.weights = f"{run.info['weights']}; gone on from the mean of {len(parts)} runs" if parts[1:] else f"{run.info['weights']}; gone on from another run"
+    learn.weights = f"{run.info['weights']}; started from the mean of {len(parts)} runs" if parts[1:] else f"{run.info['weights']}; started from another run"

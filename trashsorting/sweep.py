@@ -214,7 +214,7 @@ def run_sweep(
         for other in others:
             other.join()
         if all(other.exitcode for other in others):
-            raise TrashsortingError(f"{folder}: every worker of the sweep failed: what they said stands above")
+            raise TrashsortingError(f"{folder}: every worker of the sweep failed: what they said is printed above")
     return open_study(folder)
 
 # %% ../nbs/06d_sweep.ipynb #41d01278
