@@ -80,7 +80,8 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test coverage: export OMP_NUM_THREADS = 1 # one process a core: threads of two on the same cores wait for each other
+# One process a core: threads of two on the same cores wait for each other.
+test coverage: export OMP_NUM_THREADS = 1
 test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
