@@ -6,16 +6,14 @@
 __all__ = ['ADVICE', 'Bucket', 'Region', 'Project', 'IMAGE_NAME', 'Image', 'Account', 'Label', 'Value', 'SHAPES', 'CARRIES',
            'PLAIN', 'FINAL', 'CloudError', 'check_tag', 'first_fault', 'Plan', 'Place', 'find_place', 'check_machine',
            'TrainingJob', 'container_arguments', 'job_request', 'to_yaml', 'notebook_defaults', 'check_parameters',
-           'data_version', 'ask_git', 'commit_label', 'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say',
-           'Run', 'read_run', 'job_address', 'submit', 'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs',
-           'wait']
+           'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'Run', 'read_run', 'job_address', 'submit',
+           'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
 
 # %% ../nbs/10_job.ipynb #8244c09a
 import ast
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from urllib.parse import urlencode
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .core import MissingExtra, TrashsortingError
+from .versions import commit, tracked_version
 
 # %% ../nbs/10_job.ipynb #4141a3bf
 class CloudError(TrashsortingError):
@@ -231,45 +230,13 @@ def check_parameters(
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise CloudError(f"-p {name} {value}: {wanted.__name__} is wanted, as in {name} = {defaults[name]!r}")
 
-# %% ../nbs/10_job.ipynb #a1789726
-def data_version(
-    pointer: Path,  # `data.dvc`
-) -> str | None:  # 32 hexadecimal digits; None without such a file
-    "The md5 of the data set that a DVC file points to. Raises `CloudError` for a file without one."
-    if not pointer.is_file():
-        return None
-    found = re.search(r"^\s*(?:- )?md5: ([0-9a-f]{32})", pointer.read_text(), re.MULTILINE)
-    if not found:
-        raise CloudError(f"{pointer}: holds no md5; `dvc add data` writes one")
-    return found[1]
-
-
-def ask_git(
-    folder: Path,  # In a checkout
-    *words: str,  # After `git`
-) -> str:  # What it printed
-    "Raises `CalledProcessError`."
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603, S607
-    return done.stdout.strip()
-
-
-def commit_label(
-    folder: Path,
-) -> str | None:  # 40 hexadecimal digits, with "-dirty" if something is not committed; None outside a checkout
-    "Which commit is checked out in a folder."
-    try:
-        head = ask_git(folder, "rev-parse", "HEAD")
-        changed = ask_git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head}-dirty" if changed else head
-
 # %% ../nbs/10_job.ipynb #0e24b329
 def origin_labels(
     folder: Path,  # The checkout
-) -> dict[str, str]:
-    "The labels of everything that is made from a checkout."
-    found = {"commit": commit_label(folder), "data": data_version(folder / "data.dvc")}
+) -> dict[str, str]:  # "app"; "commit" in a repository; "data", 32 hexadecimal digits, beside a `data.dvc`
+    "The labels of everything that is made from a checkout. Raises `DataError` for a `data.dvc` that DVC did not write."
+    version = tracked_version(folder / "data")
+    found = {"commit": commit(folder), "data": version and version.removesuffix(".dir")}
     return {"app": "trashsorting"} | {name: value for name, value in found.items() if value}
 
 
@@ -278,8 +245,8 @@ def run_name(
     now: datetime,
 ) -> str:  # trashsorting-20260131-090000-1b7b470
     "A name that sorts by time and shows the commit."
-    commit = labels.get("commit", "")[:7]
-    return f"trashsorting-{now:%Y%m%d-%H%M%S}" + (f"-{commit}" if commit else "")
+    short = labels.get("commit", "")[:7]
+    return f"trashsorting-{now:%Y%m%d-%H%M%S}" + (f"-{short}" if short else "")
 
 # %% ../nbs/10_job.ipynb #7b31aca6
 @dataclass(frozen=True)

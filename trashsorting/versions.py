@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter
 
-from .core import DataError, Source
+from .core import DataError, MissingExtra, Source
 from trashsorting.dataset import (
     OWN_MANIFEST,
     OWN_SOURCES,
@@ -125,12 +125,14 @@ def folder_hash(
 def tracked_version(
     folder: Path,
 ) -> str | None:  # None: DVC does not track it
-    "What `FOLDER.dvc` says of a folder. Raises `DataError` for a file that DVC did not write."
-    import yaml
-
+    "What `FOLDER.dvc` says of a folder. Raises `DataError` for a file that DVC did not write, `MissingExtra`."
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise MissingExtra(f"Reading {note.name}", "cloud") from None
     try:
         out = yaml.safe_load(note.read_text())["outs"][0]
         return out.get("md5") or folder_hash({one["relpath"]: one["md5"] for one in out["files"]})
