@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,7 @@ from fastai.callback.core import Callback
 
 from trashsorting.core import DataError
 from trashsorting.dataset import load_manifest
-from trashsorting.devices import FrozenStatistics
-from trashsorting.learner import TrainConfig, create_learner, fit
+from trashsorting.learner import FreezeNorm, TrainConfig, create_learner, fit
 from trashsorting.recovery import FILE, check_room
 
 BIN = Path(sys.executable).parent
@@ -27,6 +27,8 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TOLERANCE = 1e-4  # Of losses and weights, between a broken run and an unbroken one
 PROCESSES_TOLERANCE = 2e-3  # Of losses, between two processes and one: sums are taken in another order
 CONFIG = TrainConfig(
+    backbone="test_efficientnet",
+    pretrained=False,
     image_size=64,
     freeze_epochs=0,
     epochs=2,
@@ -36,8 +38,7 @@ CONFIG = TrainConfig(
     augment=False,
     mixed_precision=False,
 )
-CHANGED = ("image_size", "freeze_epochs", "epochs", "batch_size", "num_workers", "lr", "augment", "mixed_precision")
-WORDS = [word for name in CHANGED for word in ("-p", name, str(getattr(CONFIG, name)))]
+WORDS = [word for name, value in asdict(CONFIG).items() for word in ("-p", name, str(value))]
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -151,7 +152,7 @@ def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
 
 def test_two_processes_give_what_one_gives(tmp_path):
     "Equal batches over all, frozen batch-norm statistics: what torch has no synchronised form of on a CPU."
-    one, two = train_here(tmp_path / "one", FrozenStatistics()), tmp_path / "two"
+    one, two = train_here(tmp_path / "one", FreezeNorm()), tmp_path / "two"
     # Its `--cpu` starts one process, unless there is MPI; this starts two, which find no GPU and talk by gloo.
     launch = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     plain = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
