@@ -33,6 +33,7 @@ ELSEWHERE = {
     "trashsorting evaluate trashnet/images --split trashnet/split.csv --part val": "test_photographs.py::",
     "trashsorting train": "test_train.py::",
     "trashsorting crossval": "test_crossval.py::",
+    "trashsorting remember": "test_remember.py::test_the_command_makes_file_and_card",
     "docker build": "test_image.py::test_it_is_small",
     "docker run": "test_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
     "HEIC=0 tools/push_image api REGISTRY": "test_http.py::test_a_service_without_heic_says_so_and_promises_nothing",

@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 from trashsorting.dataset import draw_picture
 
 PICTURE = Path(__file__).parents[1] / "nbs" / "images" / "page.png"
-DRAWING = ("glass", 2)
+DRAWING = ("paper", 19)
 
 
 def main(url: str) -> None:
@@ -22,7 +22,7 @@ def main(url: str) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 960, "height": 800})
         page.goto(url)
-        chosen = {"name": "bottle.png", "mimeType": "image/png", "buffer": drawn.getvalue()}
+        chosen = {"name": "paper.png", "mimeType": "image/png", "buffer": drawn.getvalue()}
         page.get_by_label("Choose photographs").set_input_files(chosen)
         page.locator(".verdict").first.wait_for()
         page.wait_for_timeout(1000)

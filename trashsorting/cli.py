@@ -20,7 +20,7 @@ from . import __version__
 from .cli_data import data
 from .cli_job import job
 from .cli_options import FILE, OUT_FILE, need
-from .cli_train import crossval, export, mix, quantize, sweep, train
+from .cli_train import crossval, export, mix, quantize, remember, sweep, train
 from .core import SHIPPED_MODEL, Settings, TrashsortingError, read_settings
 
 # %% ../nbs/12_cli.ipynb #a5ac541e
@@ -39,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (train, sweep, crossval, mix, export, quantize, data, job):
+for command in (train, sweep, crossval, mix, export, remember, quantize, data, job):
     cli.add_command(command)
 
 # %% ../nbs/12_cli.ipynb #a605eab4

@@ -277,6 +277,7 @@ class Provenance(Card):
     )
     composites: str = Field("", description="pictures that stood in for photographs in training; empty: none")
     mixed: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several")
+    remembers: str = Field("", description="what of ImageNet's network was added after training; empty: nothing")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 # %% ../nbs/00_core.ipynb #61067b71

@@ -159,24 +159,26 @@ def hub_in_reach(
 
 def create_backbone(
     name: str,  # timm's name
-    n_classes: int,  # Outputs of the new classifier
+    n_classes: int | None,  # Outputs of the new classifier; None: the one that the weights came with
     pretrained: bool = True,  # Start from ImageNet weights
-) -> tuple[nn.Module, str]:  # A timm model with a fresh classifier, and where its weights came from
+) -> tuple[nn.Module, str]:  # A timm model, and where its weights came from
     "Create a network. Raises `ModelError` for a name timm does not know or weights that cannot be had."
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
         raise ModelError(f"timm knows no backbone '{name}'; similar: {close}")
+    fresh = {} if n_classes is None else {"num_classes": n_classes}
     if not pretrained:
-        return timm.create_model(name, num_classes=n_classes), "random"
+        return timm.create_model(name, **fresh), "random"
     if name in PACKAGED_WEIGHTS:
         model = timm.create_model(name)
         load_packaged(model, name)
-        model.reset_classifier(n_classes)
+        if n_classes is not None:
+            model.reset_classifier(n_classes)
         package = PACKAGED_WEIGHTS[name][0].replace("_", "-")
         return model, f"ImageNet, package {package} {version(package)}"
     try:
         with hub_in_reach():
-            model = timm.create_model(name, pretrained=True, num_classes=n_classes)
+            model = timm.create_model(name, pretrained=True, **fresh)
     except Exception as error:  # The hub's client raises its own, requests' and httpx's errors.
         raise ModelError(
             f"the weights of '{name}' cannot be fetched from the hub ({type(error).__name__}): check the connection, use "

@@ -1,0 +1,92 @@
+"""A model that answers in ImageNet's words where it does not know the ground: the command, on drawn pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
+from trashsorting.dataset import draw_sample, read_folder, split_by_hash
+from trashsorting.export import to_onnx
+from trashsorting.learner import create_backbone
+from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
+
+COMMAND = Path(sys.executable).parent / "trashsorting"
+SIDE = 64
+
+
+def call(*words) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    "A folder with photographs, composites, a fresh network on ImageNet's features, and what the command made of it."
+    work, card = tmp_path_factory.mktemp("remember"), read_card(SHIPPED_MODEL)
+    manifest = split_by_hash(
+        read_folder(draw_sample(work / "photos", per_class=6)), read_card(SHIPPED_MODEL).provenance.seed
+    )
+    to_onnx(create_backbone("tf_efficientnet_lite0", 6)[0].eval(), SIDE, work / "model.onnx")
+    facts = {
+        "file_sha256": file_sha256(work / "model.onnx"),
+        "file_bytes": (work / "model.onnx").stat().st_size,
+        "preprocessing": card.preprocessing.model_copy(update={"input_size": SIDE}),
+        "provenance": card.provenance.model_copy(update={"manifest_sha256": manifest.sha256, "remembers": ""}),
+    }
+    card_path(work / "model.onnx").write_text(card.model_copy(update=facts).model_dump_json())
+    composed = call("data", "compose", work / "photos", "--out", work / "composites", "-n", 2)
+    assert composed.returncode == 0, composed.stderr
+    words = ("--data", work / "photos", "--composites", work / "composites")
+    return work, call("remember", work / "model.onnx", *words, "--out", work / "remembers.onnx")
+
+
+def test_the_command_makes_file_and_card(made):
+    work, done = made
+    assert done.returncode == 0, done.stderr
+    card = read_card(work / "remembers.onnx")
+    assert card.provenance.remembers in done.stdout and "53 of ImageNet's words for 5 classes" in done.stdout
+    assert f"were right, now {card.evaluation.accuracy:.1%}" in done.stdout
+    assert card.temperature == read_card(SHIPPED_MODEL).temperature
+
+
+def test_it_answers_where_it_looked(made):
+    work, _ = made
+    inputs = np.random.default_rng(0).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
+    session = open_session(work / "remembers.onnx")
+    logits, (_, evidence) = run_logits(session, inputs), run_explained(session, inputs)
+    assert evidence.mean(axis=(2, 3)) == pytest.approx(logits, abs=1e-4)
+    assert np.abs(logits - run_logits(open_session(work / "model.onnx"), inputs)).max() > 0.1
+    said = Predictor(work / "remembers.onnx").predict_one(work / "photos" / "glass" / "glass000.png")
+    assert sum(said.all_probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_it_can_be_made_of_integers(made):
+    work, _ = made
+    out = work / "int8.onnx"
+    done = call("quantize", work / "remembers.onnx", "--data", work / "photos", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert read_card(out).provenance.remembers == read_card(work / "remembers.onnx").provenance.remembers
+    assert out.stat().st_size < 0.4 * (work / "remembers.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ("remembers.onnx", "photos", "not a file with evidence, as `trashsorting export` makes it"),
+        ("model.onnx", "composites", "not the photographs of"),
+    ],
+)
+def test_what_cannot_remember_is_refused(made, model, data, said):
+    work, _ = made
+    words = ("--data", work / data, "--composites", work / "composites", "--out", work / "none.onnx")
+    done = call("remember", work / model, *words)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (work / "none.onnx").exists()
+
+
+def test_what_ships_remembers():
+    told = json.loads(card_path(SHIPPED_MODEL).read_text())["provenance"]["remembers"]
+    assert told.startswith("53 of ImageNet's words for 5 classes, fitted on 1768 photographs, seen also through 2")
