@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
 from trashsorting.dataset import draw_sample, read_folder, split_by_hash
@@ -26,9 +27,8 @@ def call(*words) -> subprocess.CompletedProcess:
 def made(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     "A folder with photographs, composites, a fresh network on ImageNet's features, and what the command made of it."
     work, card = tmp_path_factory.mktemp("remember"), read_card(SHIPPED_MODEL)
-    manifest = split_by_hash(
-        read_folder(draw_sample(work / "photos", per_class=6)), read_card(SHIPPED_MODEL).provenance.seed
-    )
+    manifest = split_by_hash(read_folder(draw_sample(work / "photos", per_class=6)), card.provenance.seed)
+    torch.manual_seed(0)
     to_onnx(create_backbone("tf_efficientnet_lite0", 6)[0].eval(), SIDE, work / "model.onnx")
     facts = {
         "file_sha256": file_sha256(work / "model.onnx"),
