@@ -26,8 +26,8 @@ help: ## What can be made
 run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 	@exec .venv-serve/bin/python -m trashsorting serve --port $(PORT)
 
-# The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead:
-# the first start compiles the part that it imports.
+# The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead, here and
+# below: what is imported is compiled then.
 .venv-serve/.stamp: requirements/serve.txt
 	@$(need_python)
 	@echo "trashsorting: first start, installing what serving needs into .venv-serve"
@@ -73,12 +73,15 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 .venv/.requirements: requirements/dev.txt
 	@$(need_python)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements/dev.txt
 	@touch $@
 
 .venv/.package: .venv/.requirements settings.ini setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# A file's tests share what its fixtures made; tests/conftest.py says which file begins first.
+pytest := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # One process a core: threads of two on the same cores wait for each other.
 test coverage: export OMP_NUM_THREADS = 1
@@ -86,7 +89,7 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
 	$(in_venv) nbdev_test
-	$(in_venv) pytest -n 2 --dist loadfile $(ARGS)
+	$(in_venv) $(pytest) $(ARGS)
 
 check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 pytest $(ARGS)
@@ -121,7 +124,7 @@ coverage: setup ## Lines of the package that notebooks or tests run, from tools/
 	@rm -f .coverage .coverage.*
 	export $(in_venv) && printf '%s\n' $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)) | \
 		xargs -P 2 -n 1 coverage run tools/run_notebook.py > /dev/null
-	$(in_venv) coverage run -m pytest -n 2 --dist loadfile $(ARGS)
+	$(in_venv) coverage run -m $(pytest) $(ARGS)
 	$(in_venv) coverage combine --quiet
 	$(in_venv) coverage report
 

@@ -41,6 +41,12 @@ def test_decode():
     assert "| decode + to input, whole | " in table and "| decode + to input, reduced | " in table
 
 
+def test_copies():
+    table = run("bench/copies.py", "--quick")
+    assert "| JPEG, quality 40 | 100.0% | 12 | 75.8% to 100.0% |" in table
+    assert "66 pairs of 12 pictures; 0 taken for copies (at most 6 grey bits and 16 of all)" in table
+
+
 def test_train():
     table = run("bench/train.py", "--quick")
     for what in ("loading alone", "loading alone, in this process", "forward and backward alone", "both"):

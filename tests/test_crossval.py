@@ -1,13 +1,11 @@
 """A cross-validation as a person starts it, cuts it off, and goes on with it. On drawn pictures."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import call
 
 from trashsorting.calibrate import fit_temperature
 from trashsorting.core import read_card
@@ -16,12 +14,7 @@ from trashsorting.dataset import draw_sample, read_split
 from trashsorting.folds import load_predictions
 from trashsorting.learner import load_run
 
-COMMAND = Path(sys.executable).parent / "trashsorting"
 SMALL = ("image_size 64", "frozen_stages 0", "freeze_epochs 0", "epochs 1", "batch_size 8", "num_workers 0", "lr 1e-3")
-
-
-def call(*words) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, env=os.environ)
 
 
 @pytest.fixture(scope="module")

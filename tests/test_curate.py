@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,14 +23,8 @@ from trashsorting.core import SHIPPED_MODEL, DataError, card_path, read_card
 from trashsorting.curate import contradictions, crossing, find_groups, fingerprint_files, pack_prints, settle
 from trashsorting.dataset import Entry, Manifest, draw_picture, draw_sample, fold_by_hash, read_folder, split_by_hash
 
-COMMAND = Path(sys.executable).parent / "trashsorting"
 TRASHNET = os.environ.get("TRASHNET")
 LABELS = ("glass", "metal", "paper")
-
-
-def call(*words, timeout: int = 300) -> subprocess.CompletedProcess:
-    "Run the installed command."
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout)
 
 
 # Planted cases
@@ -364,7 +359,7 @@ def test_the_known_groups_of_trashnet(tmp_path, capsys):
         images, split = tmp_path / "some", tmp_path / "some.csv"
         split.write_text("file,label,split\n" + "".join(f"{','.join(row.values())}\n" for row in rows))
     words = ["data", "check", images, "--split", split, "--out", tmp_path]
-    done = call(*words, timeout=1800)
+    done = call(*words)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "groups.csv") as stream:
         group = {row["file"]: (row["group"], row["done"]) for row in csv.DictReader(stream)}

@@ -2,12 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -249,14 +248,6 @@ def test_predictions_survive_their_file(tmp_path_factory, made, folds):
     assert all((getattr(back, name) == getattr(one, name)).all() for name in ("targets", "folds", "logits"))
     parts = [one.part(fold) for fold in np.unique(one.folds)]
     assert sorted(pool(parts).files) == sorted(files)
-
-
-COMMAND = [sys.executable, "-m", "trashsorting"]
-
-
-def call(*words) -> subprocess.CompletedProcess:
-    "Run the command in a process of its own."
-    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command import call
 
 from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
 from trashsorting.dataset import Manifest, apply_split, draw_sample, read_folder, split_by_hash
@@ -25,7 +24,6 @@ from trashsorting.quantize import (
 
 TRASHNET = os.environ.get("TRASHNET")
 FLOAT = SHIPPED_MODEL
-COMMAND = Path(sys.executable).parent / "trashsorting"
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path
     split, out = tmp_path / "split.csv", tmp_path / "new" / "int8.onnx"
     split.write_text(manifest.to_csv())
     words = ["quantize", float_of_the_sample, "--data", manifest.root, "--split", split, "--out", out]
-    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=600)
+    done = call(*words)
     assert done.returncode == 0, done.stderr
     card, before = Predictor(out).card, read_card(float_of_the_sample)
     n = len(manifest.part("val").entries)
@@ -123,7 +121,7 @@ def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path
 
 def test_other_photographs_are_refused(manifest, tmp_path):
     words = ["quantize", FLOAT, "--data", manifest.root, "--out", tmp_path / "int8.onnx"]
-    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=600)
+    done = call(*words)
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "int8.onnx").exists()
     assert "not the photographs that" in done.stderr and "Traceback" not in done.stderr
 

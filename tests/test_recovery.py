@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import call
 from fastai.callback.core import Callback
 
 from trashsorting.core import DataError
@@ -22,6 +23,7 @@ from trashsorting.learner import FreezeNorm, TrainConfig, create_learner, fit
 from trashsorting.recovery import FILE, check_room
 
 BIN = Path(sys.executable).parent
+COMMAND = BIN / "trashsorting"
 SECONDS = 600
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TOLERANCE = 1e-4  # Of losses and weights, between a broken run and an unbroken one
@@ -65,12 +67,8 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([tensor.flatten().float() for tensor in state.values()])
 
 
-def command(out: Path, *words: str) -> list[str]:
-    return ["-m", "trashsorting", "train", "--data", "sample", "--out", str(out), *WORDS, *words]
-
-
-def call(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=SECONDS, env=ONE_THREAD)
+def words(out: Path, *more: str) -> list[str]:
+    return ["train", "--data", "sample", "--out", str(out), *WORDS, *more]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def kernel_of(pid: int) -> int:
 def test_killed_in_the_middle_it_ends_as_the_unbroken_one(unbroken, tmp_path):
     out = tmp_path / "run"
     started = subprocess.Popen(
-        [sys.executable, *command(out)], env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [COMMAND, *words(out)], env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + SECONDS
     while not (out / FILE).exists() and started.poll() is None and time.monotonic() < deadline:
@@ -104,9 +102,9 @@ def test_killed_in_the_middle_it_ends_as_the_unbroken_one(unbroken, tmp_path):
     assert started.returncode == 1 and "Traceback" not in said, said
     assert len(history(out)) == 1 and not (out / "run.json").exists()
 
-    refused = call(sys.executable, *command(out))
+    refused = call(*words(out))
     assert refused.returncode == 1 and "a run that was cut off: go on with --resume" in refused.stderr
-    resumed = call(sys.executable, *command(out, "--resume"))
+    resumed = call(*words(out, "--resume"), **ONE_THREAD)
     assert resumed.returncode == 0, resumed.stderr
     assert "epoch 1/2  done" not in resumed.stdout and "epoch 2/2  done" in resumed.stdout
     for row, wanted in zip(history(out), history(unbroken), strict=True):
@@ -116,7 +114,7 @@ def test_killed_in_the_middle_it_ends_as_the_unbroken_one(unbroken, tmp_path):
 
 
 def test_without_a_broken_run_there_is_nothing_to_go_on_with(tmp_path):
-    done = call(sys.executable, *command(tmp_path / "run", "--resume"))
+    done = call(*words(tmp_path / "run", "--resume"))
     assert done.returncode == 1 and "holds no run that was cut off" in done.stderr
 
 
@@ -143,10 +141,10 @@ def test_a_full_disk_is_an_error_before_training(tmp_path):
 
 def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    done = call(sys.executable, *command(tmp_path / "file" / "run"))
+    done = call(*words(tmp_path / "file" / "run"))
     assert done.returncode == 1 and re.search(r"file/run: this folder cannot be made .*choose another", done.stderr)
     with mounted(tmp_path / "fixed", "ro") as folder:
-        done = call(sys.executable, *command(folder))
+        done = call(*words(folder))
         assert done.returncode == 1 and "fixed: this folder cannot be written to" in done.stderr
 
 
@@ -156,7 +154,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
     # Its `--cpu` starts one process, unless there is MPI; this starts two, which find no GPU and talk by gloo.
     launch = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     plain = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    done = call(*launch, *plain, *command(two))
+    typed = [*map(str, launch), *plain, "-m", "trashsorting", *words(two)]
+    done = subprocess.run(typed, capture_output=True, text=True, timeout=SECONDS, env=ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
     for row, wanted in zip(history(two), one, strict=True):
         assert row == pytest.approx(wanted, abs=PROCESSES_TOLERANCE)

@@ -1,13 +1,13 @@
 """A model that answers in ImageNet's words where it does not know the ground: the command, on drawn pictures."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
+from command import call
 
 from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
 from trashsorting.dataset import draw_sample, read_folder, split_by_hash
@@ -15,16 +15,11 @@ from trashsorting.export import to_onnx
 from trashsorting.learner import create_backbone
 from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
 
-COMMAND = Path(sys.executable).parent / "trashsorting"
 SIDE = 64
 
 
-def call(*words) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def made(tmp_path_factory) -> tuple[Path, CompletedProcess]:
     "A folder with photographs, composites, a fresh network on ImageNet's features, and what the command made of it."
     work, card = tmp_path_factory.mktemp("remember"), read_card(SHIPPED_MODEL)
     manifest = split_by_hash(read_folder(draw_sample(work / "photos", per_class=6)), card.provenance.seed)

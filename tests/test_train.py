@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from command import call
 
 from trashsorting.core import SHIPPED_MODEL, card_path, read_card
 from trashsorting.dataset import DRAWN, TRASHNET_COUNTS, draw_picture, draw_sample
@@ -21,8 +22,8 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
 SMALL = ("-p", "image_size", "64", "-p", "freeze_epochs", "0", "-p", "num_workers", "0")
 
 
-def call(*words, **environment) -> subprocess.CompletedProcess:
-    "Run the installed command."
+def launch(*words, **environment) -> subprocess.CompletedProcess:
+    "Run the installed command in a process of its own, which reads the hub's address when it begins."
     return subprocess.run(
         [COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
     )
@@ -34,7 +35,7 @@ def run(tmp_path_factory, request) -> Path:
     out = tmp_path_factory.mktemp("runs") / "a"
     start = time.perf_counter()
     rates = ("-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
-    done = call("train", "--data", "sample", "--out", out, *SMALL, *rates)
+    done = launch("train", "--data", "sample", "--out", out, *SMALL, *rates)
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -192,7 +193,7 @@ def hub(tmp_path):
 
 def test_the_hub_gives_each_photograph_once(hub, tmp_path):
     out = tmp_path / "manifest.csv"
-    done = call("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
+    done = launch("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert "2527 photographs of 6 classes, 0 left out" in done.stdout
     with open(out) as stream:
@@ -200,7 +201,7 @@ def test_the_hub_gives_each_photograph_once(hub, tmp_path):
 
 
 def test_an_unreachable_hub_is_a_sentence(tmp_path):
-    done = call("data", "manifest", "hub", HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
+    done = launch("data", "manifest", "hub", HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 1
     assert "garythung/trashnet cannot be fetched from the hub" in done.stderr
     assert len(done.stderr.splitlines()) <= 2

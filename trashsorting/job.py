@@ -6,8 +6,8 @@
 __all__ = ['ADVICE', 'Bucket', 'Region', 'Project', 'IMAGE_NAME', 'Image', 'Account', 'Label', 'Value', 'SHAPES', 'CARRIES',
            'PLAIN', 'FINAL', 'CloudError', 'check_tag', 'first_fault', 'Plan', 'Place', 'find_place', 'check_machine',
            'TrainingJob', 'container_arguments', 'job_request', 'to_yaml', 'notebook_defaults', 'check_parameters',
-           'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'Run', 'read_run', 'job_address', 'submit',
-           'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
+           'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'JobStatus', 'read_status', 'job_address',
+           'submit', 'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
 
 # %% ../nbs/10_job.ipynb #8244c09a
 import ast
@@ -337,7 +337,7 @@ FINAL = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")
 
 
 @dataclass(frozen=True)
-class Run:
+class JobStatus:
     "A job as Vertex sees it."
 
     id: str
@@ -348,13 +348,13 @@ class Run:
     labels: dict[str, str]
 
 
-def read_run(
+def read_status(
     answer: dict[str, Any],  # A `CustomJob`
-) -> Run:
+) -> JobStatus:
     "What we want to know of a job. Raises `CloudError` for something else."
     if "name" not in answer:
         raise CloudError("no usable answer: this is not a job of Vertex AI's")
-    return Run(
+    return JobStatus(
         id=answer["name"].split("/")[-1],
         name=answer.get("displayName", ""),
         state=answer.get("state", "").removeprefix("JOB_STATE_"),
@@ -378,17 +378,17 @@ def job_address(
 def submit(
     cloud: Cloud,
     job: TrainingJob,
-) -> Run:
+) -> JobStatus:
     "Start a job. Raises `CloudError`."
-    return read_run(ask(cloud, "POST", cloud.parent, job_request(job), repeatable=False))
+    return read_status(ask(cloud, "POST", cloud.parent, job_request(job), repeatable=False))
 
 
 def find_run(
     cloud: Cloud,
     id: str,  # The number
-) -> Run:
+) -> JobStatus:
     "How a job is. Raises `CloudError`."
-    return read_run(ask(cloud, "GET", job_address(cloud, id)))
+    return read_status(ask(cloud, "GET", job_address(cloud, id)))
 
 
 def cancel(
@@ -402,20 +402,20 @@ def cancel(
 def list_runs(
     cloud: Cloud,
     most: int = 20,
-) -> list[Run]:  # The newest first
+) -> list[JobStatus]:  # The newest first
     "Jobs that carry our label. Raises `CloudError`."
-    found: list[Run] = []
+    found: list[JobStatus] = []
     words = {"filter": "labels.app=trashsorting", "pageSize": 100}
     while True:
         answer = ask(cloud, "GET", f"{cloud.parent}?{urlencode(words)}")
-        found += map(read_run, answer.get("customJobs", []))
+        found += map(read_status, answer.get("customJobs", []))
         if not answer.get("nextPageToken"):
             return sorted(found, key=lambda run: run.created, reverse=True)[:most]
         words["pageToken"] = answer["nextPageToken"]
 
 
 def runs_table(
-    runs: list[Run],
+    runs: list[JobStatus],
 ) -> str:
     "Jobs for a terminal: number, state, start, data version, name."
     rows = [("job", "state", "created", "data", "name")]
@@ -427,7 +427,7 @@ def runs_table(
 # %% ../nbs/10_job.ipynb #d32668c3
 def read_logs(
     cloud: Cloud,
-    run: Run,
+    run: JobStatus,
 ) -> Iterator[str]:  # Lines, the oldest first
     "What a job's container has said. Raises `CloudError`."
     wanted = f'resource.type="ml_job" AND resource.labels.job_id="{run.id}" AND timestamp>="{run.created}"'
@@ -448,7 +448,7 @@ def wait(
     id: str,  # The number
     said: Callable[[str], None],  # Told of every change
     every: float = 30,  # Seconds between two looks
-) -> Run:  # Succeeded
+) -> JobStatus:  # Succeeded
     "Look at a job until it has ended. Raises `CloudError` unless it succeeded."
     before = ""
     while (run := find_run(cloud, id)).state not in FINAL:

@@ -1,0 +1,21 @@
+"""The `trashsorting` command within the process of the tests, where torch is imported once and not once a call."""
+
+import os
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from subprocess import CompletedProcess
+from unittest.mock import patch
+
+import pytest
+
+from trashsorting.cli import main
+
+
+def call(*words, **environment: str) -> CompletedProcess:
+    """What the command says, and its exit status. A fault that the command does not catch is the test's."""
+    said, told = StringIO(), StringIO()
+    typed = ["trashsorting", *map(str, words)]
+    with patch.dict(os.environ, environment), patch("sys.argv", typed), redirect_stdout(said), redirect_stderr(told):
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return CompletedProcess(typed, int(ended.value.code or 0), said.getvalue(), told.getvalue())
