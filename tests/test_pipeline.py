@@ -13,6 +13,7 @@ import pytest
 import yaml
 from test_repo import copy_repo
 
+from trashsorting.cli_train import parameter_names
 from trashsorting.core import read_card
 from trashsorting.headless import PLACES
 
@@ -56,6 +57,7 @@ def test_notebook_configuration_and_file_have_the_same_parameters():
 
     defaults = asdict(TrainConfig())
     known = papermill.inspect_notebook(NOTEBOOK)
+    assert parameter_names() == list(known)
     in_notebook = {name: eval(said["default"]) for name, said in known.items()}  # noqa: S307
     in_file = yaml.safe_load((ROOT / "params.yaml").read_text())
     wanted = {*PLACES, *defaults}

@@ -99,7 +99,7 @@ class Report(Callback):
         self.epochs += 1
         self.trial.report(figures["accuracy"], self.epochs)
         if self.trial.should_prune():
-            raise optuna.TrialPruned
+            raise optuna.TrialPruned(f"worse than the median after epoch {self.epochs}")  # fastai asks for a message
 
 
 def run_trial(
