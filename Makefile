@@ -88,7 +88,7 @@ test coverage: export OMP_NUM_THREADS = 1
 test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
-	$(in_venv) nbdev_test
+	$(in_venv) nbdev_test --flags slow
 	$(in_venv) $(pytest) $(ARGS)
 
 check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows

@@ -49,6 +49,8 @@ def run(notebook: Path) -> int:
     for cell in cells:
         if cell.cell_type != "code" or re.search(r"^#\|\s*eval:\s*false", cell.source, re.MULTILINE):
             continue
+        if "nbdev_export()" in cell.source:
+            continue
         if cell.id in where:
             module, above = where[cell.id]
             tree = ast.increment_lineno(ast.parse(DIRECTIVE.sub("", cell.source)), above)
