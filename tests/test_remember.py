@@ -5,6 +5,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from command import call
@@ -14,6 +15,7 @@ from trashsorting.dataset import draw_sample, read_folder, split_by_hash
 from trashsorting.export import to_onnx
 from trashsorting.learner import create_backbone
 from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
+from trashsorting.remember import Remembering, find_words, linear
 
 SIDE = 64
 
@@ -80,6 +82,26 @@ def test_what_cannot_remember_is_refused(made, model, data, said):
     done = call("remember", work / model, *words)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
     assert not (work / "none.onnx").exists()
+
+
+def test_what_ships_answers_as_the_room_says(tmp_path):
+    "The weights in the shipped file, put into `Remembering` again, give the file's logits and evidence."
+    file, card = SHIPPED_MODEL, read_card(SHIPPED_MODEL)
+    model = onnx.load(file)
+    held = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    learned, words, gate = (
+        linear(*(held[f"remembering/{name}.{part}"] for part in ("weight", "bias")))
+        for name in ("learned", "words", "gate")
+    )
+    grid = next(node.input[0] for node in model.graph.node if node.name.startswith("remembering/"))
+    onnx.utils.extract_model(file, tmp_path / "body.onnx", ["pixels"], [grid])
+    inputs = np.random.default_rng(0).normal(size=(4, 3, 224, 224)).astype(np.float32)
+    cells = open_session(tmp_path / "body.onnx").run(None, {"pixels": inputs})[0]
+    logits, evidence = open_session(file).run(["logits", "evidence"], {"pixels": inputs})
+    end = Remembering(learned, words, gate, find_words(card.classes)[1], card.temperature, evidence.shape[2:])
+    with torch.inference_mode():
+        said, looked = end.eval()(torch.from_numpy(cells))
+    assert said.numpy() == pytest.approx(logits, abs=1e-3) and looked.numpy() == pytest.approx(evidence, abs=1e-3)
 
 
 def test_what_ships_remembers():
