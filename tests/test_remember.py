@@ -1,6 +1,8 @@
 """A model that answers in ImageNet's words where it does not know the ground: the command, on drawn pictures."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -93,17 +95,35 @@ def test_what_ships_answers_as_the_room_says(tmp_path):
         linear(*(held[f"remembering/{name}.{part}"] for part in ("weight", "bias")))
         for name in ("learned", "words", "gate")
     )
-    grid = next(node.input[0] for node in model.graph.node if node.name.startswith("remembering/"))
-    onnx.utils.extract_model(file, tmp_path / "body.onnx", ["pixels"], [grid])
+    ours = [node for node in model.graph.node if node.name.startswith("remembering/")]
+    made, given = {one for node in ours for one in node.output}, [one for node in ours for one in node.input if one]
+    handed = [name for name in dict.fromkeys(given) if name not in made and name not in held]
+    onnx.utils.extract_model(file, tmp_path / "body.onnx", ["pixels"], handed)
     inputs = np.random.default_rng(0).normal(size=(4, 3, 224, 224)).astype(np.float32)
-    cells = open_session(tmp_path / "body.onnx").run(None, {"pixels": inputs})[0]
+    shown = open_session(tmp_path / "body.onnx").run(None, {"pixels": inputs})
+    (grid,) = (torch.from_numpy(one) for one in shown if one.ndim == 3)
+    sums = sorted((torch.from_numpy(one) for one in shown if one.ndim == 4), key=lambda maps: -maps.shape[-1])
     logits, evidence = open_session(file).run(["logits", "evidence"], {"pixels": inputs})
     end = Remembering(learned, words, gate, find_words(card.classes)[1], card.temperature, evidence.shape[2:])
     with torch.inference_mode():
-        said, looked = end.eval()(torch.from_numpy(cells))
+        said, looked = end.eval()(grid, sums)
     assert said.numpy() == pytest.approx(logits, abs=1e-3) and looked.numpy() == pytest.approx(evidence, abs=1e-3)
 
 
 def test_what_ships_remembers():
     told = json.loads(card_path(SHIPPED_MODEL).read_text())["provenance"]["remembers"]
     assert told.startswith("53 of ImageNet's words for 5 classes, fitted on 1768 photographs, seen also through 2")
+
+
+def test_both_penalties_are_tried_on_what_is_held_out(made):
+    work, _ = made
+    words = ("--data", work / "photos", "--composites", work / "composites")
+    script = Path(__file__).parents[1] / "bench" / "remember.py"
+    command = [sys.executable, script, work / "model.onnx", *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["| ridge of the words", "| 1", "| 100", "| 10000", "| C of the gate"] + [
+        f"| {c}" for c in ("0.001", "0.01", "0.03", "0.1", "1")
+    ]
+    assert all(len(row) == 4 for row in rows[4:])

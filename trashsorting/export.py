@@ -110,23 +110,23 @@ OPSET = 18
 
 def write_onnx(
     model: torch.nn.Module,  # In evaluation mode, on the CPU
-    example: torch.Tensor,  # What it takes; the first axis is the batch
+    example: tuple,  # What it takes: tensors and lists of them, each with the batch as its first axis
     path: Path,  # Where the file goes; replaced only once the new one is whole
-    takes: str,  # Name of its input
+    takes: Sequence[str],  # Names of these tensors
     gives: Sequence[str],  # Names of its outputs
 ) -> Path:  # The same path
     "Write a module as one ONNX file with a batch of any length."
     with TemporaryDirectory(dir=Path(path).parent) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it reports every constant that it folds
-        made = Path(folder) / "model.onnx"
+        made, axes = Path(folder) / "model.onnx", {0: torch.export.Dim("batch")}
         torch.onnx.export(
             model,
-            (example,),
+            example,
             made,
-            input_names=[takes],
+            input_names=list(takes),
             output_names=list(gives),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=tuple([axes] * len(one) if isinstance(one, list) else axes for one in example),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -147,8 +147,8 @@ def to_onnx(
     example = torch.zeros(2, 3, input_size, input_size)
     explains, simple = can_explain(model, input_size), simplify(model, input_size)
     if explains:
-        return write_onnx(Explained(simple), example, path, "pixels", ["logits", "evidence"])
-    return write_onnx(simple, example, path, "pixels", ["logits"])
+        return write_onnx(Explained(simple), (example,), path, ["pixels"], ["logits", "evidence"])
+    return write_onnx(simple, (example,), path, ["pixels"], ["logits"])
 
 # %% ../nbs/07_export.ipynb #6dca8f59
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""The two penalties of `trashsorting remember`, tried on photographs that the fits have not seen: a table of each.
+
+`python bench/remember.py MODEL --data DIR --split FILE --composites DIR`, twenty minutes for TrashNet. MODEL is a file
+of `trashsorting export`. A fifth of the training photographs and their composites are held out. No other part is read.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from scipy.special import expit
+from sklearn.metrics import log_loss
+
+from trashsorting.compose import find_composites
+from trashsorting.core import read_card
+from trashsorting.dataset import load_manifest
+from trashsorting.remember import ODDS, ask_words, cut_off, find_words, fit_gate, fit_words, other_cameras, see
+
+RIDGES = (1.0, 100.0, 10_000.0)
+GATE_CS = (0.001, 0.01, 0.03, 0.1, 1.0)
+
+
+def explained(fit, features: np.ndarray, opinions: np.ndarray) -> float:
+    "The share of the opinions' variance that a linear map explains."
+    weight, bias = (part.detach().numpy() for part in (fit.weight, fit.bias))
+    left = opinions - features @ weight.T - bias
+    return 1 - (left**2).sum() / ((opinions - opinions.mean(axis=0)) ** 2).sum()
+
+
+def gate_row(gate, frames: np.ndarray, elsewhere: np.ndarray) -> str:
+    "Logarithmic loss, and how often the gate is right, as if there were as many pictures of the one as of the other."
+    weight, bias = (part.detach().numpy() for part in (gate.weight, gate.bias))
+    says = expit(frames @ weight[0] + bias[0] - np.log(ODDS))
+    weights = np.where(elsewhere, 1 / elsewhere.mean(), 1 / (1 - elsewhere.mean()))
+    board, other = (says[~elsewhere] < 0.5).mean(), (says[elsewhere] > 0.5).mean()
+    return f"{log_loss(elsewhere, says, sample_weight=weights):.3f} | {board:.1%} | {other:.1%} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="an ONNX file of `trashsorting export` with its card")
+    parser.add_argument("--data", type=Path, required=True, help="the photographs that it was made from")
+    parser.add_argument("--split", type=Path, help="their split: CSV with the columns file,label,split")
+    parser.add_argument("--composites", type=Path, required=True, help="what `trashsorting data compose` made")
+    options = parser.parse_args()
+    card = read_card(options.model)
+    with TemporaryDirectory() as folder:
+        train = load_manifest(options.data, Path(folder), options.split, card.provenance.seed).part("train")
+        owners = [entry.file for entry in train.entries]
+        board = [train.root / file for file in owners]
+        found = find_composites(options.composites, train.entries)
+        composites = [(file, path) for file, paths in found.items() for path in paths]
+        cut_off(options.model, body := Path(folder) / "body.onnx")
+        paths = board + other_cameras(board, Path(folder)) + [path for _, path in composites]
+        cameras = (len(paths) - len(board) - len(composites)) // len(board)
+        of_photo = owners + [file for file in owners for _ in range(cameras)] + [file for file, _ in composites]
+        numbers, _ = find_words(card.classes)
+        opinions = ask_words(numbers, card.architecture, card.preprocessing.input_size, paths)
+        features, frames = see(body, paths, card.preprocessing)
+    elsewhere = np.arange(len(paths)) >= len(paths) - len(composites)
+    held = np.isin(of_photo, np.random.default_rng(0).permutation(owners)[: len(owners) // 5])
+    print(f"{len(paths)} pictures, {held.sum()} of them held out, {(held & elsewhere).sum()} of these are composites\n")
+    print("| ridge of the words | variance explained, held-out composites |\n|---|---|")
+    for ridge in RIDGES:
+        fit = fit_words(features[~held], opinions[~held], ridge)
+        there = held & elsewhere
+        print(f"| {ridge:g} | {explained(fit, features[there], opinions[there]):.1%} |")
+    print("\n| C of the gate | logarithmic loss | board known | composite known |\n|---|---|---|---|")
+    for c in GATE_CS:
+        print(f"| {c:g} | {gate_row(fit_gate(frames[~held], elsewhere[~held], c), frames[held], elsewhere[held])}")
+
+
+if __name__ == "__main__":
+    main()
