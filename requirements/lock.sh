@@ -18,6 +18,7 @@ folder = pathlib.Path(sys.argv[1])
 (folder / "train.in").write_text(need("requirements", "train_requirements", "cloud_requirements"))
 (folder / "dev.in").write_text(need("requirements", "train_requirements", "cloud_requirements", "dev_requirements"))
 (folder / "build.in").write_text("\n".join(build))  # what makes the wheel in the images
+(folder / "uv.in").write_text("uv")  # what `make setup` installs the rest with
 (folder / "docs.in").write_text("smalldocs>=0.5")  # no extra: it wants fastcore 2, nbdev 2 wants less, so it lives alone
 PY
 lock() { uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate ${upgrade:+"$upgrade"} "$@"; }
@@ -27,4 +28,5 @@ lock "$inputs/dev.in" -c serve.txt -o dev.txt
 lock "$inputs/train.in" -c dev.txt -o train.txt
 lock "$inputs/cloud.in" -c dev.txt -o cloud.txt
 lock "$inputs/build.in" -c dev.txt -o build.txt
+lock "$inputs/uv.in" -o uv.txt
 lock "$inputs/docs.in" -o docs.txt
