@@ -1,6 +1,6 @@
 """The two penalties of `trashsorting remember`, tried on photographs that the fits have not seen: a table of each.
 
-`python bench/remember.py MODEL --data DIR --split FILE --composites DIR`, twenty minutes for TrashNet. MODEL is a file
+`python bench/remember.py MODEL --data DIR --split FILE --composites DIR`, half an hour for TrashNet. MODEL is a file
 of `trashsorting export`. A fifth of the training photographs and their composites are held out. No other part is read.
 """
 

@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 from trashsorting.dataset import draw_picture
 
 PICTURE = Path(__file__).parents[1] / "nbs" / "images" / "page.png"
-DRAWING = ("paper", 19)
+DRAWING = ("paper", 40)
 
 
 def main(url: str) -> None:
