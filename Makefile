@@ -26,8 +26,8 @@ help: ## What can be made
 run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 	@exec .venv-serve/bin/python -m trashsorting serve --port $(PORT)
 
-# The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead, here and
-# below: what is imported is compiled then.
+# The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead: what is
+# imported is compiled then.
 .venv-serve/.stamp: requirements/serve.txt
 	@$(need_python)
 	@echo "trashsorting: first start, installing what serving needs into .venv-serve"
@@ -70,12 +70,13 @@ audit: ## What is known against the versions in the locks; asks an advisory serv
 
 setup: .venv/.package ## The development environment (7 GB, torch is in it)
 
-# Seven gigabytes take pip minutes and uv seconds. It asks the same index, unless UV_DEFAULT_INDEX names another one.
+# Seven gigabytes take pip minutes; uv asks the same index, unless UV_DEFAULT_INDEX names another one. What it installs is
+# compiled ahead: many processes begin here, and with PYTHONDONTWRITEBYTECODE each would compile torch anew.
 .venv/.requirements: requirements/dev.txt requirements/uv.txt
 	@$(need_python)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements/uv.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
 .venv/.package: .venv/.requirements settings.ini setup.py pyproject.toml
