@@ -12,12 +12,12 @@ import pytest
 import torch
 from command import call
 
-from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
+from trashsorting.core import SHIPPED_MODEL, ModelError, card_path, file_sha256, read_card
 from trashsorting.dataset import draw_sample, read_folder, split_by_hash
 from trashsorting.export import to_onnx
 from trashsorting.learner import create_backbone
 from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
-from trashsorting.remember import Remembering, find_words, linear
+from trashsorting.remember import Remembering, cut_off, find_words, linear
 
 SIDE = 64
 
@@ -86,6 +86,16 @@ def test_what_cannot_remember_is_refused(made, model, data, said):
     assert not (work / "none.onnx").exists()
 
 
+def test_a_network_whose_blocks_are_no_sums_is_refused(made, tmp_path):
+    work, _ = made
+    model = onnx.load(work / "model.onnx")
+    for node in model.graph.node:
+        node.op_type = "Sub" if node.op_type == "Add" else node.op_type
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match="no block of it ends in a sum"):
+        cut_off(tmp_path / "other.onnx", tmp_path / "body.onnx")
+
+
 def test_what_ships_answers_as_the_room_says(tmp_path):
     "The weights in the shipped file, put into `Remembering` again, give the file's logits and evidence."
     file, card = SHIPPED_MODEL, read_card(SHIPPED_MODEL)
@@ -126,4 +136,5 @@ def test_both_penalties_are_tried_on_what_is_held_out(made):
     assert [row[0] for row in rows] == ["| ridge of the words", "| 1", "| 100", "| 10000", "| C of the gate"] + [
         f"| {c}" for c in ("0.001", "0.01", "0.03", "0.1", "1")
     ]
-    assert all(len(row) == 4 for row in rows[4:])
+    known = [[float(share.rstrip(" %|")) for share in row[2:]] for row in rows[5:]]
+    assert known[2][0] > 50 and known[2][1] > 50, "the gate that ships must tell more than chance"

@@ -97,7 +97,7 @@ def cut_off(
     file: Path,  # An exported ONNX file
     out: Path,  # The file that ends in the grid and in the sums of its blocks
 ) -> tuple[nn.Linear, tuple[int, int]]:  # The classifier; rows and columns of the grid, (n, features, cells)
-    "A network without its classifier. Raises `ModelError` for a file that does not say where it looked."
+    "A network without its classifier. Raises `ModelError` for a file without evidence, or without sums."
     model = onnx.load(file)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     classifiers = [node for node in model.graph.node if node.op_type == "Gemm" and node.output[0] == "logits"]
@@ -105,8 +105,10 @@ def cut_off(
     looks = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[0] in rows_of]
     if not looks:
         raise ModelError(f"{file}: not a file with evidence, as `trashsorting export` makes it")
+    if not (sums := last_sums(model)):
+        raise ModelError(f"{file}: no block of it ends in a sum, which is what the gate looks at; take another backbone")
     grid, (weight, bias) = looks[0].input[1], (weights[name] for name in classifiers[0].input[1:])
-    onnx.utils.extract_model(str(file), str(out), [model.graph.input[0].name], [grid, *last_sums(model)])
+    onnx.utils.extract_model(str(file), str(out), [model.graph.input[0].name], [grid, *sums])
     rows, columns = (side.dim_value for side in model.graph.output[1].type.tensor_type.shape.dim[2:])
     return linear(weight, bias), (rows, columns)
 
