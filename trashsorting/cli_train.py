@@ -68,7 +68,7 @@ def read_parameters(
 # %% ../nbs/11b_cli_train.ipynb #6a0b2a15
 def find_places(
     given: dict,  # Parameters by name
-    **typed: Path | str | None,  # data, split, composites, start, out, where they were typed
+    **typed: Path | str | None,  # data, split, composites, start, teachers, out, where they were typed
 ) -> dict:  # The same, with the places as absolute paths; addresses in a bucket as they are
     "Say where a run's data is and where it goes. Raises `TrashsortingError` or `UsageError`."
     from trashsorting.dataset import WORDS
@@ -196,6 +196,11 @@ PARAMETERS_OPTION = click.option(
     "--start",
     type=FOLDER,
     help="A run to start from, instead of ImageNet; what it was trained on must be trained on here, too.",
+)
+@click.option(
+    "--teachers",
+    type=FOLDER,
+    help="A folder of runs whose answers are learned, too; what they were trained on must be trained on here, too.",
 )
 @click.option("--out", metavar="RUN", help="Folder of the run, or gs://...; made if it is not there.")
 @PARAMETERS_OPTION

@@ -26,7 +26,7 @@ def given_names(
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 # %% ../nbs/03b_headless.ipynb #51529130
-PLACES = ("data", "split", "composites", "start", "out")
+PLACES = ("data", "split", "composites", "start", "teachers", "out")
 
 
 def check_places(
@@ -34,10 +34,11 @@ def check_places(
     split: str,  # A file, or ""
     composites: str,  # A folder of `compose.compose_folder`, or ""
     start: str,  # Folder of the run whose weights are started from, or ""
+    teachers: str,  # Folder of finished runs to learn from, or ""
     out: str,  # The run's folder
 ) -> Path:  # The run's folder
     "Refuse places that cannot be used. Raises `TrashsortingError` with the parameter's name."
-    for name, value in zip(PLACES, (data, split, composites, start, out), strict=True):
+    for name, value in zip(PLACES, (data, split, composites, start, teachers, out), strict=True):
         if not isinstance(value, str):
             raise TrashsortingError(f"{name}={value!r}: must be a path, or one of the words that name a source")
         if not value and name in ("data", "out"):

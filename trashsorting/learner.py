@@ -70,6 +70,8 @@ class TrainConfig:
     average: float = 0.99  # Decay a step of the running mean of the weights, which is what ships; 0: the weights themselves
     weight_decay: float = 0.01  # Of AdamW, decoupled
     label_smoothing: float = 0.1  # Share of the target spread over all classes, 0..1
+    forget_weight: float = 0.0  # In the loss, of what is forgotten of ImageNet's classes; the labels have 1
+    teacher_weight: float = 0.5  # In the loss, of the distance to the teachers' answers, where there are teachers
     augment: bool = True  # Cut, turn, mirror, light and tilt the training photographs
     composite_share: float = 0.4  # How often a composite, where there is one, stands in for its photograph, 0..1
     num_workers: int = 2  # Processes that load photographs
@@ -91,6 +93,8 @@ LEAST = {
     "lr": 1e-8,
     "average": 0,
     "label_smoothing": 0,
+    "forget_weight": 0,
+    "teacher_weight": 0,
     "composite_share": 0,
     "num_workers": 0,
     "cache_gb": 0,

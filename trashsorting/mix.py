@@ -43,7 +43,7 @@ def check_unseen(
     trained = {entry.sha256 for entry in manifest.part("train").entries}
     for run in runs:
         if seen := [entry.file for entry in run.manifest.part("train").entries if entry.sha256 not in trained]:
-            raise TrashsortingError(f"{run.folder} was trained on {seen[0]}, which the mean would hold out")
+            raise TrashsortingError(f"{run.folder} was trained on {seen[0]}, which is held out here")
 
 # %% ../nbs/04e_mix.ipynb #b5315d7d
 def mean_weights(
