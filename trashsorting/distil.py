@@ -106,7 +106,8 @@ def find_teachers(
     "Read teachers. Raises `ModelError` or `TrashsortingError` if one does not fit the learner."
     runs = [load_run(path.parent) for path in sorted(Path(folder).glob("*/run.json"))]
     if not runs:
-        raise TrashsortingError(f"{folder}: there is no finished run in it, that is, no folder with a run.json")
+        hint = "; it is one itself: name the folder that holds it" if (Path(folder) / "run.json").exists() else ""
+        raise TrashsortingError(f"{folder}: there is no finished run in it, that is, no folder with a run.json{hint}")
     fed = ("crop_mode", "crop_pct", "mean", "std")
     for run in runs:
         for what, one, another in [
