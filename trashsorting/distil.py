@@ -137,6 +137,6 @@ def be_taught(
         own, _ = create_backbone(config.backbone, None)
     runs = find_teachers(teachers, learn, manifest) if teachers else []
     if runs:
-        learn.weights += f"; taught by {len(runs)} run{'s'[:len(runs) > 1]}"
+        learn.weights += f"; taught by {len(runs)} {'runs' if runs[1:] else 'run'}"
     taught = Distil(own, [run.model for run in runs], config.forget_weight, config.teacher_weight)
     return [taught] if taught.others else []
