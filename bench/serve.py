@@ -1,9 +1,10 @@
-"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, five minutes, a table of ratios.
+"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, ten minutes, a table of ratios.
 
 The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
 the same pictures, without HTTP. Everything is measured in one run, on one machine, the load generator included, so the
-ratios mean something and the figures beside them only say where. The limit is measured before and after; how far
-the two lie apart says how quiet the machine was. Where it was not, look at the processor time: it hardly moves.
+ratios mean something and the figures beside them only say where. A machine that is shared changes its speed within a
+minute, so the two take turns: each load stands between two measurements of the limit and is compared with their mean.
+A ratio is the median of the rounds; the lowest and the highest say how far to believe it.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from http.client import HTTPConnection, HTTPException
 from itertools import chain
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,35 +61,52 @@ class Row:
 # The limit
 
 
-def loop(files: Sequence[Path], seconds: float, barrier, results) -> None:
-    "One process of the limit: classify in turn, for a time; sends the milliseconds of each, by the clock and its own."
-    predictor, pictures, taken = Predictor(read_settings().model, threads=1), [file.read_bytes() for file in files], []
+@dataclass(frozen=True)
+class Pace:
+    """What processes without HTTP reached."""
+
+    rate: float  # Predictions a second, of all of them
+    median: float  # Milliseconds of one prediction
+    spent: float  # Processor milliseconds of one
+
+
+def loop(files: Sequence[Path], orders: Connection) -> None:
+    "One process of the limit. Told for how many seconds, it loops; sends milliseconds, by the clock and its own."
+    predictor, pictures = Predictor(read_settings().model, threads=1), [file.read_bytes() for file in files]
     for picture in pictures:
         predictor.predict_one(picture)
-    barrier.wait()
-    end, spent = time.perf_counter() + seconds, time.process_time()
-    while (start := time.perf_counter()) < end:
-        predictor.predict_one(pictures[len(taken) % len(pictures)])
-        taken.append(1000 * (time.perf_counter() - start))
-    results.put((taken, 1000 * (time.process_time() - spent) / len(taken)))
+    orders.send(None)  # ready
+    for seconds in iter(orders.recv, 0):
+        taken, end, spent = [], time.perf_counter() + seconds, time.process_time()
+        while (start := time.perf_counter()) < end:
+            predictor.predict_one(pictures[len(taken) % len(pictures)])
+            taken.append(1000 * (time.perf_counter() - start))
+        orders.send((taken, 1000 * (time.process_time() - spent) / len(taken)))
 
 
-def limit(
-    files: Sequence[Path],
-    processes: int,
-    seconds: float,
-) -> tuple[float, float, float]:  # Predictions a second of all processes, median ms of one, processor ms of one
-    "What the machine reaches without HTTP."
+@contextmanager
+def limit(files: Sequence[Path], processes: int) -> Iterator[Callable[[int, float], Pace]]:
+    "Processes that wait to be told how many of them shall loop, and for how many seconds."
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(processes), context.Queue()
-    started = [context.Process(target=loop, args=(files, seconds, barrier, results)) for _ in range(processes)]
-    for process in started:
+    pipes = [context.Pipe() for _ in range(processes)]
+    crew = [context.Process(target=loop, args=(files, theirs), daemon=True) for _, theirs in pipes]
+    ours = [mine for mine, _ in pipes]
+    for process in crew:
         process.start()
-    taken, spent = zip(*(results.get(timeout=seconds + 120) for _ in started), strict=True)
-    for process in started:
+    for pipe in ours:
+        pipe.recv()
+
+    def measure(number: int, seconds: float) -> Pace:
+        for pipe in ours[:number]:
+            pipe.send(seconds)
+        taken, spent = zip(*(pipe.recv() for pipe in ours[:number]), strict=True)
+        rate = sum(1000 * len(one) / sum(one) for one in taken)
+        return Pace(rate, statistics.median(chain(*taken)), statistics.mean(spent))
+
+    yield measure
+    for pipe, process in zip(ours, crew, strict=True):
+        pipe.send(0)
         process.join()
-    rate = sum(1000 * len(one) / sum(one) for one in taken)
-    return rate, statistics.median(chain(*taken)), statistics.mean(spent)
 
 
 # The service
@@ -183,41 +202,75 @@ def said(found: dict[str, float]) -> str:
     return f"{found['rate']:.1f}/s, p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms{trouble}"
 
 
-def measure(name: str, files: Sequence[Path], workers: int, connections: Sequence[int], seconds: float) -> list[Row]:
+@dataclass(frozen=True)
+class Load:
+    """What clients saw between two measurements of the limit."""
+
+    found: dict[str, float]  # From `finish`
+    limit: Pace  # The mean of before and after
+    spent: float  # Processor milliseconds of the service for one request
+
+
+def mean(paces: Sequence[Pace]) -> Pace:
+    "Of each of its figures."
+    return Pace(*(statistics.mean(values) for values in zip(*(astuple(pace) for pace in paces), strict=True)))
+
+
+def middle(ratios: Sequence[float]) -> tuple[float, str]:
+    "The median of the rounds, and from where to where they go."
+    return statistics.median(ratios), f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+
+
+def take_turns(
+    top: Callable[[int, float], Pace],  # From `limit`
+    service: tuple[int, int],  # Its port and its process
+    files: Sequence[Path],
+    connections: Sequence[int],
+    seconds: float,
+) -> dict[int, Load]:  # For each number of connections
+    "One round: the limit, a load, the limit, the next load."
+    port, pid = service
+    loads = {}
+    for number in connections:
+        processes = 1 if number == 1 else count_cores()
+        before, at_start = top(processes, seconds), processor_time(pid)
+        found = finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", number, seconds, files))
+        spent = 1000 * (processor_time(pid) - at_start) / found["answers"]
+        loads[number] = Load(found, mean([before, top(processes, seconds)]), spent)
+    return loads
+
+
+def measure(name: str, files: Sequence[Path], options: argparse.Namespace, connections: Sequence[int]) -> list[Row]:
     "All figures for one size of pictures."
-    cores = count_cores()
-    _, alone, _ = limit(files, 1, seconds)
-    before, _, spent = limit(files, cores, seconds)
-    rows, loads = [], {}
-    with service(workers, files[0].read_bytes()) as (port, pid, _):
+    cores, workers, seconds = count_cores(), options.workers, options.seconds
+    with limit(files, cores) as top, service(workers, files[0].read_bytes()) as (port, pid, _):
         url, health = f"http://127.0.0.1:{port}/api/predict", f"http://127.0.0.1:{port}/api/health"
         finish(start_wrk(url, 2 * workers, 1, files))  # every worker has seen a picture
         at_first = memory(pid)
-        for number in connections:
-            predictions = start_wrk(url, number, seconds, files)
-            asked = start_wrk(health, 2 * workers, seconds, delay=100) if number == max(connections) else None
-            at_start = processor_time(pid)
-            loads[number] = finish(predictions)
-            cost = 1000 * (processor_time(pid) - at_start) / loads[number]["answers"]
-            healthy = finish(asked) if asked else None
-        best = max(load["rate"] for load in loads.values())
+        rounds = [take_turns(top, (port, pid), files, connections, seconds) for _ in range(options.rounds)]
+        full = start_wrk(url, max(connections), seconds, files)
+        healthy, full = finish(start_wrk(health, 2 * workers, seconds, delay=100)), finish(full)
+        best = statistics.median(max(load.found["rate"] for load in loads.values()) for loads in rounds)
+        alone = rounds[-1][connections[0]].limit.median
         pause = 1000 * STEADY_CONNECTIONS / (STEADY * best) - 1.5 * alone
         steady = finish(start_wrk(url, STEADY_CONNECTIONS, 2 * seconds, files, max(pause, 1)))
         at_last = memory(pid)
-    after, _, spent_after = limit(files, cores, seconds)
-    top = (before + after) / 2
-    moved = f"{before:.1f}/s before, {after:.1f}/s after"
-    rows.append(Row(f"in-process, {cores} processes (the limit)", name, moved))
-    for number, load in loads.items():
+    rows = []
+    for number in connections:
+        loads = [one[number] for one in rounds]
+        last = loads[-1]
+        if number == 1:
+            ratio, words = middle([load.found["p50"] / load.limit.median for load in loads])
+            words = f"{last.found['p50']:.1f} ms : {last.limit.median:.1f} ms{words}"
+            rows.append(Row("one client's median : in-process time", name, words, ratio, most=1.3))
+            continue
         least = 0.85 if number >= 4 * workers else None  # fewer do not fill the workers
-        rows.append(Row(f"HTTP throughput, {number} connections : limit", name, said(load), load["rate"] / top, least))
-    ours = (spent + spent_after) / 2
-    words = f"{ours:.1f} ms : {cost:.1f} ms, {max(loads)} connections"
-    rows.append(Row("processor time, in-process : service", name, words, ours / cost))
-    if 1 in loads:
-        latency = f"{loads[1]['p50']:.1f} ms : {alone:.1f} ms"
-        rows.append(Row("one client's median : in-process time", name, latency, loads[1]["p50"] / alone, most=1.3))
-    full = loads[max(loads)]
+        ratio, words = middle([load.found["rate"] / load.limit.rate for load in loads])
+        words = f"{said(last.found)} : {last.limit.rate:.1f}/s{words}"
+        rows.append(Row(f"HTTP throughput, {number} connections : {cores} processes", name, words, ratio, least))
+        ratio, words = middle([load.limit.spent / load.spent for load in loads])
+        words = f"{last.limit.spent:.1f} ms : {last.spent:.1f} ms{words}"
+        rows.append(Row(f"processor time, in-process : service, {number} connections", name, words, ratio))
     words = f"p50 {healthy['p50']:.1f} ms, p99 {healthy['p99']:.1f} ms : {full['p50']:.1f} ms"
     rows.append(Row("`/api/health` p99 under saturation : median", name, words, healthy["p99"] / full["p50"], most=1))
     share = steady["rate"] / best
@@ -246,6 +299,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
     parser.add_argument("--workers", type=int, default=count_cores(), help="of the service; default: one for each core")
     parser.add_argument("--connections", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=3, help="in which limit and service take turns")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--sizes", nargs="+", choices=["small", "large"], default=["small", "large"])
     parser.add_argument("--count", type=int, default=12, help="pictures of each size")
@@ -254,7 +308,7 @@ def main() -> None:
     if not shutil.which("wrk"):
         raise SystemExit("bench: wrk is missing: apt-get install wrk")
     if options.quick:
-        options.seconds, options.count = 2, 3
+        options.seconds, options.count, options.rounds = 2, 3, 1
     connections = options.connections or ((1, 8) if options.quick else CONNECTIONS)
     small = small_pictures(options.photos, options.count)
     rows = [measure_start(small[0], 1 if options.quick else 5)]
@@ -265,7 +319,7 @@ def main() -> None:
             for file, picture in zip(files, pictures, strict=True):
                 file.write_bytes(picture)
             name = f"{size}, {statistics.mean(map(len, pictures)) / 1e6:.2g} MB"
-            rows += measure(name, files, options.workers, connections, options.seconds)
+            rows += measure(name, files, options, connections)
     print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}\n")
     print("| what | pictures | found | ratio | target | |\n|---|---|---|---|---|---|")
     print("\n".join(row.line() for row in rows))

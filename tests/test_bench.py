@@ -23,9 +23,8 @@ def run(*words: str) -> str:
 def test_serve():
     table = run("bench/serve.py", "--quick", "--sizes", "small", "--connections", "1", "4")
     for what in (
-        "in-process",
-        "HTTP throughput, 1 connections",
         "HTTP throughput, 4 connections",
+        "processor time, in-process : service, 4 connections",
         "one client's median",
         "`/api/health` p99",
         "p99 : median at 70 % load",

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FAULTS', 'MAX_FIELDS', 'MAX_FIELD_BYTES', 'bearer', 'api', 'probes', 'TopK', 'WithTiming', 'FILE', 'Label', 'PAGE',
            'SWAGGER', 'DOCS_POLICY', 'image_fault', 'problems', 'answer_fault', 'answer_image_error', 'answer_invalid',
-           'answer_http', 'answer_unexpected', 'add_fault_handlers', 'sent_form', 'sent_file', 'sent_files',
-           'load_predictor', 'keep_model', 'is_key', 'check_key', 'loaded_predictor', 'open_queue', 'open_upload',
-           'classify', 'count_prediction', 'make_answer', 'server_timing', 'form', 'predict', 'batch_item',
-           'predict_batch', 'health', 'ready', 'has_already', 'make_etag', 'model_info', 'Endpoints', 'endpoints',
-           'Explanation', 'explain_picture', 'check_label', 'explain_upload', 'explain', 'read_page', 'inline_hash',
-           'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers', 'create_app']
+           'answer_http', 'answer_unexpected', 'add_fault_handlers', 'Pieces', 'FormParser', 'sent_form', 'sent_file',
+           'sent_files', 'load_predictor', 'keep_model', 'is_key', 'check_key', 'loaded_predictor', 'open_queue',
+           'open_upload', 'classify', 'count_prediction', 'make_answer', 'server_timing', 'form', 'predict',
+           'batch_item', 'predict_batch', 'health', 'ready', 'has_already', 'make_etag', 'model_info', 'Endpoints',
+           'endpoints', 'Explanation', 'explain_picture', 'check_label', 'explain_upload', 'explain', 'read_page',
+           'inline_hash', 'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers',
+           'create_app']
 
 # %% ../nbs/09_app.ipynb #c7af0564
 import hashlib
@@ -22,8 +23,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -154,6 +156,49 @@ def add_fault_handlers(
         app.add_exception_handler(kind, handler)
 
 # %% ../nbs/09_app.ipynb #e5ded9ad
+class Pieces(BytesIO):
+    "An upload in memory, in the pieces in which it came."
+
+    _rolled = False  # Starlette asks whether it has gone to disk
+
+    def __init__(self):
+        super().__init__()
+        self.pieces: list[memoryview] = []
+
+    def write(self, piece: memoryview) -> int:  # type: ignore[override]
+        "Keep one more."
+        self.pieces.append(piece)
+        return len(piece)
+
+    def read(
+        self,
+        most: int | None = None,  # Bytes; None: all
+    ) -> bytes:
+        "Have it as a whole, or its beginning."
+        return b"".join(self.pieces)[:most]
+
+
+class FormParser(MultiPartParser):
+    "Starlette's parser, which copies each piece of a file twice, without these copies where there is room."
+
+    in_memory = False
+
+    def on_headers_finished(self) -> None:
+        "A part begins."
+        super().on_headers_finished()
+        upload = self._current_part.file
+        if self.in_memory and upload:
+            self._current_part.file = UploadFile(Pieces(), size=0, filename=upload.filename, headers=upload.headers)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        "Some of a part."
+        if self.in_memory and self._current_part.file:
+            view = cast(bytes, memoryview(data)[start:end])
+            self._file_parts_to_write.append((self._current_part, view))
+        else:
+            super().on_part_data(data, start, end)
+
+# %% ../nbs/09_app.ipynb #5f0d2c7a
 MAX_FIELDS = 8  # Fields in a form that are not files
 MAX_FIELD_BYTES = 4096  # Size of such a field
 
@@ -169,9 +214,10 @@ async def sent_form(
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Fault(missing)
     limits = {"max_files": max_files, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
-    parser = MultiPartParser(request.headers, request.stream(), **limits)
+    parser = FormParser(request.headers, request.stream(), **limits)
     size, state = declared_bytes(request.scope), request.app.state
     async with state.traffic.hold(size, max_files, OUTSIDE if state.queue.taken else 0) as parser.spool_max_size:
+        parser.in_memory = 0 < size <= parser.spool_max_size
         try:
             form = await parser.parse()
         except (MultiPartException, ValueError):

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from tempfile import TemporaryDirectory
+from typing import cast
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
@@ -129,7 +130,9 @@ class Connection(TimedConnection):
 
     def on_body(self, body: bytes) -> None:
         "A piece of a body; the application counts those."
-        self.useless = 0
+        self.useless, cycle = 0, self.cycle
+        if not cycle.body and not cycle.response_complete:  # uvicorn would copy it twice
+            cycle.body, body = cast(bytearray, body), b""
         super().on_body(body)
 
     def on_message_complete(self) -> None:
