@@ -1,4 +1,4 @@
-"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, eleven minutes, a table of ratios.
+"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, 11 minutes, a table of ratios.
 
 The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
 the same pictures, without HTTP. Everything is measured in one run, on one machine, the load generator included, so the
