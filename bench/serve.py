@@ -91,8 +91,9 @@ def limit(files: Sequence[Path], processes: int) -> Iterator[Callable[[int, floa
     pipes = [context.Pipe() for _ in range(processes)]
     crew = [context.Process(target=loop, args=(files, theirs), daemon=True) for _, theirs in pipes]
     ours = [mine for mine, _ in pipes]
-    for process in crew:
+    for process, (_, theirs) in zip(crew, pipes, strict=True):
         process.start()
+        theirs.close()  # so that waiting for one that has died ends
     for pipe in ours:
         pipe.recv()
 

@@ -177,9 +177,9 @@ class Pieces(BytesIO):
         "Have it as a whole, or its beginning."
         return b"".join(self.pieces)[:most]
 
-
+# %% ../nbs/09_app.ipynb #6c90d3f8
 class FormParser(MultiPartParser):
-    "Starlette's parser, which copies each piece of a file twice, without these copies where there is room."
+    "Starlette's parser, without its two copies of each piece of a file where there is room."
 
     in_memory = False
 
