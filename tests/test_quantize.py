@@ -2,28 +2,35 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from command import call
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
 from trashsorting.dataset import Manifest, apply_split, draw_sample, read_folder, split_by_hash
 from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
 from trashsorting.quantize import (
     FLOAT_CONVOLUTIONS,
+    check_worth,
     choose_photographs,
     compare,
     executed,
+    fill_ranges,
+    linear_flows,
     load_inputs,
+    look_inside,
     quantize,
     time_in_turns,
 )
 
 TRASHNET = os.environ.get("TRASHNET")
-FLOAT = SHIPPED_MODEL
+FLOAT = Path(__file__).parents[1] / "models" / "trashnet.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,45 @@ def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path
     assert card.evaluation.n == card.quantization.comparison.n == n
     new = {"name", "file_sha256", "file_bytes", "evaluation", "quantization"}
     assert card.model_dump(exclude=new) == before.model_dump(exclude=new)
+
+
+def test_what_ships_was_made_of_the_float_file_and_passes_the_rule():
+    shipped, before = read_card(SHIPPED_MODEL), read_card(FLOAT)
+    found = shipped.quantization
+    assert found.made_of == before.file_sha256 == file_sha256(FLOAT) and found.compared_on == "out of fold"
+    assert found.comparison.n > 1700 and SHIPPED_MODEL.stat().st_size < 5_000_000
+    check_worth(shipped)
+    kept = {"classes", "temperature", "unsure_below", "fingerprints", "provenance"}
+    assert shipped.model_dump(include=kept) == before.model_dump(include=kept)
+
+
+def test_channels_fill_their_range_and_float_answers_stay(manifest, tmp_path):
+    "The gate of what ships looks at four of the flows; it must be shown the old values."
+    quant_pre_process(FLOAT, tmp_path / "prepared.onnx", skip_symbolic_shape=True)
+    model, inputs = onnx.load(tmp_path / "prepared.onnx"), inputs_of(manifest, 6)
+    fill_ranges(model, inputs)
+    onnx.save(model, tmp_path / "filled.onnx")
+    assert [node.op_type for node in model.graph.node if node.name.endswith(" back")] == ["Mul"] * 4
+    (flow,) = (flow for flow in linear_flows(model) if len(flow) == 7)
+    found = list(look_inside(model, flow, inputs))
+    reach = np.max([np.abs(values[name]).max(axis=(1, 2)) for values in found for name in flow], axis=0)
+    assert len(reach) == 192 and reach == pytest.approx(reach.max(), rel=1e-4)
+    before, after = (open_session(file).run(None, {"pixels": inputs}) for file in (FLOAT, tmp_path / "filled.onnx"))
+    for old, new in zip(before, after, strict=True):
+        assert new == pytest.approx(old, abs=1e-3)
+
+
+def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_path):
+    done = call("data", "compose", manifest.root, "--out", tmp_path / "composites", "-n", 1)
+    assert done.returncode == 0, done.stderr
+    words = ["--data", manifest.root, "--composites", tmp_path / "composites", "--first", 9, 40, "-n", 6]
+    command = [sys.executable, Path(__file__).parents[1] / "bench" / "quantize.py", float_of_the_sample, *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["first convolutions in float", "9", "40"]
+    nine, forty = ([float(row[1]), float(row[2]), float(row[4])] for row in rows[1:])
+    assert 0 < forty[0] < nine[0] < 0.5 and 0 < forty[1] < nine[1] < 0.5 and nine[2] < forty[2]
 
 
 def test_other_photographs_are_refused(manifest, tmp_path):

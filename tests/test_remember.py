@@ -97,8 +97,9 @@ def test_a_network_whose_blocks_are_no_sums_is_refused(made, tmp_path):
 
 
 def test_what_ships_answers_as_the_room_says(tmp_path):
-    "The weights in the shipped file, put into `Remembering` again, give the file's logits and evidence."
-    file, card = SHIPPED_MODEL, read_card(SHIPPED_MODEL)
+    "The weights in the file that was shipped in INT8, put into `Remembering` again, give its logits and evidence."
+    file = Path(__file__).parents[1] / "models" / "trashnet.onnx"
+    card = read_card(file)
     model = onnx.load(file)
     held = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
     learned, words, gate = (
