@@ -138,7 +138,7 @@ def look_inside(
     opened.graph.output.extend(value for value in model.graph.value_info if value.name in inside)
     session = ort.InferenceSession(opened.SerializeToString(), providers=["CPUExecutionProvider"])
     for one in inputs:
-        found = session.run(inside, {fed: one[None]})
+        found = session.run(inside, {fed: one[None]}) if inside else []
         yield {fed: one} | {name: values[0] for name, values in zip(inside, found, strict=True)}
 
 
