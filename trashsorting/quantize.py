@@ -23,6 +23,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from threadpoolctl import threadpool_limits
 
 from trashsorting.core import (
     DataError,
@@ -232,7 +233,8 @@ def second_moments(
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, (1, 2))[:, ::down, ::right, ::apart, ::aside]
     windows = windows.reshape(groups, -1, *windows.shape[1:]).transpose(0, 2, 3, 4, 5, 1)
     windows = windows.reshape(groups, windows.shape[1] * windows.shape[2], -1)
-    return windows.swapaxes(1, 2) @ windows / windows.shape[1]
+    with threadpool_limits(1, "blas"):  # products so small that threads wait for each other, most of all on a busy machine
+        return windows.swapaxes(1, 2) @ windows / windows.shape[1]
 
 # %% ../nbs/07a_quantize.ipynb #36dab57e
 def round_model(
