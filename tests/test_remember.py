@@ -20,12 +20,13 @@ from trashsorting.predictor import Predictor, open_session, run_explained, run_l
 from trashsorting.remember import Remembering, cut_off, find_words, linear
 
 SIDE = 64
+FLOAT = Path(__file__).parents[1] / "models" / "trashnet.onnx"  # What the shipped file was made of
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, CompletedProcess]:
     "A folder with photographs, composites, a fresh network on ImageNet's features, and what the command made of it."
-    work, card = tmp_path_factory.mktemp("remember"), read_card(SHIPPED_MODEL)
+    work, card = tmp_path_factory.mktemp("remember"), read_card(FLOAT)
     manifest = split_by_hash(read_folder(draw_sample(work / "photos", per_class=6)), card.provenance.seed)
     torch.manual_seed(0)
     to_onnx(create_backbone("tf_efficientnet_lite0", 6)[0].eval(), SIDE, work / "model.onnx")
@@ -98,8 +99,7 @@ def test_a_network_whose_blocks_are_no_sums_is_refused(made, tmp_path):
 
 def test_what_ships_answers_as_the_room_says(tmp_path):
     "The weights in the file that was shipped in INT8, put into `Remembering` again, give its logits and evidence."
-    file = Path(__file__).parents[1] / "models" / "trashnet.onnx"
-    card = read_card(file)
+    file, card = FLOAT, read_card(FLOAT)
     model = onnx.load(file)
     held = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
     learned, words, gate = (
