@@ -103,7 +103,8 @@ def test_an_action_is_pinned_and_the_policy_names_its_owner():
             assert (ROOT / one / "action.yml").exists()
 
 
-SCRIPTS = [path for path in sorted((ROOT / "tools").glob("[!_]*")) if path.read_bytes().startswith(b"#!/usr/bin/env bash")]
+TOOLS = sorted(path for path in (ROOT / "tools").iterdir() if path.is_file())
+SCRIPTS = [path for path in TOOLS if path.read_bytes().startswith(b"#!/usr/bin/env bash")]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
