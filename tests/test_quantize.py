@@ -152,6 +152,21 @@ def test_channels_fill_their_range_and_float_answers_stay(manifest, tmp_path):
         assert new == pytest.approx(old, abs=1e-3)
 
 
+def test_what_is_an_output_keeps_its_range_and_zeros_stay_zeros(manifest, tmp_path):
+    quant_pre_process(FLOAT, tmp_path / "prepared.onnx", skip_symbolic_shape=True)
+    model, inputs = onnx.load(tmp_path / "prepared.onnx"), inputs_of(manifest, 1)
+    (shown, *_), *_ = flows = linear_flows(model)
+    model.graph.output.append(next(value for value in model.graph.value_info if value.name == shown))
+    assert linear_flows(model) == flows[1:]
+    fill_ranges(model, 0 * inputs)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
+            zeros = onnx.numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name)
+            tensor.CopyFrom(zeros)
+    fill_ranges(model, inputs)
+    assert all(np.isfinite(onnx.numpy_helper.to_array(tensor)).all() for tensor in model.graph.initializer)
+
+
 def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_path):
     done = call("data", "compose", manifest.root, "--out", tmp_path / "composites", "-n", 1)
     assert done.returncode == 0, done.stderr

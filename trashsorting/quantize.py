@@ -122,7 +122,8 @@ def linear_flows(
     def can_be_divided(flow: set[str]) -> bool:
         goes_into = [node for name in flow for node in takers_of(model, name) if node.output[0] not in flow]
         fits = [attributes(node).get("group", 1) == 1 for node in goes_into if node.op_type == "Conv"]
-        return bool(fits) and all(fits) and not any(node.op_type in ("Add", "Clip", "Relu") for node in goes_into)
+        bent = any(node.op_type in ("Add", "Clip", "Relu") for node in goes_into)
+        return bool(fits) and all(fits) and not bent and flow.isdisjoint(value.name for value in model.graph.output)
 
     return [list(flow) for flow in sorted({tuple(sorted(flow)) for flow in of_flow.values() if can_be_divided(flow)})]
 
@@ -142,7 +143,7 @@ def look_inside(
         found = session.run(inside, {fed: one[None]}) if inside else []
         yield {fed: one} | {name: values[0] for name, values in zip(inside, found, strict=True)}
 
-
+# %% ../nbs/07a_quantize.ipynb #18ee54d1
 def fill_ranges(
     model: onnx.ModelProto,  # That is changed; with the shapes of what flows in it
     inputs: np.ndarray,  # float32, (n, 3, input_size, input_size)
@@ -159,7 +160,7 @@ def fill_ranges(
 
     for flow in flows:
         ranges = np.maximum.reduce([reach[name] for name in flow])
-        share = (ranges / ranges.max()).clip(1e-3)
+        share = (ranges / max(ranges.max(), 1e-9)).clip(1e-3)  # a channel of zeros, or all of them, is left in peace
         for node in convolutions(model):
             if node.output[0] in flow:
                 scale(node.input[1], 1 / share[:, None, None, None])
@@ -233,8 +234,7 @@ def second_moments(
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, (1, 2))[:, ::down, ::right, ::apart, ::aside]
     windows = windows.reshape(groups, -1, *windows.shape[1:]).transpose(0, 2, 3, 4, 5, 1)
     windows = windows.reshape(groups, windows.shape[1] * windows.shape[2], -1)
-    with threadpool_limits(1, "blas"):  # products so small that threads wait for each other, most of all on a busy machine
-        return windows.swapaxes(1, 2) @ windows / windows.shape[1]
+    return windows.swapaxes(1, 2) @ windows / windows.shape[1]
 
 # %% ../nbs/07a_quantize.ipynb #36dab57e
 def round_model(
@@ -245,9 +245,10 @@ def round_model(
     "Round the weights of the convolutions that become integers."
     nodes, tensors = convolutions(model)[first:], {tensor.name: tensor for tensor in model.graph.initializer}
     sums, found = {node.name: np.zeros(1) for node in nodes}, {}
-    for values in look_inside(model, [node.input[0] for node in nodes], inputs):
-        for node in nodes:
-            sums[node.name] = sums[node.name] + second_moments(values[node.input[0]], node).astype(np.float64)
+    with threadpool_limits(1, "blas"):  # many small products, whose threads only wait for each other
+        for values in look_inside(model, [node.input[0] for node in nodes], inputs):
+            for node in nodes:
+                sums[node.name] = sums[node.name] + second_moments(values[node.input[0]], node).astype(np.float64)
     for node in nodes:
         tensor, moments = tensors[node.input[1]], sums[node.name] / len(inputs)
         weights = onnx.numpy_helper.to_array(tensor)
