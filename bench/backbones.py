@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from trashsorting.core import TrashsortingError
 from trashsorting.curate import find_groups, fingerprint_files, out_of_fold, settle
 from trashsorting.dataset import load_manifest
 from trashsorting.evaluate import wilson
@@ -25,7 +26,7 @@ SIDES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="sample", help="as for `trashsorting train`")
+    parser.add_argument("--data", required=True, help="as for `trashsorting train`")
     parser.add_argument("--split", type=Path, help="as for `trashsorting train`")
     parser.add_argument("--backbones", nargs="+", choices=SIDES, default=list(SIDES))
     options = parser.parse_args()
@@ -54,4 +55,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TrashsortingError as error:  # a package that is missing, a class of which all pictures are alike
+        raise SystemExit(str(error)) from None
