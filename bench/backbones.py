@@ -17,11 +17,8 @@ from trashsorting.dataset import load_manifest
 from trashsorting.evaluate import wilson
 from trashsorting.learner import embed
 
-SIDES = {
-    "tf_efficientnet_lite0": 224,
-    "tf_efficientnet_lite1": 240,
-    "tf_efficientnet_lite2": 260,
-}  # as they were trained
+# The side in pixels that each was trained for.
+SIDES = {"tf_efficientnet_lite0": 224, "tf_efficientnet_lite1": 240, "tf_efficientnet_lite2": 260}
 
 
 def main() -> None:

@@ -3,8 +3,7 @@
 Images a second by the clock, and milliseconds of processor time an image, which on a busy machine moves less. On cores
 that are all busy the loader's share of the processor time is what it costs a step; it is to be 10 % at most.
 Everything is as `trashsorting train` does it by default, the frozen stages and the smaller training pictures included.
-The measurements take turns, and the middle one of each counts. The last row is without the loader and the frozen
-stages, whose answers are kept (nbs/03c_trunk); drawing the views comes before a run and is not in it.
+The measurements take turns, and the middle one of each counts.
 """
 
 import argparse
@@ -27,7 +26,6 @@ from fastai.learner import Learner
 
 from trashsorting.dataset import load_manifest
 from trashsorting.learner import TrainConfig, create_learner
-from trashsorting.trunk import asked_once
 
 WARM = 1  # steps that are not counted
 
@@ -99,7 +97,6 @@ def train(learn: Learner, steps: int, batches: list | None = None) -> list[tuple
 
 LOAD, HERE = "loading alone", "loading alone, in this process"
 STEP, BOTH = "forward and backward alone, one batch again and again", "both"
-KEPT = "a step on kept views (`views` above 0)"
 
 
 def main() -> None:
@@ -128,7 +125,7 @@ def main() -> None:
         num_workers=options.workers,
         cache_gb=options.cache_gb,
     )
-    steps, found = options.steps + WARM, {name: [] for name in (LOAD, HERE, STEP, BOTH, KEPT)}
+    steps, found = options.steps + WARM, {name: [] for name in (LOAD, HERE, STEP, BOTH)}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(options.data, Path(folder) / "data", options.split)
         learn = create_learner(manifest, config, Path(folder), options.composites)
@@ -138,8 +135,6 @@ def main() -> None:
             found[HERE].append(rate(load(here, steps), options.batch))
             found[STEP].append(rate(train(learn, steps, [batch]), options.batch))
             found[BOTH].append(rate(train(learn, steps), options.batch))
-            with asked_once(learn, config.frozen_stages, 1):
-                found[KEPT].append(rate(train(learn, steps), options.batch))
     middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     side = min(options.size, options.train_size)

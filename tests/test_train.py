@@ -12,12 +12,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from command import call
 
 from trashsorting.core import SHIPPED_MODEL, card_path, read_card
 from trashsorting.dataset import DRAWN, TRASHNET_COUNTS, draw_picture, draw_sample
-from trashsorting.learner import create_backbone, load_run
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -118,19 +116,6 @@ def test_a_run_learns_from_another_and_says_so(run, tmp_path):
     (tmp_path / "run" / "run.json").unlink()
     refused = call("train", *words)
     assert refused.returncode == 1 and "there is no finished run in it" in refused.stderr
-
-
-def test_a_run_that_keeps_views_ends_with_a_whole_network(run, tmp_path):
-    "The frozen stages are ImageNet's, the others have learned, and file and checkpoint agree."
-    done = launch("train", "--data", "sample", "--out", tmp_path, *SMALL, "-p", "views", "3", "-p", "epochs", "1")
-    assert done.returncode == 0, done.stderr
-    kept, before = load_run(tmp_path), create_backbone("tf_efficientnet_lite0", 6)[0]
-    assert kept.config.views == 3
-    assert torch.equal(kept.model.blocks[1][1].conv_pw.weight, before.blocks[1][1].conv_pw.weight)
-    assert not torch.equal(kept.model.blocks[2][0].conv_pw.weight, before.blocks[2][0].conv_pw.weight)
-    with open(tmp_path / "history.csv") as stream:
-        said = float(list(csv.DictReader(stream))[-1]["accuracy"])
-    assert read_card(tmp_path / "model.onnx").evaluation.accuracy == pytest.approx(said, abs=0.05)
 
 
 def test_drawings_never_ship(run):

@@ -135,8 +135,6 @@ def be_taught(
                 "set pretrained to true, or forget_weight to 0"
             )
         own, _ = create_backbone(config.backbone, None)
-    if teachers and config.views:
-        raise TrashsortingError(f"views={config.views}: teachers answer to pictures, and there are none in training: set views to 0")
     runs = find_teachers(teachers, learn, manifest) if teachers else []
     if runs:
         learn.weights += f"; taught by {len(runs)} {'runs' if runs[1:] else 'run'}"

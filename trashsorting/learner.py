@@ -50,7 +50,6 @@ from .core import DataError, ModelError, Preprocessing, Source, TrashsortingErro
 from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .image import open_rgb, to_input
-from .trunk import asked_once
 
 # %% ../nbs/04_learner.ipynb #b13e1acb
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class TrainConfig:
     composite_share: float = 0.4  # How often a composite, where there is one, stands in for its photograph, 0..1
     num_workers: int = 2  # Processes that load photographs
     cache_gb: float = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded at every look
-    views: int = 0  # Of each photograph, drawn once and kept as the frozen stages answer; 0: drawn anew at every look
     seed: int = 0  # Of every random generator
     tracker: Literal["none", "files", "wandb"] = "none"  # Where the run is logged besides its folder
     mixed_precision: bool = True  # On a GPU: compute in 16 bits; a CPU computes in 32
@@ -101,7 +99,6 @@ LEAST = {
     "composite_share": 0,
     "num_workers": 0,
     "cache_gb": 0,
-    "views": 0,
 }
 MOST = {"average": 1, "composite_share": 1, "label_smoothing": 1}
 
@@ -127,11 +124,6 @@ def check_config(
     config = TrainConfig(**parameters)
     if config.freeze_epochs + config.epochs == 0:
         raise TrashsortingError("freeze_epochs and epochs are both 0: nothing would be trained")
-    if config.views and not (config.frozen_stages and config.freeze_norm and not config.forget_weight):
-        raise TrashsortingError(
-            f"views={config.views}: needs first stages that always say the same, and nobody else who sees the picture: "
-            "frozen_stages of 1 or more, freeze_norm true, forget_weight 0"
-        )
     return config
 
 # %% ../nbs/04_learner.ipynb #54fb0318
@@ -434,7 +426,7 @@ def fit(
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
     average = [AverageWeights(config.average)] if config.average else []
     cbs = [log, *average, *cbs]
-    with learn.no_bar(), learn.no_logging(), asked_once(learn, config.frozen_stages, config.views):
+    with learn.no_bar(), learn.no_logging():
         learn.freeze()
         if config.freeze_epochs:
             learn.fit_one_cycle(config.freeze_epochs, config.head_lr, cbs=cbs)
