@@ -1,4 +1,4 @@
-"""The two penalties of `trashsorting remember`, tried on photographs that the fits have not seen: a table of each.
+"""What `trashsorting remember` chooses, tried on photographs that the fits have not seen: a table of each.
 
 `python bench/remember.py MODEL --data DIR --split FILE --composites DIR`, half an hour for TrashNet. MODEL is a file
 of `trashsorting export`. A fifth of the training photographs and their composites are held out. No other part is read.
@@ -9,16 +9,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
 from trashsorting.compose import find_composites
 from trashsorting.core import read_card
 from trashsorting.dataset import load_manifest
-from trashsorting.remember import ODDS, ask_words, cut_off, find_words, fit_gate, fit_words, other_cameras, see
+from trashsorting.remember import (
+    ODDS,
+    ask_words,
+    correct_prior,
+    cut_off,
+    find_words,
+    fit_gate,
+    fit_words,
+    other_cameras,
+    see,
+)
 
 RIDGES = (1.0, 100.0, 10_000.0)
 GATE_CS = (0.001, 0.01, 0.03, 0.1, 1.0)
+PRIOR_SHARES = (0.0, 0.5, 1.0)
 
 
 def explained(fit, features: np.ndarray, opinions: np.ndarray) -> float:
@@ -35,6 +47,13 @@ def gate_row(gate, frames: np.ndarray, elsewhere: np.ndarray) -> str:
     weights = np.where(elsewhere, 1 / elsewhere.mean(), 1 / (1 - elsewhere.mean()))
     board, other = (says[~elsewhere] < 0.5).mean(), (says[elsewhere] > 0.5).mean()
     return f"{log_loss(elsewhere, says, sample_weight=weights):.3f} | {board:.1%} | {other:.1%} |"
+
+
+def recalls(words, of_class: np.ndarray, features: np.ndarray, targets: np.ndarray) -> list[float]:
+    "Of each class that has words the share that they name, where all of them are asked and nothing else is."
+    with torch.inference_mode():
+        said = (words(torch.from_numpy(features)).softmax(1).numpy() @ of_class).argmax(axis=1)
+    return [(said[targets == number] == number).mean() for number in np.flatnonzero(of_class.any(axis=0))]
 
 
 def main() -> None:
@@ -55,7 +74,9 @@ def main() -> None:
         paths = board + other_cameras(board, Path(folder)) + [path for _, path in composites]
         cameras = (len(paths) - len(board) - len(composites)) // len(board)
         of_photo = owners + [file for file in owners for _ in range(cameras)] + [file for file, _ in composites]
-        numbers, _ = find_words(card.classes)
+        labels = {entry.file: card.classes.index(entry.label) for entry in train.entries}
+        targets = np.array([labels[file] for file in of_photo])
+        numbers, of_class = find_words(card.classes)
         opinions = ask_words(numbers, card.architecture, card.preprocessing.input_size, paths)
         features, frames = see(body, paths, card.preprocessing)
     elsewhere = np.arange(len(paths)) >= len(paths) - len(composites)
@@ -69,6 +90,14 @@ def main() -> None:
     print("\n| C of the gate | logarithmic loss | board known | composite known |\n|---|---|---|---|")
     for c in GATE_CS:
         print(f"| {c:g} | {gate_row(fit_gate(frames[~held], elsewhere[~held], c), frames[held], elsewhere[held])}")
+    named = [label for label, has_words in zip(card.classes, of_class.any(axis=0), strict=True) if has_words]
+    print(f"\n| share of the prior | {' | '.join(named)} | mean recall, held-out composites |")
+    print("|---" * (len(named) + 2) + "|")
+    words, seen = fit_words(features[~held], opinions[~held]), ~held & (np.arange(len(paths)) < len(board))
+    for share in PRIOR_SHARES:
+        level, _ = correct_prior(words, of_class, features[seen], targets[seen], share)
+        right = recalls(level, of_class, features[held & elsewhere], targets[held & elsewhere])
+        print(f"| {share:g} | {' | '.join(f'{one:.1%}' for one in right)} | {np.mean(right):.1%} |")
 
 
 if __name__ == "__main__":

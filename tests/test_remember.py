@@ -124,9 +124,13 @@ def test_what_ships_answers_as_the_room_says(tmp_path):
 def test_what_ships_remembers():
     told = json.loads(card_path(SHIPPED_MODEL).read_text())["provenance"]["remembers"]
     assert told.startswith("53 of ImageNet's words for 5 classes, fitted on 1768 photographs, seen also through 2")
+    given = dict(one.split() for one in told.split("added to the words of a class: ")[1].split(", "))
+    assert list(given) == ["cardboard", "glass", "metal", "paper", "plastic"], "trash has no words"
+    assert max(given, key=lambda label: float(given[label])) == "cardboard", "which has one word only"
+    assert sum(map(float, given.values())) == pytest.approx(0, abs=0.03)
 
 
-def test_both_penalties_are_tried_on_what_is_held_out(made):
+def test_what_was_chosen_is_tried_on_what_is_held_out(made):
     work, _ = made
     words = ("--data", work / "photos", "--composites", work / "composites")
     script = Path(__file__).parents[1] / "bench" / "remember.py"
@@ -134,8 +138,10 @@ def test_both_penalties_are_tried_on_what_is_held_out(made):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows] == ["| ridge of the words", "| 1", "| 100", "| 10000", "| C of the gate"] + [
-        f"| {c}" for c in ("0.001", "0.01", "0.03", "0.1", "1")
+    assert [row[0] for row in rows] == [
+        *("| ridge of the words", "| 1", "| 100", "| 10000"),
+        *("| C of the gate", "| 0.001", "| 0.01", "| 0.03", "| 0.1", "| 1"),
+        *("| share of the prior", "| 0", "| 0.5", "| 1"),
     ]
-    known = [[float(share.rstrip(" %|")) for share in row[2:]] for row in rows[5:]]
+    known = [[float(share.rstrip(" %|")) for share in row[2:]] for row in rows[5:10]]
     assert known[2][0] > 50 and known[2][1] > 50, "the gate that ships must tell more than chance"
