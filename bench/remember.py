@@ -17,6 +17,8 @@ from trashsorting.compose import find_composites
 from trashsorting.core import read_card
 from trashsorting.dataset import load_manifest
 from trashsorting.remember import (
+    GATE_C,
+    N_CAMERAS,
     ODDS,
     ask_words,
     correct_prior,
@@ -25,6 +27,7 @@ from trashsorting.remember import (
     fit_gate,
     fit_words,
     other_cameras,
+    poor_cameras,
     see,
 )
 
@@ -40,13 +43,13 @@ def explained(fit, features: np.ndarray, opinions: np.ndarray) -> float:
     return 1 - (left**2).sum() / ((opinions - opinions.mean(axis=0)) ** 2).sum()
 
 
-def gate_row(gate, frames: np.ndarray, elsewhere: np.ndarray) -> str:
+def gate_cells(gate, frames: np.ndarray, elsewhere: np.ndarray) -> str:
     "Logarithmic loss, and how often the gate is right, as if there were as many pictures of the one as of the other."
     weight, bias = (part.detach().numpy() for part in (gate.weight, gate.bias))
     says = expit(frames @ weight[0] + bias[0] - np.log(ODDS))
     weights = np.where(elsewhere, 1 / elsewhere.mean(), 1 / (1 - elsewhere.mean()))
     board, other = (says[~elsewhere] < 0.5).mean(), (says[elsewhere] > 0.5).mean()
-    return f"{log_loss(elsewhere, says, sample_weight=weights):.3f} | {board:.1%} | {other:.1%} |"
+    return f"{log_loss(elsewhere, says, sample_weight=weights):.3f} | {board:.1%} | {other:.1%}"
 
 
 def recalls(words, of_class: np.ndarray, features: np.ndarray, targets: np.ndarray) -> list[float]:
@@ -71,32 +74,43 @@ def main() -> None:
         found = find_composites(options.composites, train.entries)
         composites = [(file, path) for file, paths in found.items() for path in paths]
         cut_off(options.model, body := Path(folder) / "body.onnx")
+        poor = poor_cameras(board + [paths[0] for paths in found.values()], Path(folder))
         paths = board + other_cameras(board, Path(folder)) + [path for _, path in composites]
-        cameras = (len(paths) - len(board) - len(composites)) // len(board)
-        of_photo = owners + [file for file in owners for _ in range(cameras)] + [file for file, _ in composites]
+        of_photo = [*owners, *(file for file in owners for _ in range(N_CAMERAS)), *(file for file, _ in composites)]
+        of_photo += [*owners, *found]
         labels = {entry.file: card.classes.index(entry.label) for entry in train.entries}
-        targets = np.array([labels[file] for file in of_photo])
         numbers, of_class = find_words(card.classes)
         opinions = ask_words(numbers, card.architecture, card.preprocessing.input_size, paths)
-        features, frames = see(body, paths, card.preprocessing)
-    elsewhere = np.arange(len(paths)) >= len(paths) - len(composites)
+        features, frames = see(body, paths + poor, card.preprocessing)
+    n_board = len(paths) - len(composites)
+    elsewhere = np.repeat([False, True, False, True], [n_board, len(composites), len(board), len(found)])
     held = np.isin(of_photo, np.random.default_rng(0).permutation(owners)[: len(owners) // 5])
-    print(f"{len(paths)} pictures, {held.sum()} of them held out, {(held & elsewhere).sum()} of these are composites\n")
+    is_poor = np.arange(len(of_photo)) >= len(paths)
+    print(
+        f"{len(of_photo)} pictures, {held.sum()} of them held out, {(held & elsewhere).sum()} of these are composites\n"
+    )
+    targets = np.array([labels[file] for file in of_photo])
+    apart, there = ~held[: len(paths)], held & elsewhere & ~is_poor
     print("| ridge of the words | variance explained, held-out composites |\n|---|---|")
     for ridge in RIDGES:
-        fit = fit_words(features[~held], opinions[~held], ridge)
-        there = held & elsewhere
-        print(f"| {ridge:g} | {explained(fit, features[there], opinions[there]):.1%} |")
-    print("\n| C of the gate | logarithmic loss | board known | composite known |\n|---|---|---|---|")
-    for c in GATE_CS:
-        print(f"| {c:g} | {gate_row(fit_gate(frames[~held], elsewhere[~held], c), frames[held], elsewhere[held])}")
+        fit = fit_words(features[: len(paths)][apart], opinions[apart], ridge)
+        print(f"| {ridge:g} | {explained(fit, features[there], opinions[there[: len(paths)]]):.1%} |")
+    print(
+        "\n| C of the gate | logarithmic loss | board known | composite known | poor camera: loss | board | composite |"
+    )
+    print("|---" * 7 + "|")
+    for c, seen in [*((c, ~held) for c in GATE_CS), (GATE_C, ~held & ~is_poor)]:
+        gate = fit_gate(frames[seen], elsewhere[seen], c)
+        cells = [gate_cells(gate, frames[held & part], elsewhere[held & part]) for part in (~is_poor, is_poor)]
+        print(f"| {c:g}{'' if seen[is_poor].any() else ', no poor camera seen'} | {' | '.join(cells)} |")
     named = [label for label, has_words in zip(card.classes, of_class.any(axis=0), strict=True) if has_words]
     print(f"\n| share of the prior | {' | '.join(named)} | mean recall, held-out composites |")
     print("|---" * (len(named) + 2) + "|")
-    words, seen = fit_words(features[~held], opinions[~held]), ~held & (np.arange(len(paths)) < len(board))
+    words = fit_words(features[: len(paths)][apart], opinions[apart])
+    photographs = np.flatnonzero(~held[: len(board)])
     for share in PRIOR_SHARES:
-        level, _ = correct_prior(words, of_class, features[seen], targets[seen], share)
-        right = recalls(level, of_class, features[held & elsewhere], targets[held & elsewhere])
+        level, _ = correct_prior(words, of_class, features[photographs], targets[photographs], share)
+        right = recalls(level, of_class, features[there], targets[there])
         print(f"| {share:g} | {' | '.join(f'{one:.1%}' for one in right)} | {np.mean(right):.1%} |")
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'FRAME', 'N_CAMERAS', 'SIDE', 'RIDGE', 'GATE_C', 'ODDS', 'PRIOR_SHARE', 'LEAST', 'SHARPEN', 'find_words',
-           'linear', 'last_sums', 'cut_off', 'frame_mean', 'other_cameras', 'see', 'ask_words', 'fit_words', 'fit_gate',
-           'correct_prior', 'Remembering', 'join', 'remember']
+           'linear', 'last_sums', 'cut_off', 'frame_mean', 'other_cameras', 'poor_cameras', 'see', 'ask_words',
+           'fit_words', 'fit_gate', 'correct_prior', 'Remembering', 'join', 'remember']
 
 # %% ../nbs/07c_remember.ipynb #ac492a35
 import os
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import torch
 from click import progressbar
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
@@ -142,6 +142,24 @@ def other_cameras(
         for which in range(N_CAMERAS):
             made.append(folder / f"{number}-{which}.jpg")
             Image.fromarray(take(rng, small)).save(made[-1], "JPEG", quality=92)
+    return made
+
+
+def poor_cameras(
+    paths: Sequence[Path],  # Photographs
+    folder: Path,  # Where the pictures go
+) -> list[Path]:  # One for each photograph
+    "Photographs as a poor camera in poor light would have stored them. Raises what `open_rgb` raises."
+    made = []
+    for number, path in enumerate(paths):
+        rng, small = np.random.default_rng([number, 1]), open_rgb(path).resize((SIDE, SIDE))
+        dim = np.exp(rng.uniform(*np.log((0.2, 1.4)))) if rng.random() < 0.5 else 1.0
+        smeared = small.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 4) if rng.random() < 0.3 else 0))
+        noise = np.exp(rng.uniform(*np.log((5, 75)))) if rng.random() < 0.5 else 0.0
+        quality = int(rng.integers(8, 60)) if rng.random() < 0.3 else 92
+        seen = np.asarray(smeared, np.float32) * dim + noise * rng.standard_normal((SIDE, SIDE, 3), np.float32)
+        made.append(folder / f"poor-{number}.jpg")
+        Image.fromarray(seen.clip(0, 255).astype(np.uint8)).save(made[-1], "JPEG", quality=quality)
     return made
 
 
@@ -315,7 +333,8 @@ def remember(
     numbers, of_class = find_words(card.classes)
     train, val = manifest.part("train"), manifest.part("val")
     board = [manifest.root / entry.file for entry in train.entries]
-    elsewhere = [path for found in find_composites(composites, train.entries).values() for path in found]
+    found = list(find_composites(composites, train.entries).values())
+    elsewhere = [path for those in found for path in those]
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=Path(out).parent) as folder:
         body = Path(folder) / "body.onnx"
@@ -323,10 +342,13 @@ def remember(
         paths, size = board + elsewhere, card.preprocessing.input_size
         learned, cells = cut_off(file, body)
         opinions = ask_words(numbers, card.architecture, size, paths, progress)  # first: it may lack its weights
-        features, frames = see(body, paths, card.preprocessing, progress)
         targets = np.array([card.classes.index(entry.label) for entry in train.entries])
-        words, given = correct_prior(fit_words(features, opinions), of_class, features[: len(targets)], targets)
-        gate = fit_gate(frames, np.arange(len(paths)) >= len(board))
+        poor = poor_cameras(board[: len(targets)] + [those[0] for those in found], Path(folder))
+        features, frames = see(body, paths + poor, card.preprocessing, progress)
+        words = fit_words(features[: len(paths)], opinions)
+        words, given = correct_prior(words, of_class, features[: len(targets)], targets)
+        there = np.repeat([False, True, False, True], [len(board), len(elsewhere), len(targets), len(found)])
+        gate = fit_gate(frames, there)
         end = Remembering(learned, words, gate, of_class, card.temperature, cells).eval()
         join(body, end, out)
     targets = np.array([card.classes.index(entry.label) for entry in val.entries])
@@ -335,7 +357,8 @@ def remember(
     remembers = (
         f"{len(numbers)} of ImageNet's words for {of_class.any(0).sum()} classes, fitted on {len(train.entries)} "
         f"photographs, seen also through {N_CAMERAS} other cameras each, and {len(elsewhere)} composites "
-        f"({describe_composites(composites)}); added to the words of a class: "
+        f"({describe_composites(composites)}); the gate also on {len(poor)} of these through a poor camera; added to the "
+        "words of a class: "
         + ", ".join(f"{label} {more:+.2f}" for label, more in zip(card.classes, given, strict=True) if more)
     )
     made = card.model_copy(
