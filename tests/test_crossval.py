@@ -90,6 +90,24 @@ def test_another_recipe_or_other_folds_do_not_go_on(crossval):
     assert "Traceback" not in other.stderr + thrice.stderr
 
 
+def test_a_fold_that_learned_from_something_else_does_not_go_on(crossval):
+    words, folder = crossval
+    (folder / "decided.json").unlink(missing_ok=True)
+    file = folder / "fold1" / "run.json"
+    was = json.loads(file.read_text())
+    others = {"composites": "1 of each of 9 of 12 photographs", "weights": f"{was['weights']}; taught by 2 runs"}
+    for name, other in others.items():
+        file.write_text(json.dumps(was | {name: other}))
+        refused = call(*words)
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert f"fold1 was trained with {name}={other!r}, not {was[name]!r}: choose another folder" in refused.stderr
+    file.write_text(json.dumps(was, indent=2) + "\n")
+    taught = call(*words, "-p", "teachers", folder)
+    assert taught.returncode == 1
+    wanted = f"{was['weights']}; taught by 2 runs"
+    assert f"fold0 was trained with weights={was['weights']!r}, not {wanted!r}: choose" in taught.stderr
+
+
 def test_a_risk_that_cannot_be_kept_costs_no_training(crossval):
     words, folder = crossval
     (folder / "decided.json").unlink(missing_ok=True)

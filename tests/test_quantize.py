@@ -180,6 +180,25 @@ def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_pat
     assert all(0 < moved < 0.5 for moved in (*nine[:2], *forty[:2])) and nine[2] < forty[2] < 13
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.onnx", "model.onnx would overwrite {file} or its card: choose another name or folder"),
+        ("../float/model.onnx", "model.onnx would overwrite {file} or its card: choose another name or folder"),
+        ("model.int8", "model.int8: a model's file ends in .onnx"),
+        ("model.json", "model.json: a model's file ends in .onnx"),
+    ],
+)
+def test_a_file_is_never_made_over_the_one_that_it_is_made_of(float_of_the_sample, manifest, tmp_path, name, said):
+    folder = shutil.copytree(float_of_the_sample.parent, tmp_path / "float")
+    split, file = tmp_path / "split.csv", folder / "model.onnx"
+    split.write_text(manifest.to_csv())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = call("quantize", file, "--data", manifest.root, "--split", split, "--out", folder / name)
+    assert done.returncode == 1 and said.format(file=file) in done.stderr, done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_other_photographs_are_refused(manifest, tmp_path):
     words = ["quantize", FLOAT, "--data", manifest.root, "--out", tmp_path / "int8.onnx"]
     done = call(*words)

@@ -17,10 +17,11 @@ import torch
 from command import call
 from fastai.callback.core import Callback
 
-from trashsorting.core import DataError
-from trashsorting.dataset import load_manifest
+from trashsorting.compose import compose_folder
+from trashsorting.core import DataError, TrashsortingError
+from trashsorting.dataset import draw_sample, load_manifest, read_folder, split_by_hash
 from trashsorting.learner import FreezeNorm, TrainConfig, create_learner, fit
-from trashsorting.recovery import FILE, check_room
+from trashsorting.recovery import FILE, Recovery, check_room
 
 BIN = Path(sys.executable).parent
 COMMAND = BIN / "trashsorting"
@@ -111,6 +112,28 @@ def test_killed_in_the_middle_it_ends_as_the_unbroken_one(unbroken, tmp_path):
         assert row == pytest.approx(wanted, abs=TOLERANCE)
     assert (weights(out) - weights(unbroken)).abs().max() < TOLERANCE
     assert (out / "model.onnx").exists() and not (out / FILE).exists()
+
+
+def test_with_other_composites_or_weights_it_is_another_run(tmp_path):
+    manifest = split_by_hash(read_folder(draw_sample(tmp_path / "data", per_class=5)))
+    compose_folder(manifest, tmp_path / "composites", n_each=1)
+    composed = create_learner(manifest, CONFIG, tmp_path, tmp_path / "composites")
+
+    class PowerCut(Callback):
+        order = 200  # after the recovery
+
+        def after_epoch(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(composed, CONFIG, [Recovery(tmp_path, CONFIG, manifest, composed), PowerCut()])
+    assert Recovery(tmp_path, CONFIG, manifest, composed).found["epoch"] == 0
+    plain = create_learner(manifest, CONFIG, tmp_path)
+    with pytest.raises(TrashsortingError, match=r"cut off with composites='1 of each of .*', not '': choose another"):
+        Recovery(tmp_path, CONFIG, manifest, plain)
+    composed.weights += "; taught by 1 run"
+    with pytest.raises(TrashsortingError, match="cut off with weights='random', not 'random; taught by 1 run': choose"):
+        Recovery(tmp_path, CONFIG, manifest, composed)
 
 
 def test_without_a_broken_run_there_is_nothing_to_go_on_with(tmp_path):

@@ -324,12 +324,17 @@ def train_folds(
     config: dict,  # Of these, what is the training's and no place
 ) -> None:
     "Train what is not trained yet. Raises `TrashsortingError` for a fold that was trained by another recipe."
+    from trashsorting.compose import describe_composites
     from trashsorting.crossval import is_trained
+    from trashsorting.distil import describe_weights
     from trashsorting.learner import check_config
 
+    composed, start, teachers = (Path(given[name]) if given[name] else None for name in ("composites", "start", "teachers"))
+    composites = describe_composites(composed) if composed else ""
+    weights = describe_weights(check_config(**config), start, teachers)
     for fold, split in enumerate(splits):
         seeded, run = config | {"seed": config.get("seed", 0) + fold}, split.with_suffix("")
-        if not is_trained(run, check_config(**seeded)):
+        if not is_trained(run, check_config(**seeded), composites, weights):
             make_folder(run)
             run_notebook(run, f"{run}/train.ipynb", given | seeded | {"split": str(split), "out": str(run)})
 

@@ -7,7 +7,7 @@ __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Ori
            'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'is_plain', 'check_key', 'Settings',
            'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'PairedComparison',
            'Speedup', 'Quantization', 'Source', 'Provenance', 'CrossValidation', 'ModelCard', 'card_path',
-           'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
+           'check_out_file', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
 import hashlib
@@ -335,6 +335,19 @@ def card_path(
 ) -> Path:  # Where its card lies
     "The card's place: beside the model, same name, suffix `.json`."
     return Path(model).with_suffix(".json")
+
+
+def check_out_file(
+    file: Path,  # A model, with its card beside it
+    out: Path,  # Where a model that is made of it shall go
+) -> None:
+    "Raise `ModelError` unless a new file ends in `.onnx` and overwrites, with its card, neither the old one nor its card."
+    out = Path(out)
+    if out.suffix != ".onnx":
+        raise ModelError(f"{out}: a model's file ends in .onnx and its card in .json: choose a name that ends in .onnx")
+    kept = {path.resolve() for path in (Path(file), card_path(file))}
+    if not kept.isdisjoint(path.resolve() for path in (out, card_path(out))):
+        raise ModelError(f"{out} would overwrite {file} or its card: choose another name or folder")
 
 
 def file_sha256(

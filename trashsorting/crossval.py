@@ -62,11 +62,14 @@ def lay_out(
 def is_trained(
     run: Path,  # Folder of a fold's run
     config: TrainConfig,  # As the fold should be trained
+    composites: str,  # As the learner should say it, and so
+    weights: str,  # Should its weights be
 ) -> bool:
     "Whether a fold is finished. Raises `TrashsortingError` if it was trained by another recipe."
     if not (run / "run.json").exists():
         return False
-    was, wanted = json.loads((run / "run.json").read_text())["config"], asdict(config)
+    info, wanted = json.loads((run / "run.json").read_text()), asdict(config) | {"composites": composites, "weights": weights}
+    was = info["config"] | {"composites": info.get("composites", ""), "weights": info["weights"]}
     if changed := [name for name in wanted if was.get(name) != wanted[name]]:
         name = changed[0]
         raise TrashsortingError(f"{run} was trained with {name}={was.get(name)!r}, not {wanted[name]!r}: choose another folder")

@@ -35,6 +35,7 @@ from trashsorting.core import (
     Quantization,
     Speedup,
     card_path,
+    check_out_file,
     count_cores,
     file_sha256,
     read_card,
@@ -441,6 +442,8 @@ def export_int8(
     progress: bool = False,  # Show a bar
 ) -> ModelCard:  # Of the INT8 file
     "Make an INT8 file, measure it, and write its card. Raises `DataError` for other photographs, `ModelError`."
+    for given in (file, *folds):
+        check_out_file(given, out)
     card = read_card(file)
     if manifest.sha256 != card.provenance.manifest_sha256:
         raise DataError(

@@ -139,9 +139,11 @@ class Recovery(Callback):
         folder: Path,  # Of the run
         config: TrainConfig,
         manifest: Manifest,
+        learn: Learner,  # From `create_learner`, with the weights that it starts from and those who teach it
     ):
         self.path, self.phase, self.found = Path(folder) / FILE, -1, None
         self.run_is = {"config": asdict(config), "manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
+        self.run_is |= {"composites": learn.composites, "weights": learn.weights}
         if self.path.exists():
             self.found = read_state(self.path, self.run_is)
 
