@@ -51,6 +51,7 @@ def test_help_teaches_every_command():
         (["train", "--data", "nowhere", "--out", "{empty}/run"], "nowhere: no such folder or zip"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
+        (["data", "compose", "{sample}", "--out", "{empty}/composites", "--seed", "-1"], "-1 is not in the range x>=0"),
         (["serve", "--port", "99999"], "99999 is not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
     ],

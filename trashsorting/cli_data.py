@@ -80,7 +80,13 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
     "-n", "n_each", type=click.IntRange(1), default=6, show_default=True, help="Composites of each photograph."
 )
 @click.option("--side", type=click.IntRange(32), default=256, show_default=True, help="Of a composite, pixels.")
-@click.option("--seed", default=0, show_default=True, help="Of everything that is drawn, and of the split.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of everything that is drawn, and of the split.",
+)
 @logged
 def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, seed: int) -> None:
     """Cut pieces out of their plain board and lay them on drawn grounds.
@@ -105,7 +111,7 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
 @NEW_SPLIT_OPTION
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @click.option("--out", type=FOLDER, default="data", show_default=True, help="The folder to make.")
-@click.option("--replace", "replace_old", is_flag=True, help="Replace what is there.")
+@click.option("--replace", "replace_old", is_flag=True, help="Replace the data set that is there.")
 @logged
 def import_(source: str, split: Path | None, seed: int, out: Path, replace_old: bool) -> None:
     """Prepare a folder of photographs for DVC, with its manifest.
