@@ -87,6 +87,16 @@ def test_what_cannot_remember_is_refused(made, model, data, said):
     assert not (work / "none.onnx").exists()
 
 
+@pytest.mark.parametrize(("out", "said"), [("model.onnx", "would overwrite"), ("model.json", "ends in .onnx")])
+def test_what_it_is_made_of_is_never_overwritten(made, out, said):
+    work, _ = made
+    before = [(work / name).read_bytes() for name in ("model.onnx", "model.json")]
+    words = ("--data", work / "photos", "--composites", work / "composites", "--out", work / out)
+    done = call("remember", work / "model.onnx", *words)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert [(work / name).read_bytes() for name in ("model.onnx", "model.json")] == before
+
+
 def test_a_network_whose_blocks_are_no_sums_is_refused(made, tmp_path):
     work, _ = made
     model = onnx.load(work / "model.onnx")

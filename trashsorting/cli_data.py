@@ -38,9 +38,12 @@ def say_left_out(
 @logged
 def sample(folder: Path, per_class: int) -> None:
     "Draw a small data set, the same on every machine, to try things with."
+    from trashsorting.core import DataError
     from trashsorting.dataset import draw_sample
     from trashsorting.log import step
 
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: there is something in it already: choose another folder")
     with step("drawing pictures"):
         draw_sample(folder, per_class)
     click.echo(f"{folder}: {sum(1 for _ in folder.glob('*/*.png'))} pictures")

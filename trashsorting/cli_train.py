@@ -227,8 +227,13 @@ def train(
     """
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
+    from trashsorting.headless import PLACES
+    from trashsorting.learner import check_config
+
     given = find_places(read_parameters(file, parameters), **places)
     out = given["out"]
+    check_config(**{name: value for name, value in given.items() if name not in PLACES})
     check_out(out, resume)
     with folder_for(out) as folder:
         make_folder(folder)
@@ -280,9 +285,9 @@ def sweep(
     from trashsorting.sweep import plot_sweep, read_space, run_one, run_sweep, save_winner, wandb_sweep
 
     fixed, space = {name: read_value(value) for name, value in parameters}, read_space(space_file)
-    out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
         manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
+        make_folder(out)
         if one:
             run_one(manifest, out, json.loads(one.read_text()), describe_source(data))
             return

@@ -26,7 +26,16 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from .compose import describe_composites, find_composites, take
-from .core import DataError, ModelCard, ModelError, Preprocessing, card_path, file_sha256, read_card
+from trashsorting.core import (
+    DataError,
+    ModelCard,
+    ModelError,
+    Preprocessing,
+    card_path,
+    check_out_file,
+    file_sha256,
+    read_card,
+)
 from .dataset import Manifest
 from .evaluate import evaluate
 from .export import write_onnx
@@ -327,6 +336,7 @@ def remember(
     progress: bool = False,  # Show a bar
 ) -> ModelCard:  # Of the new file
     "Give a model a second classifier, of ImageNet's words. Raises `DataError` for other photographs, `ModelError`."
+    check_out_file(file, out)
     card = read_card(file)
     if manifest.sha256 != card.provenance.manifest_sha256:
         raise DataError(f"{manifest.root}: not the photographs of {file}, or not divided as they were then")
