@@ -381,7 +381,7 @@ def create_learner(
     config: TrainConfig,
     out: Path,  # Folder of the run; the weights go to `out/checkpoint.pth`
     composites: Path | None = None,  # A folder of `compose.compose_folder`; None: photographs only
-) -> Learner:  # Its `preprocessing`, `weights` and `composites` say what the model expects and came from
+) -> Learner:  # Its `preprocessing`, `weights`, `composites` and `learned_from` say what the model expects and came from
     "Loaders, network, loss and metrics in one fastai learner. Raises `DataError` or `ModelError`."
     if len(manifest.labels) < 2:
         raise DataError(f"{manifest.root}: a classifier needs two classes or more, got {list(manifest.labels)}")
@@ -418,6 +418,7 @@ def create_learner(
         model_dir=".",
     )
     learn.preprocessing, learn.weights, learn.composites = preprocessing, weights, composed
+    learn.learned_from = {}  # the checkpoints of other runs, by what they are to this one
     if device == "cuda" and config.mixed_precision:
         learn.to_bf16() if torch.cuda.is_bf16_supported() else learn.to_fp16()
     return learn
