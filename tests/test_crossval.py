@@ -104,7 +104,7 @@ def test_a_fold_that_learned_from_something_else_does_not_go_on(crossval):
     file.write_text(json.dumps(was, indent=2) + "\n")
     taught = call(*words, "-p", "teachers", folder)
     assert taught.returncode == 1
-    wanted = f"{was['weights']}; taught by 2 runs"
+    wanted = f"{was['weights']}; taught by 3 runs"  # the folds and their mean
     assert f"fold0 was trained with weights={was['weights']!r}, not {wanted!r}: choose" in taught.stderr
 
 

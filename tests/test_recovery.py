@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,8 @@ from fastai.callback.core import Callback
 from trashsorting.compose import compose_folder
 from trashsorting.core import DataError, TrashsortingError
 from trashsorting.dataset import draw_sample, load_manifest, read_folder, split_by_hash
-from trashsorting.learner import FreezeNorm, TrainConfig, create_learner, fit
+from trashsorting.learner import FreezeNorm, TrainConfig, create_learner, fit, save_run
+from trashsorting.mix import begin_with
 from trashsorting.recovery import FILE, Recovery, check_room
 
 BIN = Path(sys.executable).parent
@@ -114,16 +115,19 @@ def test_killed_in_the_middle_it_ends_as_the_unbroken_one(unbroken, tmp_path):
     assert (out / "model.onnx").exists() and not (out / FILE).exists()
 
 
+class PowerCut(Callback):
+    "Ends a run after its first epoch."
+
+    order = 200  # after the recovery
+
+    def after_epoch(self):
+        raise KeyboardInterrupt
+
+
 def test_with_other_composites_or_weights_it_is_another_run(tmp_path):
     manifest = split_by_hash(read_folder(draw_sample(tmp_path / "data", per_class=5)))
     compose_folder(manifest, tmp_path / "composites", n_each=1)
     composed = create_learner(manifest, CONFIG, tmp_path, tmp_path / "composites")
-
-    class PowerCut(Callback):
-        order = 200  # after the recovery
-
-        def after_epoch(self):
-            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fit(composed, CONFIG, [Recovery(tmp_path, CONFIG, manifest, composed), PowerCut()])
@@ -131,9 +135,32 @@ def test_with_other_composites_or_weights_it_is_another_run(tmp_path):
     plain = create_learner(manifest, CONFIG, tmp_path)
     with pytest.raises(TrashsortingError, match=r"cut off with composites='1 of each of .*', not '': choose another"):
         Recovery(tmp_path, CONFIG, manifest, plain)
-    composed.weights += "; taught by 1 run"
-    with pytest.raises(TrashsortingError, match="cut off with weights='random', not 'random; taught by 1 run': choose"):
+    save_run(composed, manifest, CONFIG, "drawn")
+    composed.save("checkpoint", with_opt=False)
+    begin_with(composed, tmp_path, manifest)
+    with pytest.raises(TrashsortingError, match="weights='random', not 'random; started from another run': choose"):
         Recovery(tmp_path, CONFIG, manifest, composed)
+
+
+def test_with_another_start_of_the_same_kind_it_is_another_run(tmp_path):
+    manifest = split_by_hash(read_folder(draw_sample(tmp_path / "data", per_class=5)))
+    learners = []
+    for seed in (0, 1):
+        config, folder = replace(CONFIG, seed=seed), tmp_path / f"run{seed}"
+        folder.mkdir()
+        started = create_learner(manifest, config, folder)
+        started.save("checkpoint", with_opt=False)
+        save_run(started, manifest, config, "drawn")
+        learners.append(create_learner(manifest, CONFIG, tmp_path))
+        begin_with(learners[-1], folder, manifest)
+    first, second = learners
+    assert first.weights == second.weights == "random; started from another run"
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, CONFIG, [Recovery(tmp_path, CONFIG, manifest, first), PowerCut()])
+    assert Recovery(tmp_path, CONFIG, manifest, first).found["epoch"] == 0
+    one, other = (re.escape(str(learn.learned_from)) for learn in learners)
+    with pytest.raises(TrashsortingError, match=f"cut off with learned_from={one}, not {other}: choose another folder"):
+        Recovery(tmp_path, CONFIG, manifest, second)
 
 
 def test_without_a_broken_run_there_is_nothing_to_go_on_with(tmp_path):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 import yaml
+from command import call
 
 from trashsorting.cli_train import training_notebook
 from trashsorting.dataset import draw_sample
@@ -55,6 +56,28 @@ def swept(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     (folder / "said.txt").write_text(done.stdout)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("lr: {min: 1e-4, max: 0.01}", "lr: '1e-4' is no number: YAML takes 1e-4 for text, write 1.0e-4"),
+        ("lr: {min: 0.001, max: .inf}", "lr: inf is no number"),
+        ("lr: {values: [1e-4, 0.001]}", "lr: '1e-4' is no number: YAML takes 1e-4 for text, write 1.0e-4"),
+    ],
+)
+def test_a_number_that_yaml_takes_for_text_is_named(tmp_path, typed, said):
+    (tmp_path / "space.yaml").write_text(typed)
+    done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--space", tmp_path / "space.yaml")
+    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("typed", "said"), [('{"lr": 1', "not JSON: Expecting"), ("[1]", "no names with values")])
+def test_one_that_is_no_configuration_is_a_wrong_use(tmp_path, typed, said):
+    (tmp_path / "one.json").write_text(typed)
+    done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--one", tmp_path / "one.json")
+    assert done.returncode == 2 and f"--one {tmp_path / 'one.json'}: {said}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_trial_is_lost(swept):

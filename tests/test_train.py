@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from command import call
 
 from trashsorting.core import SHIPPED_MODEL, card_path, read_card
@@ -116,6 +117,28 @@ def test_a_run_learns_from_another_and_says_so(run, tmp_path):
     (tmp_path / "run" / "run.json").unlink()
     refused = call("train", *words)
     assert refused.returncode == 1 and "there is no finished run in it" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("checkpoint.pth", b"", "not the weights of a tf_efficientnet_lite0 with 6 classes (EOFError)"),
+        ("checkpoint.pth", b"no", "not the weights of a tf_efficientnet_lite0 with 6 classes (UnpicklingError)"),
+        ("checkpoint.pth", [1, 2], "not the weights of a tf_efficientnet_lite0 with 6 classes (TypeError)"),
+        ("run.json", {"preprocessing": {"input_size": 0}}, "the run cannot be read back: input_size: Input should"),
+        ("run.json", {"config": None}, "the run cannot be read back: "),
+    ],
+)
+def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
+    broken = shutil.copytree(run, tmp_path / "run")
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((broken / name).read_text()) | content).encode()
+    if isinstance(content, list):
+        torch.save(content, broken / name)
+    else:
+        (broken / name).write_bytes(content)
+    done = call("export", broken)
+    assert done.returncode == 1 and f"{broken / name}: {said}" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_drawings_never_ship(run):

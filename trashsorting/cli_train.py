@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEEP_MEMORY', 'COMPOSITES_OPTION', 'PARAMETERS_OPTION', 'training_notebook', 'read_value', 'read_parameters',
-           'find_places', 'check_out', 'make_folder', 'notebook_of', 'run_notebook', 'train', 'sweep', 'divide',
-           'train_folds', 'crossval', 'mix', 'export', 'remember', 'quantize']
+           'find_places', 'check_out', 'make_folder', 'notebook_of', 'run_notebook', 'train', 'read_one', 'sweep',
+           'divide', 'train_folds', 'crossval', 'mix', 'export', 'remember', 'quantize']
 
 # %% ../nbs/11b_cli_train.ipynb #578067cb
 import json
@@ -241,6 +241,19 @@ def train(
     shown = str(places["out"] or out).rstrip("/")
     click.echo(f"the model: {shown}/model.onnx\ntry it:    trashsorting predict --model {shown}/model.onnx PHOTO")
 
+# %% ../nbs/11b_cli_train.ipynb #5d20a7c1
+def read_one(
+    file: Path,  # JSON, as an agent of Weights & Biases writes it
+) -> dict:  # Parameters by name
+    "The configuration that somebody else chose. Raises `UsageError`."
+    try:
+        asked = json.loads(file.read_text())
+    except ValueError as error:
+        raise click.UsageError(f"--one {file}: not JSON: {error}") from None
+    if not isinstance(asked, dict):
+        raise click.UsageError(f"--one {file}: no names with values, such as {{\"lr\": 0.001}}")
+    return asked
+
 # %% ../nbs/11b_cli_train.ipynb #683bc68d
 @click.command()
 @click.option("--data", required=True, metavar="DIR", help="As for train.")
@@ -285,11 +298,12 @@ def sweep(
     from trashsorting.sweep import plot_sweep, read_space, run_one, run_sweep, save_winner, wandb_sweep
 
     fixed, space = {name: read_value(value) for name, value in parameters}, read_space(space_file)
+    asked = read_one(one) if one else {}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
         make_folder(out)
         if one:
-            run_one(manifest, out, json.loads(one.read_text()), describe_source(data))
+            run_one(manifest, out, asked, describe_source(data))
             return
         exported = wandb_sweep(space, fixed, data, out, trials)
         (out / "wandb.yaml").write_text(yaml.safe_dump(exported, sort_keys=False))

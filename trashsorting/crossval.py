@@ -62,8 +62,8 @@ def lay_out(
 def is_trained(
     run: Path,  # Folder of a fold's run
     config: TrainConfig,  # As the fold should be trained
-    composites: str,  # As the learner should say it, and so
-    weights: str,  # Should its weights be
+    composites: str,  # What its `run.json` should say of them
+    weights: str,  # And of these; from `distil.describe_weights`
 ) -> bool:
     "Whether a fold is finished. Raises `TrashsortingError` if it was trained by another recipe."
     if not (run / "run.json").exists():

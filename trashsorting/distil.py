@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
-from .core import TrashsortingError
+from .core import TrashsortingError, file_sha256
 from .dataset import Manifest
 from .learner import Run, TrainConfig, create_backbone, load_run
 from .mix import check_unseen, started_from
@@ -144,6 +144,8 @@ def be_taught(
         own, _ = create_backbone(config.backbone, None)
     runs = find_teachers(teachers, learn, manifest) if teachers else []
     learn.weights += taught_by(len(runs))
+    if runs:
+        learn.learned_from["teachers"] = [file_sha256(run.folder / "checkpoint.pth")[:8] for run in runs]
     taught = Distil(own, [run.model for run in runs], config.forget_weight, config.teacher_weight)
     return [taught] if taught.others else []
 

@@ -24,7 +24,9 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal, get_type_hints
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -40,6 +42,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import rank_distrib
 from huggingface_hub import constants
+from pydantic import ValidationError
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from torch import nn
@@ -93,6 +96,7 @@ LEAST = {
     "head_lr": 1e-8,
     "lr": 1e-8,
     "average": 0,
+    "weight_decay": 0,
     "label_smoothing": 0,
     "forget_weight": 0,
     "teacher_weight": 0,
@@ -121,6 +125,8 @@ def check_config(
             raise TrashsortingError(f"{name}={value!r}: must be {LEAST[name]:g} or more")
         if name in MOST and value > MOST[name]:
             raise TrashsortingError(f"{name}={value!r}: must be {MOST[name]:g} or less")
+        if wanted is float and not value < inf:  # not a number, too
+            raise TrashsortingError(f"{name}={value!r}: must be a finite number, {LEAST[name]:g} or more")
     config = TrainConfig(**parameters)
     if config.freeze_epochs + config.epochs == 0:
         raise TrashsortingError("freeze_epochs and epochs are both 0: nothing would be trained")
@@ -375,7 +381,7 @@ def create_learner(
     config: TrainConfig,
     out: Path,  # Folder of the run; the weights go to `out/checkpoint.pth`
     composites: Path | None = None,  # A folder of `compose.compose_folder`; None: photographs only
-) -> Learner:  # Its `preprocessing`, `weights` and `composites` say what the model expects and came from
+) -> Learner:  # Its `preprocessing`, `weights`, `composites` and `learned_from` say what the model expects and came from
     "Loaders, network, loss and metrics in one fastai learner. Raises `DataError` or `ModelError`."
     if len(manifest.labels) < 2:
         raise DataError(f"{manifest.root}: a classifier needs two classes or more, got {list(manifest.labels)}")
@@ -412,6 +418,7 @@ def create_learner(
         model_dir=".",
     )
     learn.preprocessing, learn.weights, learn.composites = preprocessing, weights, composed
+    learn.learned_from = {}  # the checkpoints of other runs, by what they are to this one
     if device == "cuda" and config.mixed_precision:
         learn.to_bf16() if torch.cuda.is_bf16_supported() else learn.to_fp16()
     return learn
@@ -514,10 +521,22 @@ def load_run(
         info = json.loads((folder / "run.json").read_text())
         sources = tuple(Source(**source) for source in info.get("sources", ()))
         manifest = replace(manifest_from_csv(folder / "manifest.csv", Path(info["root"])), sources=sources)
-        config = check_config(**info["config"])
-        model, _ = create_backbone(config.backbone, len(info["labels"]), pretrained=False)
-        model.load_state_dict(torch.load(folder / "checkpoint.pth", map_location="cpu", weights_only=True))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: the run cannot be read back: {str(error).splitlines()[0]}") from error
-    preprocessing = Preprocessing(**info["preprocessing"])
+        config, n_classes = check_config(**info["config"]), len(info["labels"])
+        preprocessing = Preprocessing(**info["preprocessing"])
+        model, _ = create_backbone(config.backbone, n_classes, pretrained=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{folder / 'run.json'}: the run cannot be read back: {where}: {first['msg']}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ModelError(f"{folder / 'run.json'}: the run cannot be read back: {said}") from error
+    path = folder / "checkpoint.pth"
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (EOFError, KeyError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
+        raise ModelError(
+            f"{path}: not the weights of a {config.backbone} with {n_classes} classes ({type(error).__name__}): "
+            "copy the run's folder again, or train it again"
+        ) from error
     return Run(folder, info, manifest, config, preprocessing, model.eval())

@@ -14,7 +14,7 @@ import torch
 
 from fastai.learner import Learner
 
-from .core import TrashsortingError
+from .core import TrashsortingError, file_sha256
 from .dataset import Manifest
 from .learner import Run, load_run
 
@@ -105,3 +105,4 @@ def begin_with(
     check_unseen([run], manifest)
     learn.model.load_state_dict(run.model.state_dict())
     learn.weights = started_from(run)
+    learn.learned_from["start"] = file_sha256(run.folder / "checkpoint.pth")[:8]

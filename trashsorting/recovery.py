@@ -143,7 +143,7 @@ class Recovery(Callback):
     ):
         self.path, self.phase, self.found = Path(folder) / FILE, -1, None
         self.run_is = {"config": asdict(config), "manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
-        self.run_is |= {"composites": learn.composites, "weights": learn.weights}
+        self.run_is |= {name: getattr(learn, name) for name in ("composites", "weights", "learned_from")}
         if self.path.exists():
             self.found = read_state(self.path, self.run_is)
 

@@ -13,9 +13,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_type_hints
 
 import optuna
 import torch
@@ -43,8 +45,9 @@ DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform")
 def check_space(
     space: dict[str, dict],  # By parameter: `values`, or `min`, `max` and perhaps `distribution`
 ) -> dict[str, dict]:  # The same
-    "Raise `TrashsortingError` that names a parameter which no run has, or a range that is none."
-    known = [field.name for field in fields(TrainConfig)]
+    "Raise `TrashsortingError` that names a parameter which no run has, what is no number, or a range that is none."
+    wanted = get_type_hints(TrainConfig)
+    known = list(wanted)
     if not isinstance(space, dict) or not space:
         raise TrashsortingError("the search space is empty: name a parameter with its values, or its min and max")
     for name, one in space.items():
@@ -55,6 +58,11 @@ def check_space(
             raise TrashsortingError(
                 f"search space: {name}: distribution must be one of {', '.join(DISTRIBUTIONS)}, not '{kind}'"
             )
+        numbers = [one[end] for end in ("min", "max") if end in one]
+        for value in [*numbers, *((one.get("values") or ()) if wanted[name] in (int, float) else ())]:
+            if not (isinstance(value, int | float) and -inf < value < inf):
+                hint = ": YAML takes 1e-4 for text, write 1.0e-4" if isinstance(value, str) else ""
+                raise TrashsortingError(f"search space: {name}: {value!r} is no number{hint}")
         if not one.get("values") and not ("min" in one and "max" in one and one["min"] < one["max"]):
             raise TrashsortingError(f"search space: {name}: give values, or a min that is less than max")
     return space
@@ -66,7 +74,7 @@ def read_space(
     "A search space from a file. Raises `TrashsortingError`."
     try:
         return check_space(SPACE if path is None else yaml.safe_load(Path(path).read_text()))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise TrashsortingError(f"{path}: is no search space: {str(error).splitlines()[0]}") from error
 
 # %% ../nbs/06d_sweep.ipynb #8115e01b
