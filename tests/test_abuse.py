@@ -4,6 +4,7 @@ CHECK_FUZZ is the number of mutated uploads and CHECK_SCHEMATHESIS that of examp
 `make check-long` sets them high.
 """
 
+import asyncio
 import os
 import random
 import signal
@@ -21,13 +22,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from conftest import Server, encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from uvicorn.server import ServerState
 
 from trashsorting.contract import CODES
 from trashsorting.dataset import draw_picture
+from trashsorting.server import Connection
 
 FUZZ = int(os.environ.get("CHECK_FUZZ", "200"))
 SCHEMATHESIS = int(os.environ.get("CHECK_SCHEMATHESIS", "10"))
@@ -375,6 +379,37 @@ def test_too_many_connections(serve):
             for connection in crowd:
                 connection.close()
         wait_until(lambda: httpx.get(f"{server.url}/api/health").status_code == 200)
+
+
+def test_thousands_of_requests_at_once_are_work_for_each_of_them_alone():
+    "What is remembered of those that wait is never gone through again: 14,000 once took a worker five seconds."
+    number, made, seen = 2000, [], []
+
+    async def app(scope, receive, send):
+        seen.append((id(made[0].unanswered), len(made[0].unanswered)))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def answered() -> bytes:
+        config = uvicorn.Config(app, log_config=None, access_log=False)
+        config.load()
+        state = ServerState()
+
+        def make() -> Connection:
+            made.append(Connection(config, state, {}, most=10, seconds=30))
+            return made[0]
+
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\n\r\n" * (number - 1) + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        received = await reader.read(-1)
+        writer.close()
+        server.close()
+        return received
+
+    assert asyncio.run(answered()).count(b"HTTP/1.1 204") == number
+    assert len({remembered for remembered, _ in seen}) == 1
+    assert max(length for _, length in seen) > 100 and not made[0].unanswered
 
 
 # Too much

@@ -1,16 +1,19 @@
 """The `trashsorting` command as a process: what it prints where, and what its exit status says."""
 
+import csv
 import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import call as call_here
 
+from trashsorting.cli import predictions_csv
 from trashsorting.core import SHIPPED_MODEL, Evaluation, read_card
-from trashsorting.dataset import draw_picture, draw_sample
+from trashsorting.dataset import Entry, draw_picture, draw_sample
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 
@@ -185,3 +188,18 @@ def test_python_dash_m_is_the_command(sample):
         timeout=60,
     )
     assert done.returncode == 0 and b"glass000.png\t" in done.stdout
+
+
+def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
+    name = 'eine "Dose", Müll.png'
+    draw_sample(tmp_path / "sample", 1, ("glass", "metal"))
+    (tmp_path / "sample/metal/metal000.png").rename(tmp_path / "sample/metal" / name)
+    done = call("evaluate", tmp_path / "sample", "--predictions", tmp_path / "said.csv")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "said.csv", newline="", encoding="utf-8") as stream:
+        assert [row["file"] for row in csv.DictReader(stream)] == ["glass/glass000.png", f"metal/{name}"]
+    classes = ("paper, clean", 'the "rest"')
+    entries = [Entry(name, classes[0], "val", "", 1, 1)]
+    head, row = csv.reader(predictions_csv(entries, np.array([[0.25, 0.75]]), classes).splitlines())
+    assert head[4:] == [f"probability:{label}" for label in classes]
+    assert row == [name, *classes, "0.750000", "0.250000", "0.750000"]

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from trashsorting.core import SHIPPED_MODEL, read_card
 from trashsorting.dataset import draw_picture
+from trashsorting.deploy import DECODE_BYTES
 from trashsorting.image import (
     FORMATS,
     DamagedImage,
@@ -26,6 +27,7 @@ from trashsorting.image import (
     open_rgb,
     recognise,
     to_input,
+    to_rgb,
 )
 
 PREPROCESSING = read_card(SHIPPED_MODEL).preprocessing
@@ -79,6 +81,64 @@ predictor.warm_up()
 assert "PIL.JpegImagePlugin" in sys.modules and "pillow_heif" not in sys.modules, "loaded too soon"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Memory
+
+TURN = Image.Exif()
+TURN[0x0112] = 6
+SIZE = (2000, 1500)
+NOT_PIXELS = 4_000_000  # Bytes that no picture is too small to take
+COSTLY = {  # A blank picture: its mode, its format, how it is written, the bytes that a pixel takes at the most
+    "16 bits of grey": ("I;16", "PNG", {"exif": TURN.tobytes()}, 9),
+    "transparent": ("RGBA", "PNG", {"exif": TURN.tobytes()}, 9),
+    "grey, transparent": ("LA", "PNG", {"exif": TURN.tobytes()}, 9),
+    "a transparent colour": ("RGB", "PNG", {"exif": TURN.tobytes(), "transparency": (1, 2, 3)}, 9),
+    "CMYK in passes": ("CMYK", "JPEG", {"exif": TURN.tobytes(), "progressive": True}, 13),
+    "WebP": ("RGBA", "WEBP", {"exif": TURN.tobytes()}, 17),
+    "WebP without loss": ("RGBA", "WEBP", {"exif": TURN.tobytes(), "lossless": True}, 17),
+    "AVIF": ("RGBA", "AVIF", {"exif": TURN.tobytes(), "subsampling": "4:4:4", "speed": 10}, 15),
+    "HEIC": ("RGBA", "HEIF", {"exif": TURN.tobytes()}, 9),
+    "10 bits in HEIC": ("RGBA;16", "HEIF", {"chroma": 444}, DECODE_BYTES),
+}
+MEASURE = """
+import sys
+from pathlib import Path
+from trashsorting.image import load_plugin, open_rgb, recognise
+
+def memory(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+data = Path(sys.argv[1]).read_bytes()
+load_plugin(recognise(data))
+before = memory("VmRSS")
+width, height = open_rgb(data).size
+print((memory("VmHWM") - before - int(sys.argv[2])) / (width * height))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("name", COSTLY)
+def test_no_picture_takes_more_memory_than_a_deployment_asks_for(name, tmp_path):
+    mode, format, options, most = COSTLY[name]
+    load_plugin(format)
+    if mode == "RGBA;16":
+        import pillow_heif
+
+        blank = pillow_heif.from_bytes(mode, SIZE, bytes(8 * SIZE[0] * SIZE[1]))
+    else:
+        blank = Image.new(mode, SIZE)
+    blank.save(tmp_path / "picture", format=format, **options)
+    words = [sys.executable, "-c", MEASURE, tmp_path / "picture", str(NOT_PIXELS)]
+    taken = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert taken < most <= DECODE_BYTES
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    seen = np.asarray(to_rgb(Image.fromarray(levels)))
+    assert np.array_equal(seen[..., 0], np.round(levels / 257)) and seen.shape == (256, 256, 3)
 
 
 # Reduced decoding

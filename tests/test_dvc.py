@@ -84,6 +84,28 @@ def clone(checkout: Checkout, folder: Path, store: Store, bucket: str) -> Checko
     return Checkout(folder, store, bucket)
 
 
+def push_for_jobs(checkout: Checkout) -> str:
+    "Where `tools/push_data` says that it has put data/, with a gcloud that only says what it is asked."
+    programs = checkout.folder / "tools"
+    programs.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "tools/push_data", programs)
+    (programs / "gcloud").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "gcloud").chmod(0o755)
+    places = os.pathsep.join([str(programs), str(COMMAND.parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [programs / "push_data", "gs://jobs/"],
+        env={**checkout.environment, "PATH": places, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    shutil.rmtree(programs)
+    assert done.returncode == 0, done.stderr
+    address = done.stdout.strip()
+    assert f"storage rsync --recursive --checksums-only data {address}\n" in done.stderr
+    return address
+
+
 def test_push_clone_pull_and_back_to_the_older_version(store, tmp_path):
     bucket = store.make_bucket("versions")
     (tmp_path / "ours").mkdir()
@@ -91,10 +113,13 @@ def test_push_clone_pull_and_back_to_the_older_version(store, tmp_path):
     draw(ours, 2)
     named = tracked_version(ours.folder / "data")
     assert named == yaml.safe_load((ours.folder / "data.dvc").read_text())["outs"][0]["md5"]
+    address = f"gs://jobs/data/{named.removesuffix('.dir')}"
+    assert push_for_jobs(ours) == address
     assert "13 files sent" in ours.run(COMMAND, "data", "push")
     note = yaml.safe_load((ours.folder / "data.dvc").read_text())["outs"][0]
     assert all(one["cloud"]["gcs"]["version_id"] for one in note["files"])
     assert tracked_version(ours.folder / "data") == data_version(ours.folder / "data") == named
+    assert push_for_jobs(ours) == address
     first, before = ours.commit(), ours.bytes()
 
     # One photograph is changed in the folder: named, and sent as a new version.

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from trashsorting.cli import cli
 from trashsorting.core import TrashsortingError, read_settings
 from trashsorting.job import Cloud, CloudError, TrainingJob, find_run, list_runs, submit
+from trashsorting.versions import tracked_version
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).parent / "trashsorting"
@@ -171,7 +172,7 @@ def test_the_request_in_full(tmp_path, monkeypatch):
     words += ["--accelerator", "NVIDIA_L4", "--no-spot", "--hours", "1.5", "-p", "lr", "1e-3", "-p", "augment", "false"]
     words += ["--service-account", "trainer@my-project.iam.gserviceaccount.com", "--dry-run"]
     sent = yaml.safe_load(invoke(*words).stdout)
-    md5 = re.search(r"[0-9a-f]{32}", (ROOT / "data.dvc").read_text())[0]
+    md5 = tracked_version(ROOT / "data").removesuffix(".dir")
     name = sent["displayName"]
     assert name.endswith(head[:7])
     arguments = [

@@ -8,9 +8,11 @@ __all__ = ['MODEL_OPTION', 'JSON_OPTION', 'cli', 'find_pictures', 'answer', 'ans
            'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #ccec6ca9
+import csv
 import json
 import os
 import sys
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -171,11 +173,13 @@ def predictions_csv(
     classes: tuple[str, ...],
 ) -> str:
     "What the model made of each photograph."
-    lines = ["file,actual,predicted,confidence," + ",".join(f"probability:{label}" for label in classes)]
+    lines = StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["file", "actual", "predicted", "confidence", *(f"probability:{label}" for label in classes)])
     for entry, row in zip(entries, probabilities, strict=True):
-        each = ",".join(f"{probability:.6f}" for probability in row)
-        lines.append(f"{json.dumps(entry.file)},{entry.label},{classes[row.argmax()]},{row.max():.6f},{each}")
-    return "\n".join(lines) + "\n"
+        shares = [f"{probability:.6f}" for probability in (row.max(), *row)]
+        writer.writerow([entry.file, entry.label, classes[row.argmax()], *shares])
+    return lines.getvalue()
 
 # %% ../nbs/12_cli.ipynb #49916727
 def evaluate_folder(
@@ -211,7 +215,7 @@ def evaluate_folder(
     for item in manifest.left_out:
         click.echo(f"left out: {item.file}: {item.reason}", err=True)
     if predictions:
-        predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes))
+        predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
     found = figures(probabilities, targets, card.classes, ms, card.unsure_below)
     return found if seen is None else add_unseen(found, probabilities, targets, seen)
 

@@ -23,8 +23,8 @@ from .job import Account, CloudError, Image, Label, Plan, to_yaml
 
 # %% ../nbs/10a_deploy.ipynb #aee77a75
 WORKER_BYTES = 200_000_000  # Resident, after large photographs
-DECODE_BYTES = 13  # A pixel, at worst, while it is decoded
-MEMORY_MIB = (512, 1024, 2048, 4096)  # What is asked for, one of these
+DECODE_BYTES = 21  # A pixel, at worst, while it is decoded
+MEMORY_MIB = (512, 1024, 2048, 4096, 8192)  # What is asked for, one of these
 
 
 def memory_mib(

@@ -165,17 +165,18 @@ def to_rgb(
     picture: Image.Image,  # As decoded, in any mode
 ) -> Image.Image:  # Upright, mode RGB
     "Turn a decoded picture upright and convert it to 8-bit RGB, transparent parts on white."
-    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel: 0..65535
-        grey = np.asarray(picture, dtype=np.float64) / 257
-        rgb = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    elif picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        rgb = Image.new("RGB", picture.size, "white")
-        rgb.paste(rgba, mask=rgba.getchannel("A"))
-    else:  # what is RGB already is not copied: fifty megapixels are 200 MB
-        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     turn = TURNS.get(orientation(picture))
-    return rgb if turn is None else rgb.transpose(turn)
+    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel: 0..65535
+        picture = picture.convert("I").point([round(grey / 257) for grey in range(65_536)], "L")
+    elif picture.has_transparency_data:
+        if picture.mode not in ("RGBA", "LA"):
+            picture = picture.convert("RGBA")
+        ground = Image.new("RGB", picture.size, "white")
+        ground.paste(picture, mask=picture)
+        picture = ground
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    return picture if turn is None else picture.transpose(turn)
 
 # %% ../nbs/01_image.ipynb #3867cc22
 def open_rgb(

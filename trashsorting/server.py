@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,7 +70,7 @@ class TimedConnection(HttpToolsProtocol):
         self.clock: asyncio.TimerHandle | None = None
         self.untaken: asyncio.TimerHandle | None = None
         self.in_head, self.useless = False, 0
-        self.unanswered: list[RequestResponseCycle] = []
+        self.unanswered: deque[RequestResponseCycle] = deque()  # they are answered in their order
 
     def wind(self) -> None:
         "Start the clock."
@@ -126,7 +127,7 @@ class Connection(TimedConnection):
         self.in_head, self.useless = False, 0
         self.stop()
         super().on_headers_complete()
-        self.unanswered = [cycle for cycle in self.unanswered if not cycle.response_complete] + [self.cycle]
+        self.unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         "A piece of a body; the application counts those."
@@ -142,6 +143,7 @@ class Connection(TimedConnection):
 
     def on_response_complete(self) -> None:
         "Answered, perhaps before the body's end."
+        self.unanswered.popleft()
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self.wind()
