@@ -54,7 +54,7 @@ def test_help_teaches_every_command():
         (["train", "--data", "nowhere", "--out", "{empty}/run"], "nowhere: no such folder or zip"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epochs", "x"], "epochs='x': must be of type int"),
-        (["train", "--data", "sample", "--out", "{empty}/run", "-p", "image_size", "3"], "image_size=3: must be 32 or more"),
+        (["train", "--data", "sample", "--out", "{empty}/run", "-p", "image_size", "3"], "must be 32 or more"),
         (["sweep", "--data", "nowhere", "--out", "{empty}/sweep"], "nowhere: no such folder"),
         (["data", "sample", "{sample}"], "there is something in it already"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
