@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from trashsorting.cli import cli
 from trashsorting.core import SHIPPED_MODEL, Evaluation, card_path, file_sha256, read_card
-from trashsorting.dataset import draw_sample
+from trashsorting.curate import fingerprint_files, pack_prints
+from trashsorting.dataset import DRAWN, draw_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
@@ -198,6 +199,10 @@ def test_a_candidate_must_not_be_worse_in_any_class(promote):
     assert promote.faults(now, now) == [] == promote.faults(now, figures(glass=0.8, paper=0.9))
     assert promote.faults(now, figures(glass=0.9, paper=0.6))[0].startswith("accuracy 0.7500, now 0.8000")
     assert promote.faults(now, figures(glass=0.6, paper=1.0)) == ["recall of glass 0.6000, now 0.9000"]
+    for seen, known, said in ((1, 0, "1 of"), (20, 3, "20 of"), (None, 0, "nobody knows how many of")):
+        seeing, current = now.model_copy(update={"n_seen": seen}), now.model_copy(update={"n_seen": known})
+        assert promote.faults(current, seeing) == [f"it was trained on {said} the 20 photographs, now {known}"]
+        assert promote.faults(seeing, current) == []
     assert "not scored on the same" in promote.faults(now, figures(glass=0.9, metal=0.7))[0]
     assert "| recall of paper | 0.7000 | 0.6000 |" in promote.report(now, figures(glass=0.9, paper=0.6), [])
 
@@ -225,6 +230,14 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
     assert other.returncode == 1 and "is not the file that model.json describes" in other.stderr
     card = json.loads(card_path(candidate).read_text())
     card["file_sha256"] = file_sha256(candidate)
+    before = shipped.read_bytes()
+    cheated = card | {"fingerprints": pack_prints(fingerprint_files(sorted((tmp_path / "sample").rglob("*.png"))))}
+    drawn = card | {"provenance": card["provenance"] | {"data": DRAWN}}
+    for wrong, fault in ((cheated, "trained on 6 of the 6 photographs, now 0"), (drawn, f"was trained on {DRAWN}")):
+        card_path(candidate).write_text(json.dumps(wrong))
+        refused = run()
+        assert refused.returncode == 3 and fault in (tmp_path / "report.md").read_text(), refused.stderr
+        assert shipped.read_bytes() == before and read_card(shipped).provenance.data != DRAWN
     card_path(candidate).write_text(json.dumps(card))
     done = run()
     assert done.returncode == 0, done.stderr

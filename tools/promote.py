@@ -2,18 +2,19 @@
 """A candidate against the model that ships: `python tools/promote.py FOLDER --data DIR [--split CSV] [--report FILE]`
 
 FOLDER holds model.onnx and model.json. Both models are scored on the same photographs. The candidate takes the place of
-the one that ships only if it is at least as accurate and no class has become much harder to find; exit status 0
-then, 3 if it is not. Nothing is decided by a number that the candidate brought along.
+the one that ships only if it is at least as accurate, no class has become much harder to find, and it was trained on no
+more of these photographs; exit status 0 then, 3 if it is not, or is nothing to ship (`trashsorting.export.ship`). No
+figure that the candidate brought along decides; its card is believed when it says what the model was trained on.
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trashsorting.core import SHIPPED_MODEL, Evaluation, card_path, file_sha256, read_card
+from trashsorting.core import SHIPPED_MODEL, Evaluation, ModelError, file_sha256, read_card
+from trashsorting.export import ship
 
 WORSE_RECALL = 0.10  # A class may lose this much at the most, or as much as one photograph if that is more
 
@@ -23,6 +24,9 @@ def faults(current: Evaluation, candidate: Evaluation) -> list[str]:
     if (current.n, current.classes) != (candidate.n, candidate.classes):
         return ["they were not scored on the same photographs and classes"]
     found = []
+    if current.n_seen is not None and (candidate.n_seen is None or candidate.n_seen > current.n_seen):
+        many = "nobody knows how many" if candidate.n_seen is None else candidate.n_seen
+        found.append(f"it was trained on {many} of the {candidate.n} photographs, now {current.n_seen}")
     if candidate.accuracy < current.accuracy:
         found.append(f"accuracy {candidate.accuracy:.4f}, now {current.accuracy:.4f}")
     for label, figures in current.per_class.items():
@@ -42,7 +46,7 @@ def report(current: Evaluation, candidate: Evaluation, found: list[str]) -> str:
         lines.append(f"| recall of {label} | {figures.recall:.4f} | {f'{there.recall:.4f}' if there else '-'} |")
     low, high = current.accuracy_interval
     lines += ["", f"The 95 % interval of the accuracy now is {low:.4f} to {high:.4f}; inside it, better may be luck."]
-    return "\n".join([*lines, "", *(f"- not better: {one}" for one in found)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- not promoted: {one}" for one in found)]).rstrip() + "\n"
 
 
 def score(model: Path, data: str, split: Path | None, folder: Path) -> Evaluation:
@@ -69,15 +73,16 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         current, candidate = [score(one, asked.data, asked.split, Path(folder)) for one in (asked.shipped, model)]
     found = faults(current, candidate)
+    if not found:
+        try:
+            ship(model, asked.shipped)
+        except ModelError as error:
+            found = [str(error)]
     said = report(current, candidate, found)
     print(said, end="")
     if asked.report:
         asked.report.write_text(said)
-    if found:
-        return 3
-    shutil.copy(model, asked.shipped)
-    shutil.copy(card_path(model), card_path(asked.shipped))
-    return 0
+    return 3 if found else 0
 
 
 if __name__ == "__main__":

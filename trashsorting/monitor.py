@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -125,6 +126,8 @@ def forget_the_dead(
     folder: Path,  # Where the workers count
 ) -> None:
     "Leave workers that are gone out of what is true only of the living, a queue's length."
+    if sys.platform == "win32":  # to ask there is to send a Ctrl-C: what the dead have counted stays
+        return
     for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
         try:
             os.kill(pid, 0)  # asks whether it lives; no signal is sent
