@@ -453,7 +453,8 @@ def test_a_batch_needs_its_places(serve):
             wait_until(lambda: depth(server) == 1)
             late = client.post("/api/predict/batch", files=[("files", GLASS)] * 4)
             assert running.result().status_code == 200
-    assert fits.status_code == 200 and check_fault(never) == "bad-batch"
+    assert fits.status_code == 200 and check_fault(never) == "too-many-files"
+    assert "the limit of 4 (TRASHSORTING_QUEUE);" in never.json()["detail"]  # what waits, and the one that is computed
     assert late.status_code == 200 or check_fault(late) == "queue-full"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,8 +21,6 @@ COMMAND = Path(sys.executable).parent / "trashsorting"
 
 def call(*words, stdin: bytes = b"", **environment) -> subprocess.CompletedProcess:
     "Run the installed command."
-    import os
-
     return subprocess.run(
         [COMMAND, *map(str, words)], input=stdin, capture_output=True, timeout=120, env={**os.environ, **environment}
     )
@@ -203,3 +202,59 @@ def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
     head, row = csv.reader(predictions_csv(entries, np.array([[0.25, 0.75]]), classes).splitlines())
     assert head[4:] == [f"probability:{label}" for label in classes]
     assert row == [name, *classes, "0.750000", "0.250000", "0.750000"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate", "{sample}", "--json"], ["evaluate", "{sample}", "--predictions"], ["stress", "{sample}", "--json"]],
+)
+def test_a_place_that_cannot_be_written_is_named_before_the_work(words, sample, tmp_path):
+    (tmp_path / "notes").write_text("a file, and no folder")
+    target = tmp_path / "notes" / "x.json"
+    done = call_here(*(word.format(sample=sample) for word in words), target)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"trashsorting: {target}: cannot be written (Not a directory); name a file in a folder that you may write to\n"
+    )
+    sealed = call_here(*(word.format(sample=sample) for word in words), "/proc/x.json")
+    assert (sealed.returncode, sealed.stdout) == (1, "") and "/proc/x.json: cannot be written" in sealed.stderr
+
+
+def test_a_folder_is_made_for_what_is_written(sample, tmp_path):
+    figures, said = tmp_path / "new" / "figures.json", tmp_path / "newer" / "still" / "said.csv"
+    done = call_here("evaluate", sample, "--json", figures, "--predictions", said)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(figures.read_text())["n"] == 12 and len(said.read_text().splitlines()) == 13
+    assert call_here("evaluate", sample / "nowhere", "--json", "/dev/null").stderr.startswith("trashsorting: ")
+    assert call_here("evaluate", sample, "--json", "/dev/null").returncode == 0
+
+
+def test_stress_names_what_it_leaves_out(tmp_path):
+    draw_sample(tmp_path / "few", 2, ("glass", "paper"))
+    for n in range(20):
+        draw_picture("glass", n).save(tmp_path / "few" / "glass" / f"more{n}.png")
+    (tmp_path / "few" / "glass" / "notes.jpg").write_text("no picture")
+    told = [
+        call_here(command, tmp_path / "few", "--json", tmp_path / f"{command}.json")
+        for command in ("evaluate", "stress")
+    ]
+    assert [done.returncode for done in told] == [0, 0]
+    evaluated, stressed = ([line for line in done.stderr.splitlines() if "left out" in line] for done in told)
+    assert stressed == evaluated and len(stressed) == 1
+    assert stressed[0].startswith("left out: glass/notes.jpg: not a picture in an accepted format")
+    assert json.loads((tmp_path / "stress.json").read_text())["robustness"]["n"] == 24
+
+
+def test_a_folder_is_searched_for_files_only(sample, tmp_path):
+    os.mkfifo(tmp_path / "f.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    alone = call("predict", tmp_path)
+    assert alone.returncode == 1 and b"no pictures in this folder" in alone.stderr
+
+    (tmp_path / "folder.jpg" / "a.png").write_bytes((sample / "glass" / "glass000.png").read_bytes())
+    (tmp_path / "good.png").symlink_to(sample / "glass" / "glass000.png")
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    done = call("predict", tmp_path, "--json")
+    found = {Path(one["file"]).relative_to(tmp_path).as_posix(): one.get("error") for one in json.loads(done.stdout)}
+    assert found == {"folder.jpg/a.png": None, "good.png": None, "lost.jpg": "No such file or directory"}
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1

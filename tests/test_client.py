@@ -52,6 +52,10 @@ def test_faults_are_typed(asked, tmp_path):
     with pytest.raises(Refused) as refused:
         asked.predict(GLASS, top_k=0)
     assert refused.value.code == "bad-parameter"
+    assert len(asked.predict_batch([GLASS] * 16)) == 16
+    with pytest.raises(Refused, match=r"the limit of 16 .*; send it in parts") as refused:
+        asked.predict_batch([GLASS] * 17)
+    assert (refused.value.status, refused.value.code) == (413, "too-many-files")
     with pytest.raises(OSError, match=r"nowhere\.jpg"):
         asked.predict(tmp_path / "nowhere.jpg")
     with pytest.raises(Unreachable):

@@ -172,7 +172,14 @@ def test_batch_is_bounded(serve):
             assert batch(client, *[GLASS] * 3).status_code == 200
             many, large, none = batch(client, *[GLASS] * 4), batch(client, bytes(2_100_000)), batch(client)
             text = client.post("/api/predict/batch", data={"files": "a bottle"})
-    assert (many.status_code, many.json()["code"]) == (400, "bad-batch")
+            torn = client.post("/api/predict/batch", content=b"a bottle", headers=MULTIPART)
+            documented = client.get("/openapi.json").json()["paths"]["/api/predict/batch"]["post"]["responses"]["413"]
+    assert (many.status_code, many.json()) == (413, {"code": "too-many-files", "detail": many.json()["detail"]})
+    assert many.json()["detail"] == (
+        "the batch holds more photographs than the limit of 3 (TRASHSORTING_MAX_FILES); send it in parts"
+    )
+    assert (torn.status_code, torn.json()["code"]) == (400, "bad-batch") and "too many" not in torn.json()["detail"]
+    assert "too-many-files" in documented["description"]
     assert (large.status_code, large.json()["code"]) == (413, "too-many-bytes") and "2 MB" in large.json()["detail"]
     assert [none.json()["code"], text.json()["code"]] == ["no-files"] * 2
 

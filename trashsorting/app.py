@@ -183,6 +183,11 @@ class FormParser(MultiPartParser):
 
     in_memory = False
 
+    @property
+    def n_files(self) -> int:
+        "How many have begun."
+        return self._current_files
+
     def on_headers_finished(self) -> None:
         "A part begins."
         super().on_headers_finished()
@@ -207,6 +212,7 @@ MAX_FIELD_BYTES = 4096  # Size of such a field
 async def sent_form(
     request: Request,  # Its body is a form
     max_files: int,  # How many files it may hold
+    many: Fault,  # When it holds more
     bad: str,  # Code of the fault when it cannot be read
     missing: str,  # Code of the fault when it can hold no file
 ) -> AsyncIterator[FormData]:  # Closed afterwards
@@ -221,7 +227,7 @@ async def sent_form(
         try:
             form = await parser.parse()
         except (MultiPartException, ValueError):
-            raise Fault(bad) from None
+            raise (many if parser.n_files > max_files else Fault(bad)) from None
         try:
             yield form
         finally:
@@ -233,7 +239,7 @@ async def sent_file(
     request: Request,  # Its body is a form
 ) -> AsyncIterator[BinaryIO]:  # The file in the field `file`, at its start
     "Read an upload. Raises `Fault`."
-    async with sent_form(request, 1, "bad-form", "no-file") as form:
+    async with sent_form(request, 1, Fault("bad-form"), "bad-form", "no-file") as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             raise Fault("no-file")
@@ -245,8 +251,11 @@ async def sent_files(
     request: Request,  # Its body is a form
 ) -> AsyncIterator[list[BinaryIO]]:  # The files in the fields `files`, in their order
     "Read a batch. Raises `Fault`."
-    most = min(request.app.state.settings.max_files, request.app.state.queue.places)  # more would never fit
-    async with sent_form(request, most, "bad-batch", "no-files") as form:
+    state = request.app.state
+    most, setting = min((state.settings.max_files, "MAX_FILES"), (state.queue.places, "QUEUE"))  # more would never fit
+    limit = f"the limit of {most} (TRASHSORTING_{setting})"
+    many = Fault("too-many-files", f"the batch holds more photographs than {limit}; send it in parts")
+    async with sent_form(request, most, many, "bad-batch", "no-files") as form:
         uploads = [upload.file for upload in form.getlist("files") if isinstance(upload, UploadFile)]
         if not uploads:
             raise Fault("no-files")

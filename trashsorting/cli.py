@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_OPTION', 'JSON_OPTION', 'cli', 'find_pictures', 'answer', 'answer_line', 'predict', 'find_seen',
-           'leave_out_seen', 'seen_line', 'predictions_csv', 'evaluate_folder', 'evaluate', 'stress', 'serve_help',
-           'serve', 'main']
+           'leave_out_seen', 'seen_line', 'predictions_csv', 'name_left_out', 'evaluate_folder', 'evaluate', 'stress',
+           'serve_help', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #ccec6ca9
 import csv
@@ -21,7 +21,7 @@ import click
 from . import __version__
 from .cli_data import data
 from .cli_job import job
-from .cli_options import FILE, OUT_FILE, need
+from .cli_options import FILE, OUT_FILE, make_room, need
 from .cli_train import crossval, export, mix, quantize, remember, sweep, train
 from .core import SHIPPED_MODEL, Settings, TrashsortingError, read_settings
 
@@ -63,7 +63,8 @@ def find_pictures(
 
     found = []
     for path in paths:
-        inside = sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        named = [file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES]
+        inside = sorted(str(file) for file in named if file.is_file() or not file.exists())  # the latter: a broken link
         if Path(path).is_dir() and not inside:
             raise DataError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
         found += inside if Path(path).is_dir() else [path]
@@ -182,6 +183,14 @@ def predictions_csv(
     return lines.getvalue()
 
 # %% ../nbs/12_cli.ipynb #49916727
+def name_left_out(
+    manifest,  # A `Manifest`
+) -> None:
+    "Say on standard error which files could not be used, and why."
+    for item in manifest.left_out:
+        click.echo(f"left out: {item.file}: {item.reason}", err=True)
+
+
 def evaluate_folder(
     predictor,  # A `Predictor`
     source: str,  # A folder with a sub-folder per class, or a zip of one
@@ -212,8 +221,7 @@ def evaluate_folder(
             predictor.session, card.preprocessing, paths, progress=True, temperature=card.temperature
         )
     targets = np.array([card.classes.index(entry.label) for entry in manifest.entries])
-    for item in manifest.left_out:
-        click.echo(f"left out: {item.file}: {item.reason}", err=True)
+    name_left_out(manifest)
     if predictions:
         predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
     found = figures(probabilities, targets, card.classes, ms, card.unsure_below)
@@ -254,6 +262,7 @@ def evaluate(
 
     if predictions and len(sources) > 1:
         raise click.UsageError("--predictions is for one DIR")
+    make_room(json_file, predictions)
     predictor = Predictor(model, read_settings().threads)
     found: dict = {}
     for source in dict.fromkeys(sources):
@@ -284,6 +293,7 @@ def stress(source: str, split: Path | None, part: str, json_file: Path | None, m
     """
     for module in ("torchvision", "skimage"):
         need(module, "Spoiling photographs", "train")
+    make_room(json_file)
     from dataclasses import asdict
 
     from trashsorting.calibrate import detect, detection_table
@@ -298,6 +308,7 @@ def stress(source: str, split: Path | None, part: str, json_file: Path | None, m
         manifest = read_folder(open_source(source, Path(folder) / "data"), card.classes, progress=True)
         if split:
             manifest = apply_split(manifest, split).part(part)
+        name_left_out(manifest)
         paths = [manifest.root / entry.file for entry in manifest.entries]
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
         measured = measure_robustness(*opened, map(open_rgb, paths), targets)

@@ -97,7 +97,7 @@ BAD_FORM = (
     "send multipart/form-data with one photograph in the field 'file'"
 )
 BAD_BATCH = (
-    "the request's body cannot be read as a form of files, or it holds too many: "
+    "the request's body cannot be read as a form of files: "
     "send multipart/form-data with the photographs in fields of the name 'files'"
 )
 NO_FILE = "there is no file in the field 'file': send multipart/form-data with one photograph in a field of that name"
@@ -122,6 +122,10 @@ CODES: dict[str, tuple[int, str]] = {  # Code -> HTTP status code, and the sente
     "slow-upload": (408, "the request took too long to arrive: send it again, over a better connection or smaller"),
     "too-many-bytes": (413, f"the file is larger than the limit of {MAX_BYTES / 1e6:g} MB; send a smaller file"),
     "too-many-pixels": (413, "the picture is over the limit of 50 megapixels; scale it down and send it again"),
+    "too-many-files": (
+        413,
+        "the batch holds more photographs than the limit of 16 (TRASHSORTING_MAX_FILES); send it in parts",
+    ),
     "not-an-image": (415, "not a picture in an accepted format; send a photograph in one of these"),
     "no-file": (422, NO_FILE),
     "no-files": (422, NO_FILES),
