@@ -62,6 +62,22 @@ def test_values(serve, predictor):
     assert routes <= {"/", "/api/predict", "/api/predict/batch", "/api/ready", "/metrics", "other"}
 
 
+def test_what_is_refused_before_it_is_routed_has_its_name(serve):
+    with serve(TRASHSORTING_MAX_BYTES="1000", TRASHSORTING_CORS_ORIGINS="https://one.example") as server:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            asked = {"Origin": "https://one.example", "Access-Control-Request-Method": "POST"}
+            assert client.options("/api/explain", headers=asked).status_code == 200
+            large = [
+                client.post(path, content=bytes(2_000_000)) for path in ("/api/predict", "/api/explain", "/a", "/b")
+            ]
+        assert [answer.status_code for answer in large] == [413] * 4
+        samples = settled(server, requests("other", 413), 2)
+        logged = [line["route"] for line in server.lines() if line.get("status") == 413]
+    assert samples[requests("/api/predict", 413)] == samples[requests("/api/explain", 413)] == 1
+    assert samples[requests("/api/explain", 200)] == 1
+    assert logged == ["/api/predict", "/api/explain", "other", "other"]
+
+
 def test_summed_over_two_workers(serve):
     with serve(workers=2) as server:
         deadline, asked = time.monotonic() + 60, 0

@@ -137,14 +137,51 @@ def predict(client: httpx.Client, data: bytes) -> dict:
 
 
 def test_drawn_picture(visit, client, server, predictor):
-    expect(visit.page.locator("#model")).to_contain_text(f"of {predictor.card.evaluation.n} held-out pictures")
-    expect(visit.page.locator("#model")).to_contain_text(predictor.card.evaluation_note)
     visit.shoot("empty")
     visit.upload(glass=DRAWN["glass"])
     expect(visit.page.get_by_alt_text("Your picture glass.png")).to_be_visible()
     check_answer(visit, visit.card(), predict(client, DRAWN["glass"]))
     visit.shoot("drawn")
     assert visit.hosts() == {urlsplit(server.url).netloc}
+
+
+def test_the_foot_is_short_and_honest(visit, predictor):
+    measured, note = predictor.card.evaluation, visit.page.locator("#note")
+    share = f"{round(100 * measured.accuracy, 1):g}% of {measured.n} test photographs like those it learned from"
+    expect(visit.page.locator("#model")).to_have_text(
+        f"The model was right on {share}; on others it is wrong more often."
+    )
+    expect(note).to_be_hidden()
+    lines = "footer.getBoundingClientRect().height / parseFloat(getComputedStyle(footer).lineHeight)"
+    assert visit.page.evaluate(f"{{ const footer = document.querySelector('footer'); {lines} }}") < 6
+    visit.page.get_by_text("How it was measured").click()
+    expect(note).to_be_visible()
+    expect(note).to_contain_text(f"“{predictor.card.name}” knows {len(predictor.card.classes)} classes")
+    expect(note).to_contain_text(predictor.card.evaluation_note)
+    assert visit.overflow() <= 0 and visit.errors == []
+    visit.shoot("foot")
+
+
+def luminance(colour: str) -> float:
+    """Of what a browser calls rgb(1, 2, 3), as WCAG 2.2 defines it."""
+    parts = [int(part) / 255 for part in re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour).groups()]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(*colours: str) -> float:
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_edge_of_a_field_can_be_seen(visit):
+    """WCAG 1.4.11 asks for 3 : 1 where an edge is all that shows where to type."""
+    visit.upload(glass=DRAWN["glass"])
+    expect(visit.card().locator(".result")).to_be_visible()
+    colour = "([selector, what]) => getComputedStyle(document.querySelector(selector))[what]"
+    for field_, behind in [("#key", "body"), (".legend select", ".legend select"), (".legend select", ".card")]:
+        edge = visit.page.evaluate(colour, [field_, "borderTopColor"])
+        assert contrast(edge, visit.page.evaluate(colour, [behind, "backgroundColor"])) >= 3, (field_, behind)
 
 
 def test_photograph(visit, client):
@@ -401,11 +438,11 @@ def test_the_key_is_asked_for_once(browser, serve, size, scheme):
         key.fill("correct horse")
         visit.page.get_by_role("button", name="Use this key").click()
         expect(visit.card().locator(".result")).to_be_visible()
-        expect(visit.page.locator("#model")).to_contain_text("held-out pictures")
+        expect(visit.page.locator("#model")).to_contain_text("test photographs")
         assert visit.page.evaluate("sessionStorage.getItem('key')") == "correct horse"
         assert visit.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         visit.page.reload()
-        expect(visit.page.locator("#model")).to_contain_text("held-out pictures")
+        expect(visit.page.locator("#model")).to_contain_text("test photographs")
         expect(lock).to_be_hidden()
         visit.upload(glass=DRAWN["glass"])
         expect(visit.card().locator(".result")).to_be_visible()

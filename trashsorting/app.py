@@ -38,6 +38,7 @@ from pydantic import BaseModel, Field, SecretStr
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from . import __version__
@@ -747,9 +748,11 @@ def fill_state(
 
 # %% ../nbs/09_app.ipynb #a75bf024
 def add_layers(
-    app: FastAPI,  # Its state is filled
+    app: FastAPI,  # Its state is filled, and its routes are there
 ) -> None:
     "Put the gate and the monitor around an application. What is added last is outermost."
+    declared = (*api.routes, *probes.routes, *app.routes)
+    paths = {route.path for route in declared if isinstance(route, Route | Mount)}
     state, settings = app.state, app.state.settings
     larger = {"/api/predict/batch": settings.max_batch_bytes}
     limits = {"max_bytes": settings.max_bytes, "seconds": settings.upload_seconds, "larger": larger}
@@ -766,7 +769,11 @@ def add_layers(
             expose_headers=shown,
         )
     app.add_middleware(
-        Observe, metrics=state.metrics, broken=problem(Fault("unexpected")), draining=lambda: state.traffic.draining
+        Observe,
+        metrics=state.metrics,
+        broken=problem(Fault("unexpected")),
+        draining=lambda: state.traffic.draining,
+        paths=paths,
     )
 
 # %% ../nbs/09_app.ipynb #7cc0e7e9
@@ -786,7 +793,6 @@ def create_app(
         redirect_slashes=False,  # to http://, as far as we know: a photograph and a key would follow
     )
     fill_state(app, settings, predictor)
-    add_layers(app)
     add_fault_handlers(app)
     guard = [Depends(check_key)] if settings.api_key else []
     app.include_router(api, dependencies=guard, responses=problems(401) if guard else {})
@@ -794,4 +800,5 @@ def create_app(
     add_metrics(app, guard)
     add_page(app)
     add_docs(app)
+    add_layers(app)
     return app

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -116,10 +116,13 @@ def show_model(
 
 
 def route_name(
-    scope: Scope,  # Of an HTTP request, after it was routed
+    scope: Scope,  # Of an HTTP request
+    paths: Collection[str] = (),  # The application's own, for a request that was not routed
 ) -> str:  # The route as it was declared, or "other"
     "The template of a request's route."
-    return getattr(scope.get("route"), "path", "other")
+    if "route" in scope:
+        return getattr(scope["route"], "path", "other")
+    return scope["path"] if scope.get("path") in paths else "other"
 
 # %% ../nbs/08_monitor.ipynb #e602d5fb
 def forget_the_dead(
@@ -161,8 +164,9 @@ class Observe:
         metrics: Metrics,
         broken: ASGIApp,  # Answers in place of an application that raised
         draining: Callable[[], bool] = lambda: False,  # Whether connections should end with their answer
+        paths: Collection[str] = (),  # The application's addresses
     ):
-        self.app, self.metrics, self.broken, self.draining = app, metrics, broken, draining
+        self.app, self.metrics, self.broken, self.draining, self.paths = app, metrics, broken, draining, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         "Answer a request and say so."
@@ -194,12 +198,12 @@ class Observe:
 
     def record(
         self,
-        scope: Scope,  # Of the request, after it was routed
+        scope: Scope,  # Of the request, after its answer
         status: int,  # Of its answer
         seconds: float,  # That it took
     ) -> None:
         "Count one request and write its line."
-        route = route_name(scope)
+        route = route_name(scope, self.paths)
         self.metrics.requests.labels(route, status).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
