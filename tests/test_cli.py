@@ -258,3 +258,12 @@ def test_a_folder_is_searched_for_files_only(sample, tmp_path):
     found = {Path(one["file"]).relative_to(tmp_path).as_posix(): one.get("error") for one in json.loads(done.stdout)}
     assert found == {"folder.jpg/a.png": None, "good.png": None, "lost.jpg": "No such file or directory"}
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+
+
+def test_a_misspelt_parameter_waits_for_no_torch(tmp_path):
+    code = (
+        "import sys\nfrom trashsorting.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, "train", "--data", "sample", "--out", tmp_path / "run", "-p", "epoch", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert "unknown parameter 'epoch'" in done.stderr and done.stdout == "False\n"

@@ -227,12 +227,12 @@ def train(
     """
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
-    warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.headless import PLACES
-    from trashsorting.learner import check_config
-
     given = find_places(read_parameters(file, parameters), **places)
     out = given["out"]
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
+    from trashsorting.headless import PLACES
+    from trashsorting.learner import check_config  # seconds, which a misspelt name need not wait for
+
     check_config(**{name: value for name, value in given.items() if name not in PLACES})
     check_out(out, resume)
     with folder_for(out) as folder:

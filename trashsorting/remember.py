@@ -367,10 +367,11 @@ def remember(
     remembers = (
         f"{len(numbers)} of ImageNet's words for {of_class.any(0).sum()} classes, fitted on {len(train.entries)} "
         f"photographs, seen also through {N_CAMERAS} other cameras each, and {len(elsewhere)} composites "
-        f"({describe_composites(composites)}); the gate also on {len(poor)} of these through a poor camera; added to the "
-        "words of a class: "
-        + ", ".join(f"{label} {more:+.2f}" for label, more in zip(card.classes, given, strict=True) if more)
+        f"({describe_composites(composites)}); the gate also on {len(poor)} of these through a poor camera"
     )
+    if given.any():
+        added = (f"{label} {more:+.2f}" for label, more in zip(card.classes, given, strict=True) if more)
+        remembers += f"; added to the words of a class: {', '.join(added)}"
     made = card.model_copy(
         update={
             "file_sha256": file_sha256(out),
