@@ -60,7 +60,7 @@ def exists(
 
 def fetch(
     place: str,  # The address of a folder or of a file
-    into: Path,  # The folder that it is put in; made if it is not there
+    into: Path,  # The folder that it is put in; made if it is not there, and what has its name is replaced
 ) -> Path:  # The folder or file on this machine
     "Bring something from a store. Raises `DataError`."
     with explained(place):
@@ -72,8 +72,12 @@ def fetch(
             Path(into).mkdir(parents=True, exist_ok=True)
             store.get_file(path, str(target))
         else:
-            target.mkdir(parents=True, exist_ok=True)
-            store.get(f"{path}/", f"{target}/", recursive=True)
+            Path(into).mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=into) as coming:
+                store.get(f"{path}/", f"{coming}/new/", recursive=True)
+                if target.exists():
+                    target.rename(Path(coming) / "old")
+                (Path(coming) / "new").rename(target)
     return target
 
 # %% ../nbs/01a_bucket.ipynb #6e9c33fa
