@@ -25,7 +25,8 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.learner import Learner
 
 from trashsorting.dataset import load_manifest
-from trashsorting.learner import TrainConfig, create_learner
+from trashsorting.headless import TrainConfig
+from trashsorting.learner import create_learner
 
 WARM = 1  # steps that are not counted
 

@@ -213,8 +213,9 @@ def test_the_request_in_full(tmp_path, monkeypatch):
         (["--out", "gs://bkt/photos/run"], "lies in --data"),
         (["--out", "s3://bkt/run"], "--out: got 's3://bkt/run', wanted an address gs://BUCKET/FOLDER"),
         (["--image", "train:latest"], "the tag latest does not say what runs"),
-        (["-p", "epochs", "many"], "-p epochs many: int is wanted"),
-        (["-p", "epoch", "3"], "-p epoch: unknown; known are"),
+        (["-p", "epochs", "many"], "epochs='many': must be a valid integer"),
+        (["-p", "lr", "-1"], "lr=-1: must be greater than or equal to"),
+        (["-p", "epoch", "3"], "unknown parameter 'epoch'; known are backbone, "),
         (["-p", "out", "elsewhere"], "say --out instead"),
     ],
 )

@@ -20,7 +20,8 @@ from fastai.callback.core import Callback
 from trashsorting.compose import compose_folder
 from trashsorting.core import DataError, TrashsortingError
 from trashsorting.dataset import draw_sample, load_manifest, read_folder, split_by_hash
-from trashsorting.learner import FreezeNorm, TrainConfig, create_learner, fit, save_run
+from trashsorting.headless import TrainConfig
+from trashsorting.learner import FreezeNorm, create_learner, fit, save_run
 from trashsorting.mix import begin_with
 from trashsorting.recovery import FILE, Recovery, check_room
 

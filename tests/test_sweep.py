@@ -16,7 +16,7 @@ from command import call
 
 from trashsorting.cli_train import training_notebook
 from trashsorting.dataset import draw_sample
-from trashsorting.learner import check_config
+from trashsorting.headless import check_config
 from trashsorting.sweep import Report, open_study
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
@@ -61,12 +61,14 @@ def swept(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("lr: {min: 1e-4, max: 0.01}", "lr: '1e-4' is no number: YAML takes 1e-4 for text, write 1.0e-4"),
-        ("lr: {min: 0.001, max: .inf}", "lr: inf is no number"),
-        ("lr: {values: [1e-4, 0.001]}", "lr: '1e-4' is no number: YAML takes 1e-4 for text, write 1.0e-4"),
+        ("lr: {min: 1e-4, max: 0.01}", "lr='1e-4': must be a valid number: YAML takes 1e-4 for text"),
+        ("lr: {min: 0.001, max: .inf}", "lr=inf: must be a finite number"),
+        ("lr: {values: [1e-4, 0.001]}", "lr='1e-4': must be a valid number: YAML takes 1e-4 for text"),
+        ("lr: {min: 0, max: 0.01, distribution: log_uniform_values}", "lr=0.0: must be greater than or equal to"),
+        ("epochs: {min: 3, max: 9}", "epochs=3.0: must be a valid integer"),
     ],
 )
-def test_a_number_that_yaml_takes_for_text_is_named(tmp_path, typed, said):
+def test_what_no_run_takes_is_named(tmp_path, typed, said):
     (tmp_path / "space.yaml").write_text(typed)
     done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--space", tmp_path / "space.yaml")
     assert done.returncode == 1 and said in done.stderr and not (tmp_path / "out").exists()

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trashsorting.core import read_card
 from trashsorting.dataset import load_manifest
 from trashsorting.export import export_run
-from trashsorting.learner import TrainConfig, create_learner, fit, save_run
+from trashsorting.headless import TrainConfig
+from trashsorting.learner import create_learner, fit, save_run
 from trashsorting.tracking import TRACKERS, TrackCallback, start_tracker, track_model
 
 FIGURES = {"loss", "lr/group0", "train_loss", "valid_loss", "accuracy", "images_per_second", "system/cpu"}

@@ -158,7 +158,7 @@ def test_a_finished_run_is_not_overwritten(run):
 def test_a_wrong_value_is_refused_before_training(tmp_path):
     done = call("train", "--data", "sample", "--out", tmp_path / "run", "-p", "epochs", "many")
     assert done.returncode == 1
-    assert "epochs='many': must be of type int" in done.stderr and "Traceback" not in done.stderr
+    assert "epochs='many': must be a valid integer" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists(), "what is refused leaves nothing behind"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from .cli_train import PARAMETERS_OPTION, read_value, training_notebook
+from .cli_train import PARAMETERS_OPTION, read_value
 
 # %% ../nbs/11d_cli_job.ipynb #c54cf38d
 @click.group()
@@ -40,10 +40,10 @@ def plan_training(
     parameters: tuple[tuple[str, str], ...],  # Names and values as typed
     **fields,  # Of a `TrainingJob`
 ):  # A `TrainingJob`
-    "Put a job together. Raises `CloudError`."
+    "Put a job together. Raises `TrashsortingError`."
     from datetime import UTC, datetime
 
-    from trashsorting.job import CloudError, TrainingJob, check_parameters, notebook_defaults, origin_labels, run_name
+    from trashsorting.job import CloudError, TrainingJob, check_parameters, origin_labels, run_name
 
     labels = origin_labels(Path())
     name = run_name(labels, datetime.now(UTC))
@@ -53,7 +53,7 @@ def plan_training(
         raise CloudError("there is no data.dvc here that says which photographs: say --data")
     bucket = (bucket or "").rstrip("/")
     given = {key: read_value(value) for key, value in parameters}
-    check_parameters(given, notebook_defaults(training_notebook()))
+    check_parameters(given)
     places = {"data": data or f"{bucket}/data/{labels['data']}", "out": out or f"{bucket}/runs/{name}"}
     return TrainingJob.build(name=name, labels=labels, parameters=given, **places, **fields)
 

@@ -48,10 +48,10 @@ def read_parameters(
     file: Path | None,  # YAML, as papermill takes it with -f; None: nothing
     typed: tuple[tuple[str, str], ...],  # Names and values; they come before the file's
 ) -> dict:  # By name
-    "Gather the parameters of a run. Raises `TrashsortingError` for a name that the training notebook does not have."
+    "Gather the parameters of a run. Raises `TrashsortingError` for a name or a value that training refuses."
     import yaml
 
-    from trashsorting.job import notebook_defaults
+    from trashsorting.headless import PLACES, check_config
 
     try:
         given = yaml.safe_load(file.read_text()) or {} if file else {}
@@ -60,9 +60,7 @@ def read_parameters(
     if not isinstance(given, dict):
         raise TrashsortingError(f"{file}: needs a line `name: value` for each parameter")
     given |= {name: read_value(value) for name, value in typed}
-    known = notebook_defaults(training_notebook())
-    if unknown := [name for name in given if name not in known]:
-        raise TrashsortingError(f"unknown parameter '{unknown[0]}'; known are {', '.join(known)}")
+    check_config(**{name: value for name, value in given.items() if name not in PLACES})
     return given
 
 # %% ../nbs/11b_cli_train.ipynb #6a0b2a15
@@ -230,10 +228,6 @@ def train(
     given = find_places(read_parameters(file, parameters), **places)
     out = given["out"]
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.headless import PLACES
-    from trashsorting.learner import check_config  # seconds, which a misspelt name need not wait for
-
-    check_config(**{name: value for name, value in given.items() if name not in PLACES})
     check_out(out, resume)
     with folder_for(out) as folder:
         make_folder(folder)
@@ -346,7 +340,7 @@ def train_folds(
     from trashsorting.compose import describe_composites
     from trashsorting.crossval import is_trained
     from trashsorting.distil import describe_weights
-    from trashsorting.learner import check_config
+    from trashsorting.headless import check_config
 
     composed, start, teachers = (Path(given[name]) if given[name] else None for name in ("composites", "start", "teachers"))
     composites = describe_composites(composed) if composed else ""
@@ -398,7 +392,6 @@ def crossval(
     from trashsorting.crossval import conclude, gather, lay_out, mean_of_folds
     from trashsorting.folds import evaluate_folds, fold_table
     from trashsorting.headless import PLACES
-    from trashsorting.learner import check_config
 
     given = find_places(read_parameters(file, parameters), **places)
     if not Path(given["data"]).is_dir() or is_remote(given["out"]):
@@ -406,7 +399,6 @@ def crossval(
             "a cross-validation reads a folder and leaves its runs in a folder, both on this machine"
         )
     config, folder = {name: value for name, value in given.items() if name not in PLACES}, Path(given["out"])
-    check_config(**config)
     if (folder / "decided.json").exists():
         raise TrashsortingError(
             f"{folder} holds a finished cross-validation already: choose another folder, or remove that one"

@@ -21,7 +21,8 @@ from .curate import Group, settle
 from .dataset import Manifest, fold_by_hash, leave_out, split_csv
 from .folds import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
 from .image import open_rgb, to_input
-from .learner import Run, TrainConfig, load_run
+from .headless import TrainConfig
+from .learner import Run, load_run
 from .mix import check_alike, mix_runs
 from .predictor import open_session
 from .robustness import logits_for

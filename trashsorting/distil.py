@@ -17,7 +17,8 @@ from torch.nn.functional import kl_div, log_softmax
 
 from .core import TrashsortingError, file_sha256
 from .dataset import Manifest
-from .learner import Run, TrainConfig, create_backbone, load_run
+from .headless import TrainConfig
+from .learner import Run, create_backbone, load_run
 from .mix import check_unseen, started_from
 
 # %% ../nbs/04f_distil.ipynb #c2b177a3

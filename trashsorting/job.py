@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['ADVICE', 'Bucket', 'Region', 'Project', 'IMAGE_NAME', 'Image', 'Account', 'Label', 'Value', 'SHAPES', 'CARRIES',
            'PLAIN', 'FINAL', 'CloudError', 'check_tag', 'first_fault', 'Plan', 'Place', 'find_place', 'check_machine',
-           'TrainingJob', 'container_arguments', 'job_request', 'to_yaml', 'notebook_defaults', 'check_parameters',
-           'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'JobStatus', 'read_status', 'job_address',
-           'submit', 'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
+           'TrainingJob', 'container_arguments', 'job_request', 'to_yaml', 'check_parameters', 'origin_labels',
+           'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'JobStatus', 'read_status', 'job_address', 'submit',
+           'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
 
 # %% ../nbs/10_job.ipynb #8244c09a
-import ast
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from urllib.parse import urlencode
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .core import MissingExtra, TrashsortingError
+from .headless import PLACES, check_config, check_places
 from .versions import commit, tracked_version
 
 # %% ../nbs/10_job.ipynb #4141a3bf
@@ -204,31 +204,16 @@ def to_yaml(
     return yaml.safe_dump(apart, sort_keys=False, allow_unicode=True, width=110)
 
 # %% ../nbs/10_job.ipynb #eb27e129
-def notebook_defaults(
-    notebook: Path,
-) -> dict[str, Value]:  # By name, from the cell with the tag `parameters`
-    "A notebook's parameters. Raises `CloudError` if it has no such cell."
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", ()):
-            lines = ast.parse("".join(cell["source"])).body
-            named = [(target, line.value) for line in lines if isinstance(line, ast.Assign) for target in line.targets]
-            return {target.id: ast.literal_eval(value) for target, value in named if isinstance(target, ast.Name)}
-    raise CloudError(f"{notebook}: no cell has the tag 'parameters'")
-
-
 def check_parameters(
     given: dict[str, Value],  # As asked for
-    defaults: dict[str, Value],  # From `notebook_defaults`
 ) -> None:
-    "Raise `CloudError` for a name that is not known or a value of another kind."
-    for name, value in given.items():
-        if name in ("data", "out"):
+    "Raise `CloudError` for what has an option of its own, `TrashsortingError` for what the run would refuse."
+    for name in ("data", "out"):
+        if name in given:
             raise CloudError(f"-p {name}: say --{name} instead")
-        if name not in defaults:
-            raise CloudError(f"-p {name}: unknown; known are {', '.join(defaults)}")
-        wanted = type(defaults[name])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise CloudError(f"-p {name} {value}: {wanted.__name__} is wanted, as in {name} = {defaults[name]!r}")
+    places: dict[str, Any] = {name: given.get(name, "") for name in PLACES} | {"data": "a bucket", "out": "a bucket"}
+    check_places(**places)
+    check_config(**{name: value for name, value in given.items() if name not in PLACES})
 
 # %% ../nbs/10_job.ipynb #0e24b329
 def origin_labels(

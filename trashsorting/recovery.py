@@ -22,7 +22,7 @@ from fastcore.foundation import L
 
 from .core import DataError, TrashsortingError
 from .dataset import Manifest
-from .learner import TrainConfig
+from .headless import TrainConfig
 
 # %% ../nbs/04c_recovery.ipynb #f3c99b98
 MARGIN_BYTES = 20_000_000  # Executed notebook, pictures, log

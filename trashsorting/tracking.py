@@ -25,7 +25,7 @@ from .core import file_sha256
 from .dataset import Manifest
 from .evaluate import plot_confusion
 from .image import open_rgb
-from .learner import TrainConfig
+from .headless import TrainConfig
 from .predictor import Predictor, score
 
 # %% ../nbs/06c_tracking.ipynb #9641dad6
