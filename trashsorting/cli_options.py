@@ -53,7 +53,7 @@ def logged(command):
     "Give a command `--verbose` and `--quiet`."
 
     @click.option("-v", "--verbose", is_flag=True, help="Log each step, with counts and seconds.")
-    @click.option("-q", "--quiet", is_flag=True, help="Say errors only, beside the result.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print only the result and errors.")
     @functools.wraps(command)
     def run(verbose: bool, quiet: bool, **options):
         from trashsorting.log import set_up
