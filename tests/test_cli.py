@@ -92,7 +92,8 @@ def test_a_wrong_setting_is_named(name, value):
 
 def test_a_key_that_is_too_short_is_not_repeated():
     done = call("serve", TRASHSORTING_API_KEY="1234")
-    assert done.returncode == 1 and done.stderr.startswith(b"trashsorting: TRASHSORTING_API_KEY=: ")
+    assert done.returncode == 1 and done.stderr.startswith(b"trashsorting: TRASHSORTING_API_KEY: ")
+    assert b"8 characters or more" in done.stderr
     assert b"1234" not in done.stderr
 
 
@@ -100,6 +101,7 @@ def test_a_port_that_is_taken_is_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = call("serve", "--port", taken.getsockname()[1])
     assert done.returncode == 1 and b"cannot listen on 127.0.0.1, port" in done.stderr
+    assert b"Address already in use; choose another one with --port" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
