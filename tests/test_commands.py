@@ -30,7 +30,7 @@ ELSEWHERE = {
     "pip install '.[train,cloud]'": "test_repo.py::test_lock_holds_what_settings_ask_for",
     "trashsorting serve --port 8080": "conftest.py::running",
     "TRASHSORTING_MODEL=run/model.onnx trashsorting serve --port 8080": "conftest.py::running",
-    "trashsorting evaluate trashnet/images --split trashnet/split.csv --part val": "test_photographs.py::",
+    "trashsorting evaluate data --split data/manifest.csv --part val": "test_photographs.py::",
     "trashsorting train": "test_train.py::",
     "trashsorting crossval": "test_crossval.py::",
     "trashsorting remember": "test_remember.py::test_the_command_makes_file_and_card",
