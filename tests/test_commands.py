@@ -36,6 +36,7 @@ ELSEWHERE = {
     "trashsorting remember": "test_remember.py::test_the_command_makes_file_and_card",
     "docker build": "test_image.py::test_it_is_small",
     "docker run": "test_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
+    "docker compose up": "test_compose.py::test_they_find_each_other",
     "HEIC=0 tools/push_image api REGISTRY": "test_http.py::test_a_service_without_heic_says_so_and_promises_nothing",
     "trashsorting data pull": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data push": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
