@@ -19,7 +19,16 @@ from tempfile import TemporaryDirectory, mkdtemp
 import click
 
 from .bucket import exists, folder_for, is_remote
-from .cli_options import FILE, FOLDER, NEW_SPLIT_OPTION, OUT_FILE, SOURCE_SPLIT_OPTION, logged, need
+from trashsorting.cli_options import (
+    FILE,
+    FOLDER,
+    MADE_FOLDER,
+    NEW_SPLIT_OPTION,
+    OUT_FILE,
+    SOURCE_SPLIT_OPTION,
+    logged,
+    need,
+)
 from .core import SHIPPED_MODEL, TrashsortingError
 
 # %% ../nbs/11b_cli_train.ipynb #2c21c6c3
@@ -173,7 +182,7 @@ def run_notebook(
 
 # %% ../nbs/11b_cli_train.ipynb #5e812d5b
 COMPOSITES_OPTION = click.option(
-    "--composites", type=FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`."
+    "--composites", type=MADE_FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`."
 )
 PARAMETERS_OPTION = click.option(
     "-p",
@@ -195,12 +204,12 @@ PARAMETERS_OPTION = click.option(
 @COMPOSITES_OPTION
 @click.option(
     "--start",
-    type=FOLDER,
+    type=MADE_FOLDER,
     help="A run to start from, instead of ImageNet; what it was trained on must be trained on here, too.",
 )
 @click.option(
     "--teachers",
-    type=FOLDER,
+    type=MADE_FOLDER,
     help="A folder of runs whose answers are learned, too; what they were trained on must be trained on here, too.",
 )
 @click.option("--out", metavar="RUN", help="Folder of the run, or gs://...; made if it is not there.")
