@@ -21,7 +21,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 .PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments measured types dead coverage check-outputs hooks pre-commit
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 	@exec .venv-serve/bin/python -m trashsorting serve --port $(PORT)

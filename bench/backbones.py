@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="as for `trashsorting train`")
     parser.add_argument("--split", type=Path, help="as for `trashsorting train`")
-    parser.add_argument("--backbones", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--backbones", nargs="+", choices=SIDES, default=list(SIDES), help="default: all")
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         whole = load_manifest(options.data, Path(folder) / "data", options.split)

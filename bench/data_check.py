@@ -96,7 +96,7 @@ def command(n: int) -> None:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--sizes", type=int, nargs="+", default=[1000, 2500, 5000, 10_000])
+    asked.add_argument("--sizes", type=int, nargs="+", default=[1000, 2500, 5000, 10_000], help="photographs")
     asked.add_argument("--files", type=int, help="write so many drawings and time the command's parts")
     asked.add_argument("--one", choices=["search", "worst"], help=argparse.SUPPRESS)
     words = asked.parse_args()

@@ -299,10 +299,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
     parser.add_argument("--workers", type=int, default=count_cores(), help="of the service; default: one for each core")
-    parser.add_argument("--connections", type=int, nargs="+")
+    parser.add_argument("--connections", type=int, nargs="+", help="clients at a time; default: 1 8 64, quick: 1 8")
     parser.add_argument("--rounds", type=int, default=3, help="in which limit and service take turns")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
-    parser.add_argument("--sizes", nargs="+", choices=["small", "large"], default=["small", "large"])
+    sizes = ["small", "large"]
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, help="of the pictures; default: both")
     parser.add_argument("--count", type=int, default=12, help="pictures of each size")
     parser.add_argument("--quick", action="store_true", help="under a minute, to see that it works")
     options = parser.parse_args()

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--data", default="sample", help="as for `trashsorting train`")
     parser.add_argument("--split", type=Path, help="as for `trashsorting train`")
     parser.add_argument("--composites", type=Path, help="of `trashsorting data compose`; none: photographs only")
-    parser.add_argument("--backbone", default=TrainConfig.backbone)
+    parser.add_argument("--backbone", default=TrainConfig.backbone, help="as for `trashsorting train`")
     parser.add_argument("--size", type=int, default=TrainConfig.image_size, help="pixels")
     parser.add_argument("--train-size", type=int, default=TrainConfig.train_size, help="pixels of a training picture")
     parser.add_argument("--batch", type=int, default=TrainConfig.batch_size, help="photographs a step")

@@ -54,6 +54,9 @@ def test_help_teaches_every_command():
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epochs", "x"], "epochs='x': must be a valid int"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "image_size", "3"], "image_size=3: must be"),
+        (["train", "--data", "sample", "--out", "{empty}/run", "--composites", "none"], "'none' does not exist"),
+        (["train", "--data", "sample", "--out", "{empty}/run", "--start", "none"], "'none' does not exist"),
+        (["crossval", "--data", "{sample}", "--out", "{empty}/cv", "--composites", "none"], "'none' does not exist"),
         (["sweep", "--data", "nowhere", "--out", "{empty}/sweep"], "nowhere: no such folder"),
         (["data", "sample", "{sample}"], "there is something in it already"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
@@ -92,7 +95,8 @@ def test_a_wrong_setting_is_named(name, value):
 
 def test_a_key_that_is_too_short_is_not_repeated():
     done = call("serve", TRASHSORTING_API_KEY="1234")
-    assert done.returncode == 1 and done.stderr.startswith(b"trashsorting: TRASHSORTING_API_KEY=: ")
+    assert done.returncode == 1 and done.stderr.startswith(b"trashsorting: TRASHSORTING_API_KEY: ")
+    assert b"8 characters or more" in done.stderr
     assert b"1234" not in done.stderr
 
 
@@ -100,6 +104,7 @@ def test_a_port_that_is_taken_is_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = call("serve", "--port", taken.getsockname()[1])
     assert done.returncode == 1 and b"cannot listen on 127.0.0.1, port" in done.stderr
+    assert b"Address already in use; choose another one with --port" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -58,7 +58,7 @@ def test_faults_are_typed(asked, tmp_path):
     assert (refused.value.status, refused.value.code) == (413, "too-many-files")
     with pytest.raises(OSError, match=r"nowhere\.jpg"):
         asked.predict(tmp_path / "nowhere.jpg")
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9/api/health: Connection refused; is the service running"):
         Client("http://127.0.0.1:9", retries=0).health()
 
 

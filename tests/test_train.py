@@ -42,6 +42,7 @@ def run(tmp_path_factory, request) -> Path:
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f" [{seconds:.0f} s for `trashsorting train` on the drawn sample]", end="")
     (out / "stdout.txt").write_text(done.stdout)
+    (out / "stderr.txt").write_text(done.stderr)
     return out
 
 
@@ -74,6 +75,13 @@ def test_progress_reaches_the_terminal_and_the_history(run):
     for row in rows:
         assert f"epoch {row['epoch']}/2  done" in said
         assert f"valid_loss {float(row['valid_loss']):.4f}" in said
+
+
+def test_nothing_is_said_that_is_for_the_libraries_authors(run, tmp_path):
+    mixed = launch("mix", run, run, "--out", tmp_path / "mixed")
+    assert mixed.returncode == 0
+    for said in ((run / "stderr.txt").read_text(), mixed.stderr):
+        assert "WARNING" not in said and "Warning" not in said
 
 
 def test_the_executed_notebook_holds_its_parameters_and_no_error(run):

@@ -146,6 +146,24 @@ def test_the_guide_sets_what_the_workflows_read():
     assert set(re.findall(r"secrets\.(\w+)", flows)) == set(re.findall(r"gh secret set (\w+)", guide()))
 
 
+def test_the_guide_can_be_read_from_top_to_bottom():
+    "Nobody is asked for what a later command makes: the login, the project, the budget's interface, the photographs."
+    lines = guide().splitlines()
+    order = [
+        "gcloud auth login",
+        "gcloud projects create ",
+        "gcloud services enable ",
+        "gcloud billing budgets create ",
+        "python -m trashsorting data import ",
+        "dvc add data",
+        "python -m trashsorting data push",
+        "tools/push_data ",
+    ]
+    places = [next(number for number, line in enumerate(lines) if line.startswith(start)) for start in order]
+    assert places == sorted(places) and next(line for line in lines if line.startswith("gcloud")) == order[0]
+    assert {"billingbudgets", "iam"} <= {name.partition(".")[0] for name in lines[places[2]].split()}
+
+
 def test_the_guides_commands_are_ones_that_there_are(monkeypatch):
     for name, value in {
         "GOOGLE_CLOUD_PROJECT": "my-project",
@@ -165,7 +183,7 @@ def test_the_guides_commands_are_ones_that_there_are(monkeypatch):
         if words[0] in ("train", "deploy"):
             done = CliRunner().invoke(cli, [group, *words, *([] if "--dry-run" in words else ["--dry-run"])])
             assert done.exit_code == 0, f"{line}: {done.output}{done.exception!r}"
-        elif group == "job":
+        elif group in ("data", "job"):
             command = cli.commands[group].commands[words[0]]
             command.make_context(words[0], words[1:])
     for script in re.findall(r"^tools/\S+", guide(), re.MULTILINE):

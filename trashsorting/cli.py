@@ -51,7 +51,7 @@ MODEL_OPTION = click.option(
     default=SHIPPED_MODEL,
     help="An ONNX file with its card beside it.  [default: the one that ships]",
 )
-JSON_OPTION = click.option("--json", "json_file", type=OUT_FILE, help="Write the figures to a file, too.")
+JSON_OPTION = click.option("--json", "json_file", type=OUT_FILE, help="Also write the figures to this file, as JSON.")
 
 # %% ../nbs/12_cli.ipynb #08542b02
 def find_pictures(
@@ -236,7 +236,7 @@ def evaluate_folder(
 @click.option(
     "--predictions",
     type=OUT_FILE,
-    help="Write what it makes of each photograph to a CSV file.",
+    help="Write the prediction for each photograph to this CSV file.",
 )
 @click.option(
     "--unseen-only", is_flag=True, help="Leave out photographs that are, or nearly are, among those trained on."
@@ -342,7 +342,7 @@ def serve_help() -> str:
     envvar="PORT",
     show_default=True,
     show_envvar=True,
-    help="0 takes a free one.",
+    help="Port to listen on; 0 takes a free one.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes that answer.  [default: one for each core]")
 def serve(host: str, port: int, workers: int | None) -> None:

@@ -52,7 +52,7 @@ def sample(folder: Path, per_class: int) -> None:
 @data.command()
 @click.argument("source", metavar="DIR")
 @NEW_SPLIT_OPTION
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", default=0, show_default=True, help="Decides which photographs are held out.")
 @click.option("--out", type=OUT_FILE, help="Where the CSV goes.  [default: standard output]")
 @logged
 def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> None:
@@ -82,20 +82,20 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
 @click.option(
     "-n", "n_each", type=click.IntRange(1), default=6, show_default=True, help="Composites of each photograph."
 )
-@click.option("--side", type=click.IntRange(32), default=256, show_default=True, help="Of a composite, pixels.")
+@click.option("--side", type=click.IntRange(32), default=256, show_default=True, help="Side of a composite, in pixels.")
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Of everything that is drawn, and of the split.",
+    help="Decides what is drawn, and which photographs are held out.",
 )
 @logged
 def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, seed: int) -> None:
     """Cut pieces out of their plain board and lay them on drawn grounds.
 
-    Of the photographs that are trained on; `train --composites` shows these in their stead now and then, so that the
-    network learns the piece and not the board.
+    Only photographs that are trained on are used. `train --composites` shows a composite instead of its photograph now
+    and then, so that the network learns the piece and not the board.
     """
     from trashsorting.compose import compose_folder, describe_composites
     from trashsorting.dataset import load_manifest
@@ -112,7 +112,7 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
 @data.command("import")
 @click.argument("source", metavar="DIR")
 @NEW_SPLIT_OPTION
-@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@click.option("--seed", default=0, show_default=True, help="Decides which photographs are held out.")
 @click.option("--out", type=FOLDER, default="data", show_default=True, help="The folder to make.")
 @click.option("--replace", "replace_old", is_flag=True, help="Replace the data set that is there.")
 @logged
@@ -238,7 +238,7 @@ HASHES_OPTION = click.option(
 @SPLIT_OPTION
 @HASHES_OPTION
 @click.option("--out", type=FOLDER, help="Folder for groups.csv, labels.csv and split.csv.")
-@click.option("--seed", default=0, show_default=True, help="Of the split that is written.")
+@click.option("--seed", default=0, show_default=True, help="Decides which photographs the written split holds out.")
 @click.option(
     "--strict", is_flag=True, help="Exit with 1 if a picture has several labels or a group crosses the split."
 )

@@ -19,17 +19,21 @@ from .cli_train import PARAMETERS_OPTION, read_value
 def job() -> None:
     """Train on Vertex AI, serve on Cloud Run.
 
-    Project and region are read from GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_REGION, too.
+    Project and region are options of each command, or the variables GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_REGION.
     """
 
 # %% ../nbs/11d_cli_job.ipynb #29047d3a
-PROJECT_OPTION = click.option("--project", envvar="GOOGLE_CLOUD_PROJECT", metavar="ID", help="Google Cloud project.")
-REGION_OPTION = click.option("--region", envvar="GOOGLE_CLOUD_REGION", metavar="NAME", help="Like europe-west4.")
+PROJECT_OPTION = click.option(
+    "--project", envvar="GOOGLE_CLOUD_PROJECT", show_envvar=True, metavar="ID", help="Google Cloud project."
+)
+REGION_OPTION = click.option(
+    "--region", envvar="GOOGLE_CLOUD_REGION", show_envvar=True, metavar="NAME", help="Region, such as europe-west4."
+)
 DRY_RUN_OPTION = click.option("--dry-run", is_flag=True, help="Print what would be sent, as YAML, and send nothing.")
-SERVICE_NAME_OPTION = click.option("--name", default="trashsorting", show_default=True, help="Of the service.")
-IMAGE_OPTION = click.option("--image", required=True, metavar="NAME:TAG", help="In Artifact Registry; not latest.")
+SERVICE_NAME_OPTION = click.option("--name", default="trashsorting", show_default=True, help="Name of the service.")
+IMAGE_OPTION = click.option("--image", required=True, metavar="NAME:TAG", help="Image in Artifact Registry; the tag latest is refused.")
 SERVICE_ACCOUNT_OPTION = click.option(
-    "--service-account", metavar="EMAIL", help="As whom it runs.  [default: the project's own]"
+    "--service-account", metavar="EMAIL", help="Account that it runs as.  [default: the project's own]"
 )
 
 # %% ../nbs/11d_cli_job.ipynb #4dfded26
@@ -61,7 +65,7 @@ def plan_training(
 @job.command("train")
 @IMAGE_OPTION
 @click.option(
-    "--machine", default="n1-standard-4", show_default=True, metavar="TYPE", help="Compute Engine's name of it."
+    "--machine", default="n1-standard-4", show_default=True, metavar="TYPE", help="Machine type, by Compute Engine's name."
 )
 @click.option("--accelerator", metavar="NAME", help="One device, by Vertex's name: NVIDIA_TESLA_T4, NVIDIA_L4 ...")
 @click.option(
@@ -70,13 +74,13 @@ def plan_training(
     show_default=True,
     help="Cheaper capacity that may be taken away; the run then starts again.",
 )
-@click.option("--hours", type=float, default=4, show_default=True, help="The job is ended after these.")
+@click.option("--hours", type=float, default=4, show_default=True, help="Longest duration, in hours; then the job is ended.")
 @click.option(
     "--bucket",
     envvar="TRASHSORTING_BUCKET",
     show_envvar=True,
     metavar="gs://...",
-    help="For --data and --out where they are not said.",
+    help="Bucket for --data and --out, where these are not given.",
 )
 @click.option("--data", metavar="gs://...", help="The photographs.  [default: BUCKET/data/ and the md5 in data.dvc]")
 @click.option("--out", metavar="gs://...", help="Where the run goes.  [default: BUCKET/runs/ and the job's name]")
@@ -123,7 +127,7 @@ def job_list(most: int, project: str | None, region: str | None) -> None:
 @PROJECT_OPTION
 @REGION_OPTION
 def job_logs(id: str, project: str | None, region: str | None) -> None:
-    "Show what a job has said, and how it is."
+    "Show the log of a job, and its state."
     from trashsorting.job import find_place, find_run, open_cloud, read_logs
 
     cloud = open_cloud(find_place(project, region))
@@ -155,8 +159,8 @@ def job_cancel(id: str, project: str | None, region: str | None) -> None:
     metavar="PERCENT",
     help="Traffic for the new revision; the rest stays.  [default: all]",
 )
-@click.option("--most", type=int, default=3, show_default=True, help="Instances; none while nobody asks.")
-@click.option("--api-key-secret", metavar="NAME", help="Of a secret in Secret Manager; callers must then send it.")
+@click.option("--most", type=int, default=3, show_default=True, help="Most instances; none run while nobody asks.")
+@click.option("--api-key-secret", metavar="NAME", help="Secret in Secret Manager with the key that callers must send.")
 @click.option("--drop-key", is_flag=True, help="Needed to deploy without a key over a service that asks for one.")
 @SERVICE_ACCOUNT_OPTION
 @PROJECT_OPTION
@@ -196,7 +200,11 @@ def job_promote(name: str, project: str | None, region: str | None) -> None:
 
 @job.command("rollback")
 @SERVICE_NAME_OPTION
-@click.option("--to", metavar="REVISION", help="[default: the one before, or the one beside the canary]")
+@click.option(
+    "--to",
+    metavar="REVISION",
+    help="Revision to go back to.  [default: the one before, or the one beside the canary]",
+)
 @PROJECT_OPTION
 @REGION_OPTION
 def job_rollback(name: str, to: str | None, project: str | None, region: str | None) -> None:

@@ -19,7 +19,16 @@ from tempfile import TemporaryDirectory, mkdtemp
 import click
 
 from .bucket import exists, folder_for, is_remote
-from .cli_options import FILE, FOLDER, NEW_SPLIT_OPTION, OUT_FILE, SOURCE_SPLIT_OPTION, logged, need
+from trashsorting.cli_options import (
+    FILE,
+    FOLDER,
+    MADE_FOLDER,
+    NEW_SPLIT_OPTION,
+    OUT_FILE,
+    SOURCE_SPLIT_OPTION,
+    logged,
+    need,
+)
 from .core import SHIPPED_MODEL, TrashsortingError
 
 # %% ../nbs/11b_cli_train.ipynb #2c21c6c3
@@ -155,6 +164,7 @@ def run_notebook(
         os.environ.setdefault(name, value)
     heard = {"stdout_file": sys.stdout} if log.isEnabledFor(logging.WARNING) else {}
     heard |= {"stderr_file": sys.stderr} if log.isEnabledFor(logging.INFO) else {}
+    heard |= {"extra_arguments": ["--log-level=ERROR"]}  # the kernel's own log: it warns of sockets on this machine
     notebook = notebook_of(rank, scratch)
     try:
         with step("training") as notes:
@@ -170,7 +180,7 @@ def run_notebook(
 
 # %% ../nbs/11b_cli_train.ipynb #5e812d5b
 COMPOSITES_OPTION = click.option(
-    "--composites", type=FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`."
+    "--composites", type=MADE_FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`."
 )
 PARAMETERS_OPTION = click.option(
     "-p",
@@ -178,7 +188,7 @@ PARAMETERS_OPTION = click.option(
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
-    help="A parameter of the notebook; may be repeated.",
+    help="Set a parameter of nbs/train.ipynb, such as: epochs 8. May be repeated; a misspelt name prints the list.",
 )
 
 # %% ../nbs/11b_cli_train.ipynb #eb17331e
@@ -192,12 +202,12 @@ PARAMETERS_OPTION = click.option(
 @COMPOSITES_OPTION
 @click.option(
     "--start",
-    type=FOLDER,
+    type=MADE_FOLDER,
     help="A run to start from, instead of ImageNet; what it was trained on must be trained on here, too.",
 )
 @click.option(
     "--teachers",
-    type=FOLDER,
+    type=MADE_FOLDER,
     help="A folder of runs whose answers are learned, too; what they were trained on must be trained on here, too.",
 )
 @click.option("--out", metavar="RUN", help="Folder of the run, or gs://...; made if it is not there.")
@@ -250,7 +260,7 @@ def read_one(
 
 # %% ../nbs/11b_cli_train.ipynb #683bc68d
 @click.command()
-@click.option("--data", required=True, metavar="DIR", help="As for train.")
+@click.option("--data", required=True, metavar="DIR", help="A folder with one sub-folder per class, or as for train.")
 @NEW_SPLIT_OPTION
 @click.option(
     "--out", required=True, type=FOLDER, metavar="SWEEP", help="Folder of the sweep; if it holds one, that goes on."
@@ -286,6 +296,7 @@ def sweep(
     """
     for module in ("optuna", "fastai"):
         need(module, "A sweep", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
     import yaml
 
     from trashsorting.dataset import describe_source, load_manifest
@@ -359,7 +370,7 @@ def train_folds(
 @click.option(
     "--out", metavar="CV", help="Folder of the cross-validation; if it holds one that was cut off, that goes on."
 )
-@click.option("-k", type=click.IntRange(2), default=5, show_default=True, help="Folds.")
+@click.option("-k", type=click.IntRange(2), default=5, show_default=True, help="Number of folds.")
 @click.option(
     "--risk",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -427,6 +438,7 @@ def mix(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> 
     named twice counts twice.
     """
     need("fastai", "Mixing runs", "train")
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.crossval import read_decided, take_over
     from trashsorting.mix import mix_runs
 
@@ -472,7 +484,7 @@ def export(run: Path, shipped: bool) -> None:
 @click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package.")
 @logged
 def remember(model: Path, data: str, split: Path | None, composites: Path, out: Path, shipped: bool) -> None:
-    """Let an exported model answer in ImageNet's words, where it is not on the board that it learned.
+    """Add what ImageNet knows, for photographs on other backgrounds.
 
     MODEL is an ONNX file with its card beside it. Nothing is trained: a second classifier is fitted to what the network with
     ImageNet's weights says of the training part and its composites, and a gate to tell these two apart.
@@ -516,7 +528,7 @@ def remember(model: Path, data: str, split: Path | None, composites: Path, out: 
     type=FILE,
     multiple=True,
     metavar="FILE",
-    help="INT8 file of a cross-validation; repeated, the comparison is over all of theirs.",
+    help="INT8 file of one fold of a cross-validation; may be repeated: then all folds are compared together.",
 )
 @click.option(
     "--ship", "shipped", is_flag=True, help="Put file and card into the package, if it loses little and is faster."

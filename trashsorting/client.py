@@ -97,7 +97,9 @@ def ask_once(
     except HTTPError as error:
         raise refusal(error) from None
     except (URLError, HTTPException, OSError, UnicodeError) as error:  # the last for a name that cannot be looked up
-        raise Unreachable(f"{request.full_url}: {getattr(error, 'reason', None) or error!r}") from error
+        reason = getattr(error, "reason", None) or error
+        why = getattr(reason, "strerror", None) or repr(reason)
+        raise Unreachable(f"{request.full_url}: {why}; is the service running, and is this its address?") from error
 
 # %% ../nbs/11_client.ipynb #a1e5eada
 FIRST_WAIT = 0.25  # Seconds

@@ -140,8 +140,10 @@ def read_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
-        given = "" if name == "API_KEY" else repr(first["input"])  # a secret is not repeated
-        raise TrashsortingError(f"TRASHSORTING_{name}={given}: {first['msg']}") from None
+        given = "" if name == "API_KEY" else f"={first['input']!r}"  # a secret is not repeated
+        short = name == "API_KEY" and first["type"] == "too_short"
+        said = "a key has 8 characters or more" if short else first["msg"]
+        raise TrashsortingError(f"TRASHSORTING_{name}{given}: {said}") from None
 
 # %% ../nbs/00_core.ipynb #c0c0234f
 class Card(BaseModel):

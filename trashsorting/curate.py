@@ -174,7 +174,7 @@ def forest(
     n: int,  # Photographs
     blocks: Iterable[Links],  # Pairs of each block, the smaller index first
 ) -> Links:  # n - 1 pairs or fewer, that connect what the blocks connect
-    "Keep the closest pairs that tie everything together: a minimum spanning forest."
+    "Keep the closest pairs that tie everything together: a minimum spanning forest. Raises `MissingExtra` without scipy."
     try:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import minimum_spanning_tree

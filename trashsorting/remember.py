@@ -196,7 +196,7 @@ def ask_words(
     paths: Sequence[Path],  # Photographs
     progress: bool = False,  # Show a bar
 ) -> np.ndarray:  # float32 (n, n_words) logits
-    "What the network with ImageNet's weights says. Raises what `create_backbone` and `open_rgb` raise."
+    "What the network with ImageNet's weights says. Raises `ModelError` for weights of other classes, `ImageError`, `OSError`."
     own = create_backbone(backbone, None)[0].get_classifier()
     if own.out_features != ImageNetInfo().num_classes():
         raise ModelError(f"the weights of '{backbone}' know {own.out_features} classes, not ImageNet's 1,000")

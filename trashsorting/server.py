@@ -177,7 +177,10 @@ def listen(
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise TrashsortingError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        raise TrashsortingError(
+            f"cannot listen on {host}, port {port}: {why}; choose another one with --port or --host"
+        ) from None
 
 
 def address(
