@@ -146,12 +146,12 @@ def service(workers: int, picture: bytes) -> Iterator[tuple[int, int, float]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRASHSORTING_THREADS": threads}
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
     start = time.perf_counter()
-    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             while ask(port, "POST", "/api/predict", *body) != 200:
                 if process.poll() is not None or time.perf_counter() - start > 60:
-                    raise SystemExit(f"the service did not start:\n{Path(log.name).read_text()}")
+                    raise SystemExit(f"the service did not start:\n{Path(log.name).read_text(encoding='utf-8')}")
                 time.sleep(0.01)
             yield port, process.pid, time.perf_counter() - start
         finally:
@@ -161,20 +161,20 @@ def service(workers: int, picture: bytes) -> Iterator[tuple[int, int, float]]:
 
 def family(pid: int) -> list[int]:
     "The processes that answer: the service's children that hold a model, or itself where it has none."
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return workers or [pid]
 
 
 def memory(pid: int) -> float:
     "The largest resident memory of a process that answers, megabytes."
-    pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid)]
+    pages = [int(Path(f"/proc/{one}/statm").read_text(encoding="utf-8").split()[1]) for one in family(pid)]
     return max(pages) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 def processor_time(pid: int) -> float:
     "What the processes that answer have used so far, seconds."
-    fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in family(pid)]
+    fields = [Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for one in family(pid)]
     return sum(int(user) + int(system) for *_, user, system in (one[:13] for one in fields)) / os.sysconf("SC_CLK_TCK")
 
 

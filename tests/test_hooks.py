@@ -50,8 +50,8 @@ def test_what_does_not_belong_is_found(checkout, name, content, hook, words):
     path = checkout / name
     path.write_bytes(content)
     if hook == "merge-conflicts":
-        (checkout / ".git" / "MERGE_MSG").write_text("half")
-        (checkout / ".git" / "MERGE_HEAD").write_text("")
+        (checkout / ".git" / "MERGE_MSG").write_text("half", encoding="utf-8")
+        (checkout / ".git" / "MERGE_HEAD").write_text("", encoding="utf-8")
     try:
         check(run("git", "add", name, cwd=checkout))
         done = hooks(checkout, hook, "--files", name)
@@ -65,6 +65,6 @@ def test_what_does_not_belong_is_found(checkout, name, content, hook, words):
 def test_the_hooks_need_nothing_from_elsewhere(checkout):
     import yaml
 
-    repos = yaml.safe_load((checkout / ".pre-commit-config.yaml").read_text())["repos"]
+    repos = yaml.safe_load((checkout / ".pre-commit-config.yaml").read_bytes())["repos"]
     assert [one["repo"] for one in repos] == ["local"]
     assert {hook["language"] for one in repos for hook in one["hooks"]} == {"system"}
