@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trashsorting import dataset
-from trashsorting.core import SHIPPED_MODEL, DataError, card_path, read_card
+from trashsorting.core import SHIPPED_MODEL, DataError, read_card, write_card
 from trashsorting.curate import contradictions, crossing, find_groups, fingerprint_files, pack_prints, settle
 from trashsorting.dataset import Entry, Manifest, draw_picture, draw_sample, fold_by_hash, read_folder, split_by_hash
 
@@ -207,7 +207,7 @@ def tested(tmp_path) -> tuple[Path, Path]:
     model = tmp_path / "model.onnx"
     shutil.copyfile(SHIPPED_MODEL, model)
     card = read_card(SHIPPED_MODEL).model_copy(update={"fingerprints": pack_prints(prints)})
-    card_path(model).write_text(card.model_dump_json(), encoding="utf-8")
+    write_card(model, card)
     draw_sample(tmp_path / "test", 1, ("metal", "cardboard"))
     (tmp_path / "test/glass").mkdir()
     copy = draw_picture("glass", 2).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -232,7 +232,7 @@ def test_evaluate_counts_what_the_model_has_seen(tested, tmp_path):
 def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
     test, model = tested
     card = read_card(model)
-    card_path(model).write_text(card.model_copy(update={"fingerprints": ""}).model_dump_json(), encoding="utf-8")
+    write_card(model, card.model_copy(update={"fingerprints": ""}))
     refused = call("evaluate", test, "--model", model, "--unseen-only")
     assert refused.returncode == 1 and "does not say what it was trained on" in refused.stderr
     unsure = call("evaluate", test, "--model", model)
@@ -240,7 +240,7 @@ def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
 
     shutil.rmtree(test / "metal")
     shutil.rmtree(test / "cardboard")
-    card_path(model).write_text(card.model_dump_json(), encoding="utf-8")
+    write_card(model, card)
     nothing = call("evaluate", test, "--model", model, "--unseen-only")
     assert nothing.returncode == 1 and "nothing is left to test" in nothing.stderr
 

@@ -25,7 +25,7 @@ from trashsorting.calibrate import (
     mean_nll,
     upper_limit,
 )
-from trashsorting.core import SHIPPED_MODEL, Evaluation, ModelCard, ModelError, card_path, read_card
+from trashsorting.core import SHIPPED_MODEL, Evaluation, ModelCard, ModelError, read_card, write_card
 from trashsorting.dataset import draw_sample
 from trashsorting.evaluate import (
     N_BINS,
@@ -257,7 +257,7 @@ def model(tmp_path_factory) -> Path:
     model.write_bytes(SHIPPED_MODEL.read_bytes())
     plain = read_card(SHIPPED_MODEL)
     changed = {"temperature": plain.temperature * 3, "unsure_below": 0.75, "decision_note": "for a test"}
-    card_path(model).write_text(plain.model_copy(update=changed).model_dump_json(), encoding="utf-8")
+    write_card(model, plain.model_copy(update=changed))
     return model
 
 

@@ -12,7 +12,7 @@ import pytest
 from command import call
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
+from trashsorting.core import SHIPPED_MODEL, file_sha256, read_card, write_card
 from trashsorting.dataset import Manifest, apply_split, draw_sample, read_folder, split_by_hash
 from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
 from trashsorting.quantize import (
@@ -49,7 +49,7 @@ def float_of_the_sample(manifest, tmp_path_factory) -> Path:
     file, card = tmp_path_factory.mktemp("float") / "model.onnx", read_card(FLOAT)
     shutil.copyfile(FLOAT, file)
     of_sample = card.provenance.model_copy(update={"manifest_sha256": manifest.sha256})
-    card_path(file).write_text(card.model_copy(update={"provenance": of_sample}).model_dump_json(), encoding="utf-8")
+    write_card(file, card.model_copy(update={"provenance": of_sample}))
     return file
 
 

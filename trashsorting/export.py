@@ -260,8 +260,7 @@ def export_run(
     file = to_onnx(run.model, run.preprocessing.input_size, run.folder / "model.onnx")
     dls = make_dataloaders(run.manifest, run.preprocessing, run.config.batch_size, num_workers=0)
     check_parity(run.model, dls.valid, file)
-    card = make_card(file, run, score_file(file, run, progress))
-    write_card(file, card)
+    write_card(file, make_card(file, run, score_file(file, run, progress)))
     return file
 
 # %% ../nbs/07_export.ipynb #789fd068

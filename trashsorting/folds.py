@@ -78,7 +78,8 @@ def load_predictions(
 ) -> Predictions:
     "Read predictions. Raises `DataError` for a file that is missing, or that holds no predictions."
     try:
-        head, *rows = csv.reader(Path(path).read_text(encoding="utf-8").splitlines())
+        with open(path, newline="", encoding="utf-8") as stream:
+            head, *rows = csv.reader(stream)
         classes = tuple(name.removeprefix("logit:") for name in head[3:])
         if head[:3] != ["file", "label", "fold"] or not rows:
             raise ValueError(f"the columns are {', '.join(head)}")
@@ -155,7 +156,6 @@ def plot_mistakes(
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     classes: Labels,  # Names, in the order of the columns
     k: int = 12,  # How many at most, six in a row
-    path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw a contact sheet of the most confident mistakes; only the pictures that are drawn are opened."
     from matplotlib.figure import Figure
@@ -171,6 +171,4 @@ def plot_mistakes(
         said = probabilities[at].argmax()
         ax.set_title(f"{classes[targets[at]]}, not {classes[said]}\n({probabilities[at, said]:.0%} sure)", fontsize=9)
     figure.suptitle("most confident mistakes" if len(found) else "no mistakes")
-    if path:
-        figure.savefig(path, dpi=120)
     return figure
