@@ -40,7 +40,7 @@ def test_the_tree_passes_every_hook(checkout):
         ("data.bin", b"\0" * 2_100_000, "large-files", "data.bin (2051 KB) exceeds 2000 KB"),
         ("key.py", b'token = "' + b"ghp_" + b"a1B2" * 9 + b'"\n', "secrets", "GitHub Token"),
         ("tools/odd.py", b"x=1\n", "ruff-format", "1 file would be reformatted"),
-        ("tests/odd.py", b"import os\n", "ruff", "F401"),
+        ("tests/odd.py", b"import os\n", "ruff", "unused-import"),
         ("open.md", b"<<<<<<< one\n=======\n>>>>>>> two\n", "merge-conflicts", "Merge conflict string"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
