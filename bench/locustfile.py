@@ -7,7 +7,6 @@ table at the end, and its exit status is 1 after any failure.
 """
 
 import json
-import uuid
 from io import BytesIO
 from random import choice
 
@@ -15,22 +14,21 @@ import gevent
 from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 
-from trashsorting.dataset import draw_picture
+from trashsorting.client import encode_form
+from trashsorting.dataset import DRAW, draw_picture
 
 LONGEST_WAIT = 10.0  # Seconds that a user waits at most when asked to come back later
-BOUNDARY = uuid.uuid4().hex
-FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
-def form(label: str, size: tuple[int, int]) -> bytes:
-    """A request's body with one drawn picture, made once."""
+def form(label: str, size: tuple[int, int]) -> dict:
+    """A request's body with one drawn picture, and its header, made once."""
     stream = BytesIO()
     draw_picture(label, 0, (512, 384)).resize(size).save(stream, "JPEG", quality=90)
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{label}.jpg"\r\n\r\n'
-    return head.encode() + stream.getvalue() + f"\r\n--{BOUNDARY}--\r\n".encode()
+    body, kind = encode_form("file", [stream.getvalue()])
+    return {"data": body, "headers": {"content-type": kind}}
 
 
-SMALL = [form(label, (512, 384)) for label in ("cardboard", "glass", "metal", "paper", "plastic", "trash")]
+SMALL = [form(label, (512, 384)) for label in DRAW]
 LARGE = [form("glass", (4000, 3000))]
 gevent.get_hub().loop.update_now()  # Or the time that the drawing took would be taken off the run's.
 
@@ -80,11 +78,11 @@ class Somebody(FastHttpUser):
 
     @task(12)
     def predict(self) -> None:
-        self.ask("POST", "/api/predict", "predict", check_prediction, data=choice(SMALL), headers=FORM)  # noqa: S311
+        self.ask("POST", "/api/predict", "predict", check_prediction, **choice(SMALL))  # noqa: S311
 
     @task(1)
     def predict_large(self) -> None:
-        self.ask("POST", "/api/predict", "predict, 12 MP", check_prediction, data=choice(LARGE), headers=FORM)  # noqa: S311
+        self.ask("POST", "/api/predict", "predict, 12 MP", check_prediction, **choice(LARGE))  # noqa: S311
 
     @task(2)
     def explain(self) -> None:
@@ -93,7 +91,7 @@ class Somebody(FastHttpUser):
             insist(max(map(max, said["heat"])) > 0, "no part of the picture decided")
 
         if self.explains:
-            self.ask("POST", "/api/explain", "explain", check, data=choice(SMALL), headers=FORM)  # noqa: S311
+            self.ask("POST", "/api/explain", "explain", check, **choice(SMALL))  # noqa: S311
 
     @task(3)
     def health(self) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trashsorting.dataset import SUFFIXES, draw_picture
+from trashsorting.dataset import DRAW, SUFFIXES, draw_picture
 
 SMALL = (512, 384)
 LARGE = (4032, 3024)  # twelve megapixels
-CLASSES = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
 
 
 def add_noise(
@@ -47,7 +46,8 @@ def small_pictures(
 ) -> list[bytes]:  # JPEGs
     "Small pictures, spread over a folder."
     if folder is None:
-        drawn = [draw_picture(CLASSES[seed % len(CLASSES)], seed, SMALL) for seed in range(count)]
+        labels = list(DRAW)
+        drawn = [draw_picture(labels[seed % len(labels)], seed, SMALL) for seed in range(count)]
         return [to_jpeg(add_noise(picture, 4, seed)) for seed, picture in enumerate(drawn)]
     files = sorted(path for path in folder.rglob("*") if SUFFIXES.get(path.suffix.lower()) == "JPEG")
     if not files:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from http.client import HTTPConnection, HTTPException
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,8 +27,9 @@ from tempfile import TemporaryDirectory
 
 from pictures import large_pictures, small_pictures
 
-from trashsorting.core import read_settings
-from trashsorting.predictor import Predictor, count_cores
+from trashsorting.client import Client, ClientError
+from trashsorting.core import count_cores, read_settings
+from trashsorting.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("load.lua")
@@ -120,38 +120,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> int | None:
-    "The status code of an answer; None when nobody answers."
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+def predicts(port: int, picture: bytes) -> bool:
+    "Whether a picture is classified there by now."
     try:
-        connection.request(method, path, body, headers or {})
-        return connection.getresponse().status
-    except (OSError, HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
-def form(picture: bytes) -> tuple[bytes, dict[str, str]]:
-    "A picture as the body of a request, and its header."
-    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n\r\n'
-    return head + picture + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+        Client(f"http://127.0.0.1:{port}", retries=0).predict(picture)
+    except ClientError:
+        return False
+    return True
 
 
 @contextmanager
 def service(workers: int, picture: bytes) -> Iterator[tuple[int, int, float]]:
     "Run the service from this working tree: its port, its process, and seconds from start to first prediction."
-    port, body = free_port(), form(picture)
-    threads = str(max(1, count_cores() // workers))
+    port, threads = free_port(), str(max(1, count_cores() // workers))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRASHSORTING_THREADS": threads}
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
     start = time.perf_counter()
-    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
-            while ask(port, "POST", "/api/predict", *body) != 200:
+            while not predicts(port, picture):
                 if process.poll() is not None or time.perf_counter() - start > 60:
-                    raise SystemExit(f"the service did not start:\n{Path(log.name).read_text()}")
+                    raise SystemExit(f"the service did not start:\n{Path(log.name).read_text(encoding='utf-8')}")
                 time.sleep(0.01)
             yield port, process.pid, time.perf_counter() - start
         finally:
@@ -161,20 +151,20 @@ def service(workers: int, picture: bytes) -> Iterator[tuple[int, int, float]]:
 
 def family(pid: int) -> list[int]:
     "The processes that answer: the service's children that hold a model, or itself where it has none."
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return workers or [pid]
 
 
 def memory(pid: int) -> float:
     "The largest resident memory of a process that answers, megabytes."
-    pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid)]
+    pages = [int(Path(f"/proc/{one}/statm").read_text(encoding="utf-8").split()[1]) for one in family(pid)]
     return max(pages) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 def processor_time(pid: int) -> float:
     "What the processes that answer have used so far, seconds."
-    fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in family(pid)]
+    fields = [Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for one in family(pid)]
     return sum(int(user) + int(system) for *_, user, system in (one[:13] for one in fields)) / os.sysconf("SC_CLK_TCK")
 
 

@@ -46,7 +46,7 @@ class Server:
 
     def said(self) -> str:
         """What it has written to its log so far."""
-        return self.log.read_text()
+        return self.log.read_text(encoding="utf-8")
 
     def lines(self) -> list[dict]:
         """What it has logged so far, a line of JSON each."""
@@ -54,7 +54,7 @@ class Server:
 
     def workers(self) -> list[int]:
         """The processes that answer."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="utf-8").split()
         named = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
         return [pid for pid, command in named.items() if b"spawn_main" in command] or [self.pid]
 
@@ -63,24 +63,24 @@ def wait_for_address(process: subprocess.Popen, log: Path) -> str:
     """Where the service answers, once it says so."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"(?:ready|answers) at (http://127\.0\.0\.1:\d+)", log.read_text()):
+        if found := re.search(r"(?:ready|answers) at (http://127\.0\.0\.1:\d+)", log.read_text(encoding="utf-8")):
             return found[1]
         time.sleep(0.05)
-    raise AssertionError(f"the service did not start:\n{log.read_text()}")
+    raise AssertionError(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
 
 
 @contextmanager
 def running(log: Path, workers: int = 1, **environment: str) -> Iterator[Server]:
     """Run the service as a deployment does, on loopback and a free port, with these environment variables."""
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", "0", "--workers", str(workers)]
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **environment})
     try:
         yield Server(wait_for_address(process, log), log, process)
     finally:
         process.terminate()
         try:
-            assert process.wait(timeout=40) == 0, log.read_text()
+            assert process.wait(timeout=40) == 0, log.read_text(encoding="utf-8")
         finally:
             process.kill()
 

@@ -62,7 +62,7 @@ def object_store(log: Path) -> Iterator[Store]:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     words = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory", "-external-url", url]
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen([binary(), *words, "-log-level", "error"], stdout=stream, stderr=stream)
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -73,7 +73,7 @@ def object_store(log: Path) -> Iterator[Store]:
             except httpx.TransportError:
                 time.sleep(0.05)
         else:
-            raise AssertionError(f"the object store did not start:\n{log.read_text()}")
+            raise AssertionError(f"the object store did not start:\n{log.read_text(encoding='utf-8')}")
         yield Store(url)
     finally:
         process.kill()

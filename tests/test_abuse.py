@@ -57,7 +57,7 @@ def check_fault(answer: httpx.Response) -> str:
 
 def memory(pid: int, what: str = "VmRSS") -> float:
     """Of a process, megabytes."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
 
 
@@ -723,7 +723,9 @@ schemathesis.openapi.format("binary", st.sampled_from(PICTURES) | st.binary())
 
 def test_schemathesis(serve, tmp_path):
     "The OpenAPI document, taken at its word: with pictures in the forms, and without."
-    (tmp_path / "pictures.py").write_text(HOOKS % [b64encode(data).decode() for data in (GLASS, JPEG, b"GIF89a")])
+    (tmp_path / "pictures.py").write_text(
+        HOOKS % [b64encode(data).decode() for data in (GLASS, JPEG, b"GIF89a")], encoding="utf-8"
+    )
     # No schema says which bytes are a photograph: the check that all valid data is accepted has nothing to go by.
     command = [Path(sys.executable).parent / "schemathesis", "run", "--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", str(SCHEMATHESIS), "--seed", "1", "--request-timeout", "30", "--no-color"]

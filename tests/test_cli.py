@@ -66,7 +66,7 @@ def test_help_teaches_every_command():
     ],
 )
 def test_errors_are_a_sentence_on_standard_error(words, said, sample, tmp_path):
-    (sample / "dev.csv").write_text("file,label,split\nglass/glass000.png,glass,dev\n")
+    (sample / "dev.csv").write_text("file,label,split\nglass/glass000.png,glass,dev\n", encoding="utf-8")
     done = call_here(*(word.format(sample=sample, empty=tmp_path) for word in words))
     assert done.returncode != 0
     assert done.stdout == ""
@@ -136,7 +136,7 @@ def test_a_bad_file_does_not_spoil_the_rest(sample, tmp_path):
 
 def test_evaluate_writes_the_contract(sample, tmp_path):
     done = call("evaluate", sample, "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_bytes())
     assert done.returncode == 0, done.stderr
     wanted = {"accuracy", "accuracy_interval", "macro_f1", "per_class", "confusion", "classes", "n", "ms_per_image"}
     assert wanted <= figures.keys()
@@ -150,7 +150,7 @@ def test_evaluate_takes_fewer_classes_and_names_unknown_ones(sample, tmp_path):
     draw_sample(tmp_path / "few", 2, ("glass", "paper"))
     done = call("evaluate", tmp_path / "few", "--json", tmp_path / "few.json")
     assert done.returncode == 0
-    figures = json.loads((tmp_path / "few.json").read_text())
+    figures = json.loads((tmp_path / "few.json").read_bytes())
     assert figures["per_class"]["metal"]["support"] == 0
     present = [figures["per_class"][label]["f1"] for label in ("glass", "paper")]
     assert figures["macro_f1"] == pytest.approx(sum(present) / 2)
@@ -168,7 +168,7 @@ def test_a_split_chooses_the_part(sample, tmp_path):
         "evaluate", sample, "--split", tmp_path / "manifest.csv", "--part", "val", "--json", tmp_path / "val.json"
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "val.json").read_text())["n"] == 6
+    assert json.loads((tmp_path / "val.json").read_bytes())["n"] == 6
     absent = call("evaluate", sample, "--split", tmp_path / "manifest.csv", "--part", "test")
     assert absent.returncode == 1 and b"no photograph is in part 'test'; there is train, val" in absent.stderr
 
@@ -214,7 +214,7 @@ def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
     [["evaluate", "{sample}", "--json"], ["evaluate", "{sample}", "--predictions"], ["stress", "{sample}", "--json"]],
 )
 def test_a_place_that_cannot_be_written_is_named_before_the_work(words, sample, tmp_path):
-    (tmp_path / "notes").write_text("a file, and no folder")
+    (tmp_path / "notes").write_text("a file, and no folder", encoding="utf-8")
     target = tmp_path / "notes" / "x.json"
     done = call_here(*(word.format(sample=sample) for word in words), target)
     assert (done.returncode, done.stdout) == (1, "")
@@ -229,7 +229,7 @@ def test_a_folder_is_made_for_what_is_written(sample, tmp_path):
     figures, said = tmp_path / "new" / "figures.json", tmp_path / "newer" / "still" / "said.csv"
     done = call_here("evaluate", sample, "--json", figures, "--predictions", said)
     assert done.returncode == 0, done.stderr
-    assert json.loads(figures.read_text())["n"] == 12 and len(said.read_text().splitlines()) == 13
+    assert json.loads(figures.read_bytes())["n"] == 12 and len(said.read_text(encoding="utf-8").splitlines()) == 13
     assert call_here("evaluate", sample / "nowhere", "--json", "/dev/null").stderr.startswith("trashsorting: ")
     assert call_here("evaluate", sample, "--json", "/dev/null").returncode == 0
 
@@ -238,7 +238,7 @@ def test_stress_names_what_it_leaves_out(tmp_path):
     draw_sample(tmp_path / "few", 2, ("glass", "paper"))
     for n in range(20):
         draw_picture("glass", n).save(tmp_path / "few" / "glass" / f"more{n}.png")
-    (tmp_path / "few" / "glass" / "notes.jpg").write_text("no picture")
+    (tmp_path / "few" / "glass" / "notes.jpg").write_text("no picture", encoding="utf-8")
     told = [
         call_here(command, tmp_path / "few", "--json", tmp_path / f"{command}.json")
         for command in ("evaluate", "stress")
@@ -247,7 +247,7 @@ def test_stress_names_what_it_leaves_out(tmp_path):
     evaluated, stressed = ([line for line in done.stderr.splitlines() if "left out" in line] for done in told)
     assert stressed == evaluated and len(stressed) == 1
     assert stressed[0].startswith("left out: glass/notes.jpg: not a picture in an accepted format")
-    assert json.loads((tmp_path / "stress.json").read_text())["robustness"]["n"] == 24
+    assert json.loads((tmp_path / "stress.json").read_bytes())["robustness"]["n"] == 24
 
 
 def test_a_folder_is_searched_for_files_only(sample, tmp_path):

@@ -50,7 +50,7 @@ ELSEWHERE = {
 
 def blocks(page: Path, language: str) -> list[str]:
     "The fenced blocks of a language in a notebook's text."
-    cells = json.loads(page.read_text())["cells"]
+    cells = json.loads(page.read_bytes())["cells"]
     text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
@@ -115,4 +115,4 @@ def test_the_table_is_about_what_is_written():
         )
     for place in ELSEWHERE.values():
         name, function = place.split("::")
-        assert f"def {function}" in (ROOT / "tests" / name).read_text(), place
+        assert f"def {function}" in (ROOT / "tests" / name).read_text(encoding="utf-8"), place

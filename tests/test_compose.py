@@ -15,9 +15,9 @@ from trashsorting.dataset import draw_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 MONITORING = ROOT / "dockerfiles" / "monitoring"
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yaml").read_bytes())
 SERVICES = COMPOSE["services"]
-DASHBOARD = json.loads((MONITORING / "dashboards" / "trashsorting.json").read_text())
+DASHBOARD = json.loads((MONITORING / "dashboards" / "trashsorting.json").read_bytes())
 
 
 def questions() -> dict[str, str]:
@@ -27,7 +27,7 @@ def questions() -> dict[str, str]:
         for panel in DASHBOARD["panels"]
         for target in panel["targets"]
     }
-    rules = yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
+    rules = yaml.safe_load((MONITORING / "rules.yaml").read_bytes())["groups"]
     return panels | {rule["alert"]: rule["expr"] for group in rules for rule in group["rules"]}
 
 
@@ -80,22 +80,22 @@ def test_compose_names_what_is_there():
 
 
 def test_they_find_each_other():
-    prometheus = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    prometheus = yaml.safe_load((MONITORING / "prometheus.yaml").read_bytes())
     (job,) = prometheus["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     host, port = target.split(":")
     assert host in SERVICES and SERVICES[host]["ports"][0].endswith(f":{port}")
     mounted = {volume.split(":")[1] for service in SERVICES.values() for volume in service.get("volumes", [])}
     assert {f"/etc/prometheus/{name}" for name in ("prometheus.yaml", *prometheus["rule_files"])} <= mounted
-    (source,) = yaml.safe_load((MONITORING / "grafana.yaml").read_text())["datasources"]
+    (source,) = yaml.safe_load((MONITORING / "grafana.yaml").read_bytes())["datasources"]
     assert source["url"] == "http://prometheus:9090" and SERVICES["prometheus"]["ports"][0].endswith(":9090")
     assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
-    (provider,) = yaml.safe_load((MONITORING / "provider.yaml").read_text())["providers"]
+    (provider,) = yaml.safe_load((MONITORING / "provider.yaml").read_bytes())["providers"]
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert provider["options"]["path"] in mounted and home.startswith(provider["options"]["path"])
     assert (MONITORING / "dashboards" / Path(home).name).is_file()
 
 
 def test_prometheus_is_up_to_the_rules():
-    jobs = {job["job_name"] for job in yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]}
+    jobs = {job["job_name"] for job in yaml.safe_load((MONITORING / "prometheus.yaml").read_bytes())["scrape_configs"]}
     assert set(re.findall(r'job="([^"]*)"', " ".join(questions().values()))) <= jobs

@@ -68,7 +68,7 @@ def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
     words, folder = crossval
     refused = call(*words)
     assert refused.returncode != 0 and "holds a finished cross-validation already" in refused.stderr
-    was = (folder / "mean" / "run.json").read_text()
+    was = (folder / "mean" / "run.json").read_text(encoding="utf-8")
     (folder / "decided.json").unlink()
     (folder / "mean" / "run.json").unlink()
     (folder / "fold1" / "run.json").unlink()
@@ -76,7 +76,7 @@ def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
     done = call(*words)
     assert done.returncode == 0, done.stderr
     assert (folder / "fold0" / "checkpoint.pth").stat().st_mtime_ns == first
-    now = json.loads((folder / "mean" / "run.json").read_text())
+    now = json.loads((folder / "mean" / "run.json").read_bytes())
     assert now["decided"]["temperature"] == pytest.approx(json.loads(was)["decided"]["temperature"], rel=1e-3)
 
 
@@ -94,14 +94,14 @@ def test_a_fold_that_learned_from_something_else_does_not_go_on(crossval):
     words, folder = crossval
     (folder / "decided.json").unlink(missing_ok=True)
     file = folder / "fold1" / "run.json"
-    was = json.loads(file.read_text())
+    was = json.loads(file.read_bytes())
     others = {"composites": "1 of each of 9 of 12 photographs", "weights": f"{was['weights']}; taught by 2 runs"}
     for name, other in others.items():
-        file.write_text(json.dumps(was | {name: other}))
+        file.write_text(json.dumps(was | {name: other}), encoding="utf-8")
         refused = call(*words)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert f"fold1 was trained with {name}={other!r}, not {was[name]!r}: choose another folder" in refused.stderr
-    file.write_text(json.dumps(was, indent=2) + "\n")
+    file.write_text(json.dumps(was, indent=2) + "\n", encoding="utf-8")
     taught = call(*words, "-p", "teachers", folder)
     assert taught.returncode == 1
     wanted = f"{was['weights']}; taught by 3 runs"  # the folds and their mean
@@ -126,6 +126,6 @@ def test_a_mixture_takes_over_what_was_decided_or_is_not_made(crossval, tmp_path
     assert refused.returncode != 0 and "of a finished cross-validation?" in refused.stderr
     assert not (tmp_path / "none").exists()
     assert call("mix", *runs, "--out", tmp_path / "twice", "--crossval", folder).returncode == 0
-    told = json.loads((tmp_path / "twice" / "run.json").read_text())["decided"]
-    decided = json.loads((folder / "decided.json").read_text())
+    told = json.loads((tmp_path / "twice" / "run.json").read_bytes())["decided"]
+    decided = json.loads((folder / "decided.json").read_bytes())
     assert told["unsure_below"] == decided["unsure_below"] and "cross_validation" not in told

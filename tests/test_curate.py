@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trashsorting import dataset
-from trashsorting.core import SHIPPED_MODEL, DataError, card_path, read_card
+from trashsorting.core import SHIPPED_MODEL, DataError, read_card, write_card
 from trashsorting.curate import contradictions, crossing, find_groups, fingerprint_files, pack_prints, settle
 from trashsorting.dataset import Entry, Manifest, draw_picture, draw_sample, fold_by_hash, read_folder, split_by_hash
 
@@ -59,14 +59,14 @@ def planted(tmp_path_factory) -> Path:
 def test_the_command_finds_what_was_planted(planted, tmp_path):
     done = call("data", "check", planted, "--out", tmp_path / "check")
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "check" / "groups.csv") as stream:
+    with open(tmp_path / "check" / "groups.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     group = {row["file"]: row["group"] for row in rows}
     for name, (original, label, _) in PLANTED.items():
         assert group[f"{label}/{name}.jpg"] == group[f"{original}.png"], name
     assert "labels to look at" in done.stdout and (tmp_path / "check" / "labels.csv").is_file()
 
-    with open(tmp_path / "check" / "split.csv") as stream:
+    with open(tmp_path / "check" / "split.csv", encoding="utf-8") as stream:
         part = {row["file"]: row["split"] for row in csv.DictReader(stream)}
     assert part["paper/misnamed.jpg"] == part["metal/metal005.png"] == "none"
     for number in set(group.values()):
@@ -91,7 +91,7 @@ def test_strict_and_the_split_that_is_brought_along(planted, tmp_path):
     rows = ["file,label,split"]
     for path in sorted(planted.glob("*/*")):
         rows.append(f"{path.parent.name}/{path.name},{path.parent.name},{'val' if path.suffix == '.jpg' else 'train'}")
-    (tmp_path / "split.csv").write_text("\n".join(rows))
+    (tmp_path / "split.csv").write_text("\n".join(rows), encoding="utf-8")
     done = call("data", "check", planted, "--hashes-only", "--split", tmp_path / "split.csv", "--strict")
     assert done.returncode == 1 and done.stderr == ""
     assert any(
@@ -107,7 +107,7 @@ def test_the_report_is_markdown_with_its_pictures(planted, tmp_path):
     words = ["data", "report", tmp_path / "now", "--hashes-only", "--against", tmp_path / "before.csv"]
     done = call(*words, "--out", tmp_path / "report")
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     for said in (
         "# Data report: 31 photographs of 3 classes",
         "1 photographs added",
@@ -207,7 +207,7 @@ def tested(tmp_path) -> tuple[Path, Path]:
     model = tmp_path / "model.onnx"
     shutil.copyfile(SHIPPED_MODEL, model)
     card = read_card(SHIPPED_MODEL).model_copy(update={"fingerprints": pack_prints(prints)})
-    card_path(model).write_text(card.model_dump_json())
+    write_card(model, card)
     draw_sample(tmp_path / "test", 1, ("metal", "cardboard"))
     (tmp_path / "test/glass").mkdir()
     copy = draw_picture("glass", 2).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -219,12 +219,12 @@ def test_evaluate_counts_what_the_model_has_seen(tested, tmp_path):
     test, model = tested
     done = call("evaluate", test, "--model", model, "--json", tmp_path / "all.json")
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "all.json").read_text())
+    figures = json.loads((tmp_path / "all.json").read_bytes())
     assert (figures["n"], figures["n_seen"]) == (3, 1) and figures["unseen_accuracy"] is not None
     assert "seen in training: 1 of 3 (by fingerprint), accuracy without them" in done.stdout
 
     rest = call("evaluate", test, "--model", model, "--unseen-only", "--json", tmp_path / "unseen.json")
-    figures = json.loads((tmp_path / "unseen.json").read_text())
+    figures = json.loads((tmp_path / "unseen.json").read_bytes())
     assert (figures["n"], figures["n_seen"], figures["accuracy"]) == (2, 0, figures["unseen_accuracy"])
     assert "left out: glass/copy.jpg: the model was trained on it, or nearly" in rest.stderr
 
@@ -232,7 +232,7 @@ def test_evaluate_counts_what_the_model_has_seen(tested, tmp_path):
 def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
     test, model = tested
     card = read_card(model)
-    card_path(model).write_text(card.model_copy(update={"fingerprints": ""}).model_dump_json())
+    write_card(model, card.model_copy(update={"fingerprints": ""}))
     refused = call("evaluate", test, "--model", model, "--unseen-only")
     assert refused.returncode == 1 and "does not say what it was trained on" in refused.stderr
     unsure = call("evaluate", test, "--model", model)
@@ -240,7 +240,7 @@ def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
 
     shutil.rmtree(test / "metal")
     shutil.rmtree(test / "cardboard")
-    card_path(model).write_text(card.model_dump_json())
+    write_card(model, card)
     nothing = call("evaluate", test, "--model", model, "--unseen-only")
     assert nothing.returncode == 1 and "nothing is left to test" in nothing.stderr
 
@@ -272,7 +272,7 @@ def test_a_set_that_holds_the_other_again_is_found(tmp_path, monkeypatch):
             made.write(path, path.relative_to(theirs.parent))
     monkeypatch.setattr(dataset, "fetch_archive", lambda repository: archive)
     listed = ["rootstrap-org/waste-classifier", {"name": "ours", "where": "ours", "licence": "CC0"}]
-    (tmp_path / "sources.json").write_text(json.dumps(listed))
+    (tmp_path / "sources.json").write_text(json.dumps(listed), encoding="utf-8")
 
     manifest = dataset.open_manifest(tmp_path / "sources.json", tmp_path / "joined")
     assert manifest.labels == LABELS and len(manifest.entries) == 36
@@ -291,7 +291,7 @@ def test_a_set_that_holds_the_other_again_is_found(tmp_path, monkeypatch):
 
 def test_a_manifest_of_before_is_still_read(tmp_path):
     text = "file,label,split,sha256,width,height\nglass/a.png,glass,train,00,160,120\n"
-    (tmp_path / "old.csv").write_text(text)
+    (tmp_path / "old.csv").write_text(text, encoding="utf-8")
     manifest = dataset.manifest_from_csv(tmp_path / "old.csv", tmp_path)
     assert manifest.entries[0].source == "" and manifest.to_csv() == text
 
@@ -351,17 +351,19 @@ def test_the_known_groups_of_trashnet(tmp_path, capsys):
     images, split = Path(TRASHNET) / "images", Path(TRASHNET) / "split.csv"
     if not ALL_PHOTOGRAPHS:
         wanted = {file for pair in KNOWN_COPIES + KNOWN_THINGS for file in pair}
-        rows = list(csv.DictReader(split.open()))
+        rows = list(csv.DictReader(split.open(encoding="utf-8")))
         rows = [row for at, row in enumerate(rows) if at % 8 == 0 or row["file"] in wanted]
         for row in rows:
             (tmp_path / "some" / row["file"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(images / row["file"], tmp_path / "some" / row["file"])
         images, split = tmp_path / "some", tmp_path / "some.csv"
-        split.write_text("file,label,split\n" + "".join(f"{','.join(row.values())}\n" for row in rows))
+        split.write_text(
+            "file,label,split\n" + "".join(f"{','.join(row.values())}\n" for row in rows), encoding="utf-8"
+        )
     words = ["data", "check", images, "--split", split, "--out", tmp_path]
     done = call(*words)
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "groups.csv") as stream:
+    with open(tmp_path / "groups.csv", encoding="utf-8") as stream:
         group = {row["file"]: (row["group"], row["done"]) for row in csv.DictReader(stream)}
     for one, other in KNOWN_COPIES + KNOWN_THINGS:
         assert group[one][0] == group[other][0], (one, other)

@@ -61,7 +61,7 @@ def test_a_damaged_zip_leaves_what_an_earlier_one_brought(sample, tmp_path):
 def test_a_zip_replaces_nothing_that_no_zip_brought(sample, tmp_path):
     archive, mine = pack(sample, tmp_path / "photos.zip"), tmp_path / "mine"
     (mine / "glass").mkdir(parents=True)
-    (mine / "glass/thesis.txt").write_text("years of work")
+    (mine / "glass/thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(DataError, match=r"mine: 'glass' is there already; .* another folder"):
         unpack(archive, mine)
     assert [path.name for path in mine.rglob("*")] == ["glass", "thesis.txt"]
@@ -122,10 +122,10 @@ def test_a_name_that_is_not_utf_8_is_left_out_with_the_reason(tmp_path):
 )
 def test_a_manifest_that_contradicts_itself_is_refused(more, said, tmp_path):
     head = "file,label,split,sha256,width,height\nglass/a.png,glass,train,00,160,120\n"
-    (tmp_path / "old.csv").write_text(f"{head}{more}\n")
+    (tmp_path / "old.csv").write_text(f"{head}{more}\n", encoding="utf-8")
     with pytest.raises(DataError, match=said):
         manifest_from_csv(tmp_path / "old.csv", tmp_path)
     undecided = more.replace("a.png", "b.png").replace(",vall,", ",,").replace(",val,", ",,")
-    (tmp_path / "old.csv").write_text(f"{head}{undecided}\n")
+    (tmp_path / "old.csv").write_text(f"{head}{undecided}\n", encoding="utf-8")
     read: Manifest = manifest_from_csv(tmp_path / "old.csv", tmp_path)
     assert [(entry.file, entry.split) for entry in read.entries] == [("glass/a.png", "train"), ("glass/b.png", "")]

@@ -194,7 +194,7 @@ def photographs() -> list[Path]:
     if "TRASHNET" not in os.environ:
         pytest.skip("!!! TRASHNET is unset: reduced decoding was not compared on photographs")
     folder = Path(os.environ["TRASHNET"])
-    with (folder / "split.csv").open() as stream:
+    with (folder / "split.csv").open(encoding="utf-8") as stream:
         files = [folder / "images" / row["file"] for row in csv.DictReader(stream) if row["split"] == "val"]
     return files[:: max(1, len(files) // PHOTOGRAPHS)]
 

@@ -39,9 +39,9 @@ class Checkout:
         shutil.copy(ROOT / ".dvcignore", folder)
         if not (folder / ".git").exists():
             self.run("git", "init", "-q")
-            (folder / ".gitignore").write_text("/data\n")
+            (folder / ".gitignore").write_text("/data\n", encoding="utf-8")
         local = f"['remote \"gcs\"']\n    url = {bucket}\n"
-        (folder / ".dvc" / "config.local").write_text(local)
+        (folder / ".dvc" / "config.local").write_text(local, encoding="utf-8")
 
     def start(self, *words) -> subprocess.Popen:
         return subprocess.Popen(
@@ -89,7 +89,7 @@ def push_for_jobs(checkout: Checkout) -> str:
     programs = checkout.folder / "tools"
     programs.mkdir(exist_ok=True)
     shutil.copy(ROOT / "tools/push_data", programs)
-    (programs / "gcloud").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "gcloud").write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
     (programs / "gcloud").chmod(0o755)
     places = os.pathsep.join([str(programs), str(COMMAND.parent), os.environ["PATH"]])
     done = subprocess.run(
@@ -112,11 +112,11 @@ def test_push_clone_pull_and_back_to_the_older_version(store, tmp_path):
     ours = Checkout(tmp_path / "ours", store, bucket)
     draw(ours, 2)
     named = tracked_version(ours.folder / "data")
-    assert named == yaml.safe_load((ours.folder / "data.dvc").read_text())["outs"][0]["md5"]
+    assert named == yaml.safe_load((ours.folder / "data.dvc").read_bytes())["outs"][0]["md5"]
     address = f"gs://jobs/data/{named.removesuffix('.dir')}"
     assert push_for_jobs(ours) == address
     assert "13 files sent" in ours.run(COMMAND, "data", "push")
-    note = yaml.safe_load((ours.folder / "data.dvc").read_text())["outs"][0]
+    note = yaml.safe_load((ours.folder / "data.dvc").read_bytes())["outs"][0]
     assert all(one["cloud"]["gcs"]["version_id"] for one in note["files"])
     assert tracked_version(ours.folder / "data") == data_version(ours.folder / "data") == named
     assert push_for_jobs(ours) == address
@@ -222,15 +222,17 @@ def test_what_cannot_be_reached_is_one_sentence_with_the_ways_out(store, closed_
         said = refused(ours, word)
         assert said.startswith("trashsorting: gs://trash_classification_data cannot be used: there is no such bucket;")
 
-    (ours.folder / ".dvc/config.local").write_text(f"['remote \"gcs\"']\n    url = {store.make_bucket('empty')}\n")
+    (ours.folder / ".dvc/config.local").write_text(
+        f"['remote \"gcs\"']\n    url = {store.make_bucket('empty')}\n", encoding="utf-8"
+    )
     assert "data was never pushed there" in refused(ours, "pull")
 
     (ours.folder / ".dvc/config.local").write_text(
-        "['remote \"gcs\"']\n    url = gs://empty\n    credentialpath = nowhere.json\n"
+        "['remote \"gcs\"']\n    url = gs://empty\n    credentialpath = nowhere.json\n", encoding="utf-8"
     )
     assert "its credentials cannot be read" in refused(ours, "pull")
 
-    (ours.folder / ".dvc/config.local").write_text("['remote \"gcs\"']\n    url = gs://empty\n")
+    (ours.folder / ".dvc/config.local").write_text("['remote \"gcs\"']\n    url = gs://empty\n", encoding="utf-8")
     ours.environment |= {**closed_door.environment, **QUIET}
     assert "no credentials that may read it were found" in refused(ours, "pull")
 
@@ -241,9 +243,9 @@ def test_without_a_note_or_a_repository(tmp_path):
 
 
 def test_the_default_remote_keeps_versions():
-    config = (ROOT / ".dvc" / "config").read_text()
+    config = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
     assert "url = gs://" in config and "version_aware = true" in config
-    (out,) = yaml.safe_load((ROOT / "data.dvc").read_text())["outs"]
+    (out,) = yaml.safe_load((ROOT / "data.dvc").read_bytes())["outs"]
     assert out["path"] == "data"
 
 

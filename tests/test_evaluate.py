@@ -25,7 +25,7 @@ from trashsorting.calibrate import (
     mean_nll,
     upper_limit,
 )
-from trashsorting.core import SHIPPED_MODEL, Evaluation, ModelCard, ModelError, card_path, read_card
+from trashsorting.core import SHIPPED_MODEL, Evaluation, ModelCard, ModelError, read_card, write_card
 from trashsorting.dataset import draw_sample
 from trashsorting.evaluate import (
     N_BINS,
@@ -257,7 +257,7 @@ def model(tmp_path_factory) -> Path:
     model.write_bytes(SHIPPED_MODEL.read_bytes())
     plain = read_card(SHIPPED_MODEL)
     changed = {"temperature": plain.temperature * 3, "unsure_below": 0.75, "decision_note": "for a test"}
-    card_path(model).write_text(plain.model_copy(update=changed).model_dump_json())
+    write_card(model, plain.model_copy(update=changed))
     return model
 
 
@@ -297,7 +297,7 @@ def test_the_temperature_is_applied_and_names_the_same_class(model, sets):
 def test_evaluate_prints_what_the_card_allows(model, sets, tmp_path):
     done = call("evaluate", sets[0], "--json", tmp_path / "one.json", "--model", model)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "one.json").read_text())
+    figures = json.loads((tmp_path / "one.json").read_bytes())
     said = json.loads(call("predict", sets[0], "--json", "--model", model).stdout)
     assert figures["coverage"] == pytest.approx(np.mean([not one["unsure"] for one in said]))
     assert figures["unsure_below"] == 0.75 and 0 <= figures["ece"] <= 1 and figures["bootstrap"]["units"] == 12
@@ -308,7 +308,7 @@ def test_evaluate_prints_what_the_card_allows(model, sets, tmp_path):
 def test_evaluate_puts_several_folders_side_by_side(model, sets, tmp_path):
     done = call("evaluate", *sets, "--json", tmp_path / "both.json", "--model", model)
     assert done.returncode == 0, done.stderr
-    both = json.loads((tmp_path / "both.json").read_text())
+    both = json.loads((tmp_path / "both.json").read_bytes())
     assert list(both) == [str(folder) for folder in sets]
     assert [one["n"] for one in both.values()] == [12, 6]
     lines = done.stdout.splitlines()
@@ -317,7 +317,7 @@ def test_evaluate_puts_several_folders_side_by_side(model, sets, tmp_path):
         assert f"{both[str(folder)]['accuracy']:.3f}" in next(line for line in lines if line.startswith(str(folder)))
     alone = call("evaluate", sets[1], "--json", tmp_path / "alone.json", "--model", model)
     assert alone.returncode == 0
-    same = json.loads((tmp_path / "alone.json").read_text())
+    same = json.loads((tmp_path / "alone.json").read_bytes())
     assert {**same, "ms_per_image": 0} == {**both[str(sets[1])], "ms_per_image": 0}
 
 
@@ -328,4 +328,4 @@ def test_a_split_is_the_first_folders(model, sets, tmp_path):
         "evaluate", *sets, "--split", tmp_path / "manifest.csv", "--json", tmp_path / "b.json", "--model", model
     )
     assert done.returncode == 0, done.stderr
-    assert [one["n"] for one in json.loads((tmp_path / "b.json").read_text()).values()] == [6, 6]
+    assert [one["n"] for one in json.loads((tmp_path / "b.json").read_bytes()).values()] == [6, 6]

@@ -228,7 +228,7 @@ def test_a_key_is_wanted_where_it_costs_something(serve):
 def test_a_proxy_in_the_environment_is_not_asked_about_ourselves(serve):
     """Containers are given one by Docker's settings. The line that the service is ready, and the health check."""
     proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
-    text = (Path(__file__).parents[1] / "dockerfiles" / "api.dockerfile").read_text()
+    text = (Path(__file__).parents[1] / "dockerfiles" / "api.dockerfile").read_text(encoding="utf-8")
     check = json.loads(re.search(r"HEALTHCHECK .*\\\n *CMD (.*)", text)[1])
     with serve(**proxies) as server:
         environment = {**os.environ, **proxies, "PORT": server.url.rpartition(":")[2]}
@@ -407,7 +407,7 @@ def test_a_service_without_heic_says_so_and_promises_nothing(serve, client, tmp_
     """As in an image that was built with HEIC=0; the other service, beside it, has it."""
     load_plugin("HEIF")
     heic, avif = (encode(draw_picture("glass", 0, (256, 192)), format) for format in ("HEIF", "AVIF"))
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pillow_heif'] = None")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pillow_heif'] = None", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with serve(PYTHONPATH=path) as server, httpx.Client(base_url=server.url, timeout=60) as without:
         refused, text, fine = (predict(without, data) for data in (heic, b"a green bottle", avif))

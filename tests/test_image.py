@@ -88,9 +88,9 @@ def store(tmp_path_factory, request) -> Iterator[Store]:
     check(run("git", *identity, "commit", "--quiet", "--allow-empty", "--message", "first", cwd=source))
     for name in PRIVATE:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text(MARK)
+        (source / name).write_text(MARK, encoding="utf-8")
     store = Store(Path(mkdtemp(prefix="images-")), source)  # podman takes no path of more than 50 characters
-    (store.folder / "containers.conf").write_text(PODMAN)
+    (store.folder / "containers.conf").write_text(PODMAN, encoding="utf-8")
     start = time.perf_counter()
     try:
         check(run(source / "tools" / "build_image", "api", store.folder, timeout=BUILD_SECONDS))
@@ -180,7 +180,7 @@ def test_it_says_what_it_is(store):
 
 
 def test_it_is_small(store, request):
-    recipe = (store.source / "dockerfiles" / "api.dockerfile").read_text()
+    recipe = (store.source / "dockerfiles" / "api.dockerfile").read_text(encoding="utf-8")
     base = re.search(r"^FROM (\S+)", recipe, re.MULTILINE)[1]
     megabytes = (store.about(IMAGE)["Size"] - store.about(f"docker.io/library/{base}")["Size"]) / 1e6
     tell(request, f"{megabytes:.0f} MB beyond the base")

@@ -108,7 +108,7 @@ def login(tmp_path, monkeypatch):
     "Workload identity federation, as a GitHub workflow has it: a file's token is exchanged, here by the stand-in."
 
     def log_in(address, path="/token"):
-        (tmp_path / "github-token").write_text("signed-by-github")
+        (tmp_path / "github-token").write_text("signed-by-github", encoding="utf-8")
         account = {
             "type": "external_account",
             "universe_domain": "example.test",  # Google's own would be asked where the account may be used
@@ -117,7 +117,7 @@ def login(tmp_path, monkeypatch):
             "token_url": f"{address}{path}",
             "credential_source": {"file": str(tmp_path / "github-token")},
         }
-        (tmp_path / "account.json").write_text(json.dumps(account))
+        (tmp_path / "account.json").write_text(json.dumps(account), encoding="utf-8")
         for name, value in {
             "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
             "GOOGLE_CLOUD_PROJECT": "my-project",
@@ -163,7 +163,7 @@ def test_what_a_dry_run_prints_is_what_is_sent(login):
 
 def test_the_request_in_full(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
-    (tmp_path / "data.dvc").write_text((ROOT / "data.dvc").read_text())
+    (tmp_path / "data.dvc").write_text((ROOT / "data.dvc").read_text(encoding="utf-8"), encoding="utf-8")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "data"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
@@ -198,7 +198,7 @@ def test_the_request_in_full(tmp_path, monkeypatch):
         },
         "labels": {"app": "trashsorting", "commit": head, "data": md5},
     }
-    (tmp_path / "data.dvc").write_text((tmp_path / "data.dvc").read_text() + "\n")
+    (tmp_path / "data.dvc").write_text((tmp_path / "data.dvc").read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert yaml.safe_load(invoke(*words).stdout)["labels"]["commit"] == f"{head}-dirty"
 
 
@@ -396,14 +396,14 @@ GCLOUD = r"""#!{python} -S
 import json, os, pathlib, sys
 sys.path.append({packages!r})
 words, store = sys.argv[1:], pathlib.Path(os.environ["STORE"])
-state = json.loads(store.read_text()) if store.exists() else {{"revisions": [], "traffic": [], "calls": []}}
+state = json.loads(store.read_bytes()) if store.exists() else {{"revisions": [], "traffic": [], "calls": []}}
 state["calls"].append(words)
 def settle(split):
     newest = state["revisions"][-1]["metadata"]["name"]
     state["traffic"] = [part | {{"revisionName": part.get("revisionName", newest)}} for part in split]
 if words[:3] == ["run", "services", "replace"]:
     import yaml
-    wanted = yaml.safe_load(pathlib.Path(words[3]).read_text())
+    wanted = yaml.safe_load(pathlib.Path(words[3]).read_bytes())
     number = len(state["revisions"]) + 1
     ready = {{"type": "Ready", "status": "True"}}
     meta = {{"name": f"{{wanted['metadata']['name']}}-{{number:05}}"}}
@@ -438,11 +438,11 @@ def cloud_run(tmp_path, monkeypatch):
     "gcloud on the PATH; returns what is in its file."
     program = tmp_path / "bin" / "gcloud"
     program.parent.mkdir()
-    program.write_text(GCLOUD.format(python=sys.executable, packages=sysconfig.get_path("purelib")))
+    program.write_text(GCLOUD.format(python=sys.executable, packages=sysconfig.get_path("purelib")), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("STORE", str(tmp_path / "store.json"))
-    return lambda: json.loads((tmp_path / "store.json").read_text())
+    return lambda: json.loads((tmp_path / "store.json").read_bytes())
 
 
 def shares(state) -> dict[str, int]:

@@ -34,7 +34,7 @@ def test_the_model_that_ships_reaches_94_percent(tmp_path, capsys):
     words = [COMMAND, "evaluate", folder / "images", "--split", folder / "split.csv", "--part", "val"]
     done = subprocess.run([*words, "--json", tmp_path / "figures.json"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_bytes())
     with capsys.disabled():
         print(f" [{figures['accuracy']:.4f}, {figures['accuracy_interval']}, {figures['ms_per_image']:.1f} ms]", end="")
     assert figures["n"] == 328
@@ -61,6 +61,6 @@ def test_what_the_learner_sees_is_what_is_served(manifest):
 
 
 def test_the_manifest_agrees_with_the_published_split(manifest):
-    with open(Path(TRASHNET) / "split.csv") as stream:
+    with open(Path(TRASHNET) / "split.csv", encoding="utf-8") as stream:
         published = {row["file"]: row["split"] for row in csv.DictReader(stream)}
     assert {entry.file: entry.split for entry in manifest.entries} == published

@@ -43,8 +43,8 @@ def run(*words, cwd: Path, fails: bool = False, **environment) -> str:
 
 
 def set_parameters(folder: Path, **values) -> None:
-    parameters = yaml.safe_load((folder / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump({**parameters, **values}, sort_keys=False))
+    parameters = yaml.safe_load((folder / "params.yaml").read_bytes())
+    (folder / "params.yaml").write_text(yaml.safe_dump({**parameters, **values}, sort_keys=False), encoding="utf-8")
 
 
 # One set of names
@@ -54,7 +54,7 @@ def test_notebook_configuration_and_file_have_the_same_parameters():
     defaults = asdict(TrainConfig())
     known = papermill.inspect_notebook(NOTEBOOK)
     in_notebook = {name: eval(said["default"]) for name, said in known.items()}  # noqa: S307
-    in_file = yaml.safe_load((ROOT / "params.yaml").read_text())
+    in_file = yaml.safe_load((ROOT / "params.yaml").read_bytes())
     wanted = {*PLACES, *defaults}
     assert set(in_notebook) == wanted, "the parameters cell of nbs/train.ipynb is not PLACES and TrainConfig's fields"
     assert set(in_file) == wanted, "params.yaml is not PLACES and TrainConfig's fields"
@@ -88,7 +88,7 @@ def repository(tmp_path_factory) -> Path:
 def test_a_run_says_its_parameters_commit_and_data(repository):
     from trashsorting.versions import tracked_version
 
-    info = json.loads((repository / "artifacts/run/run.json").read_text())
+    info = json.loads((repository / "artifacts/run/run.json").read_bytes())
     assert info["data_version"] == tracked_version(repository / "data") and "commit" in info
     assert {name: info["config"][name] for name in TINY} == TINY
     card = read_card(repository / "artifacts/run/model.onnx")
@@ -113,11 +113,11 @@ def test_a_parameter_reruns_what_depends_on_it_and_is_compared(repository):
     assert set(changed) == {"label_smoothing"}
     assert (changed["label_smoothing"]["old"], changed["label_smoothing"]["new"]) == (0.1, 0.3)
     metrics = json.loads(run("dvc", "metrics", "diff", "--json", "--all", cwd=repository))["metrics.json"]
-    figures = json.loads((repository / "metrics.json").read_text())
+    figures = json.loads((repository / "metrics.json").read_bytes())
     for name in ("accuracy", "macro_f1", "nll", "ece"):
         assert metrics[name]["new"] == figures[name] and metrics[name]["old"] is not None
     run("dvc", "plots", "diff", "HEAD", "--out", "plots", cwd=repository)
-    page = (repository / "plots" / "index.html").read_text()
+    page = (repository / "plots" / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("valid_loss", "accuracy", "actual", "predicted"))
 
 
@@ -132,7 +132,7 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
     files = gcsfs.GCSFileSystem(token="anon", endpoint_url=store.url)  # noqa: S106
     files.put(str(NOTEBOOK), f"{bucket}/train.ipynb")
     wrong = {"data": "sample", "out": "run", **TINY, "epochs": 1, "epoch": 30}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
     words = ("papermill", f"{bucket}/train.ipynb", f"{bucket}/out.ipynb", "-f", "params.yaml")
     addresses = {
         name: store.environment[name] for name in ("STORAGE_EMULATOR_HOST", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT")
@@ -145,7 +145,7 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
     assert not (tmp_path / "run").exists()
 
     del wrong["epoch"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
     run(*words, cwd=tmp_path, **addresses)
     made = nbformat.reads(files.cat(f"{bucket}/out.ipynb").decode(), 4)
     assert made.metadata.papermill.parameters == wrong and not made.metadata.papermill.exception
@@ -157,7 +157,7 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
 
 def test_verbose_counts_and_times_and_quiet_says_nothing(tmp_path):
     run("trashsorting", "data", "sample", "raw", "--per-class", "10", cwd=tmp_path)
-    (tmp_path / "raw/glass/notes.txt").write_text("buy milk")
+    (tmp_path / "raw/glass/notes.txt").write_text("buy milk", encoding="utf-8")
     loud = run("trashsorting", "data", "import", "raw", "--out", "a", "--verbose", cwd=tmp_path)
     assert "INFO    reading photographs: 61 files of 6 classes in raw, " in loud
     assert "INFO    copying photographs: 60 files, " in loud and "WARNING left out: glass/notes.txt" in loud

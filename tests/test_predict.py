@@ -24,7 +24,7 @@ GROWTH = 16  # Megabytes
 def resident() -> float:
     "Resident memory of this process, megabytes."
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 def things() -> Iterator[bytes | np.ndarray | Path]:

@@ -12,7 +12,7 @@ import pytest
 from command import call
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from trashsorting.core import SHIPPED_MODEL, card_path, file_sha256, read_card
+from trashsorting.core import SHIPPED_MODEL, file_sha256, read_card, write_card
 from trashsorting.dataset import Manifest, apply_split, draw_sample, read_folder, split_by_hash
 from trashsorting.predictor import Predictor, open_session, run_explained, run_logits
 from trashsorting.quantize import (
@@ -49,7 +49,7 @@ def float_of_the_sample(manifest, tmp_path_factory) -> Path:
     file, card = tmp_path_factory.mktemp("float") / "model.onnx", read_card(FLOAT)
     shutil.copyfile(FLOAT, file)
     of_sample = card.provenance.model_copy(update={"manifest_sha256": manifest.sha256})
-    card_path(file).write_text(card.model_copy(update={"provenance": of_sample}).model_dump_json())
+    write_card(file, card.model_copy(update={"provenance": of_sample}))
     return file
 
 
@@ -113,7 +113,7 @@ def test_no_processor_overflows(int8):
 
 def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path):
     split, out = tmp_path / "split.csv", tmp_path / "new" / "int8.onnx"
-    split.write_text(manifest.to_csv())
+    split.write_text(manifest.to_csv(), encoding="utf-8")
     words = ["quantize", float_of_the_sample, "--data", manifest.root, "--split", split, "--out", out]
     done = call(*words)
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_pat
 def test_a_file_is_never_made_over_the_one_that_it_is_made_of(float_of_the_sample, manifest, tmp_path, name, said):
     folder = shutil.copytree(float_of_the_sample.parent, tmp_path / "float")
     split, file = tmp_path / "split.csv", folder / "model.onnx"
-    split.write_text(manifest.to_csv())
+    split.write_text(manifest.to_csv(), encoding="utf-8")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = call("quantize", file, "--data", manifest.root, "--split", split, "--out", folder / name)
     assert done.returncode == 1 and said.format(file=file) in done.stderr, done.stderr

@@ -48,7 +48,7 @@ WORDS = [word for name, value in asdict(CONFIG).items() for word in ("-p", name,
 
 def history(folder: Path) -> list[dict[str, float]]:
     "The figures of each epoch, without the clock's."
-    with open(folder / "history.csv") as stream:
+    with open(folder / "history.csv", encoding="utf-8") as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_identical_figures(unbroken, tmp_path):
 
 def kernel_of(pid: int) -> int:
     "The process in which the notebook of a command runs."
-    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split())
     return next(child for child in children if b"ipykernel" in Path(f"/proc/{child}/cmdline").read_bytes())
 
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_an_error_before_training(tmp_path):
 
 
 def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     done = call(*words(tmp_path / "file" / "run"))
     assert done.returncode == 1 and re.search(r"file/run: this folder cannot be made .*choose another", done.stderr)
     with mounted(tmp_path / "fixed", "ro") as folder:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import call
 
-from trashsorting.core import SHIPPED_MODEL, ModelError, card_path, file_sha256, read_card
+from trashsorting.core import SHIPPED_MODEL, ModelError, card_path, file_sha256, read_card, write_card
 from trashsorting.dataset import apply_split, draw_sample, read_folder, split_by_hash
 from trashsorting.export import to_onnx
 from trashsorting.image import open_rgb
@@ -39,7 +39,7 @@ def made(tmp_path_factory) -> tuple[Path, CompletedProcess]:
         "preprocessing": card.preprocessing.model_copy(update={"input_size": SIDE}),
         "provenance": card.provenance.model_copy(update={"manifest_sha256": manifest.sha256, "remembers": ""}),
     }
-    card_path(work / "model.onnx").write_text(card.model_copy(update=facts).model_dump_json())
+    write_card(work / "model.onnx", card.model_copy(update=facts))
     composed = call("data", "compose", work / "photos", "--out", work / "composites", "-n", 2)
     assert composed.returncode == 0, composed.stderr
     words = ("--data", work / "photos", "--composites", work / "composites")
@@ -170,7 +170,7 @@ def test_in_poor_light_the_board_is_still_the_board(spoilt, strength, least):
 
 
 def test_what_ships_remembers():
-    told = json.loads(card_path(SHIPPED_MODEL).read_text())["provenance"]["remembers"]
+    told = json.loads(card_path(SHIPPED_MODEL).read_bytes())["provenance"]["remembers"]
     assert told.startswith("53 of ImageNet's words for 5 classes, fitted on 1768 photographs, seen also through 2")
     given = dict(one.split() for one in told.split("added to the words of a class: ")[1].split(", "))
     assert list(given) == ["cardboard", "glass", "metal", "paper", "plastic"], "trash has no words"

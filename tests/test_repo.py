@@ -62,7 +62,7 @@ def pins(lock: str) -> dict[str, set[str]]:
     "Names and versions in a lock; a name has several where platforms or Python versions differ."
     found = {}
     for name, version in re.findall(
-        r"^([\w.\[\],-]+)==([^\s;]+)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE
+        r"^([\w.\[\],-]+)==([^\s;]+)", (ROOT / "requirements" / lock).read_text(encoding="utf-8"), re.MULTILINE
     ):
         found.setdefault(canonicalize_name(name.split("[")[0]), set()).add(version)
     return found
@@ -100,7 +100,7 @@ def test_serving_is_light():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
 def test_lock_has_hashes_and_no_address(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "://" not in text and "index-url" not in text and "find-links" not in text
     entries = [entry for entry in text.replace("\\\n", " ").splitlines() if entry.strip()]
     assert entries
@@ -118,10 +118,10 @@ def test_dockerfile_passes_hadolint(path):
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerignore_lets_in_what_is_copied(path):
-    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in lines, "everything else stays out"
     allowed = [line[1:] for line in lines if line.startswith("!")]
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", path.read_text(), re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", path.read_text(encoding="utf-8"), re.MULTILINE)
     for source in " ".join(copied).split():
         assert (ROOT / source).exists(), source
         inside = [pattern for pattern in allowed if Path(source).match(pattern) or pattern.startswith(f"{source}/")]
@@ -159,7 +159,7 @@ def test_readme_is_what_the_notebook_makes(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     path = os.pathsep.join([str(BIN), str(ROOT / "tools"), os.environ["PATH"]])
     check(run(BIN / "nbdev_readme", cwd=tmp_path, env={**os.environ, "PATH": path}))
-    made, kept = (tmp_path / "README.md").read_text(), (ROOT / "README.md").read_text()
+    made, kept = (tmp_path / "README.md").read_text(encoding="utf-8"), (ROOT / "README.md").read_text(encoding="utf-8")
     assert kept == made, "README.md is not what nbs/index.ipynb makes: run `make readme`"
     head = made.split("##")[0]
     assert "make run" in head and "make test" in head, "the two commands stand at the top"
@@ -168,7 +168,7 @@ def test_readme_is_what_the_notebook_makes(tmp_path):
 def test_imports_stand_alone():
     "A docs build runs every cell that holds an import: with other code in the same cell it fails, or takes long."
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
-        for cell in json.loads(path.read_text())["cells"]:
+        for cell in json.loads(path.read_bytes())["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] != "code" or re.search(
                 r"nbdev_export\(\)|^#\| *(export|eval: *false)", source, re.MULTILINE
@@ -186,18 +186,18 @@ def test_a_module_edited_by_hand_is_found(tmp_path):
     check_clean = [sys.executable, "tools/check_clean.py"]
     check(run(*check_clean, cwd=tmp_path))
     module = tmp_path / "trashsorting" / "core.py"
-    before = module.read_text()
-    module.write_text(before.replace("class DataError", "class WrongData"))
+    before = module.read_text(encoding="utf-8")
+    module.write_text(before.replace("class DataError", "class WrongData"), encoding="utf-8")
     done = run(*check_clean, cwd=tmp_path)
     assert done.returncode == 1 and "nbdev_export changed 1 file(s):\n  trashsorting/core.py\n" in done.stderr
-    assert module.read_text() == before
+    assert module.read_text(encoding="utf-8") == before
     check(run(*check_clean, cwd=tmp_path))
 
 
 def test_website_names_every_notebook():
     import yaml
 
-    sidebar = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    sidebar = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_bytes())["website"]["sidebar"]["contents"]
     named = [page for entry in sidebar for page in ([entry] if isinstance(entry, str) else entry["contents"])]
     assert sorted(named) == sorted(["changelog.md", *(path.name for path in (ROOT / "nbs").glob("*.ipynb"))])
     assert os.readlink(ROOT / "nbs" / "changelog.md") == "../CHANGELOG.md"
@@ -273,7 +273,8 @@ def test_wheel_says_what_settings_say(wheel):
 
 def test_wheel_can_be_built_by_the_pinned_tool():
     wanted = [
-        Requirement(word) for word in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+        Requirement(word)
+        for word in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     ]
     assert {canonicalize_name(one.name) for one in wanted} == pins("build.txt").keys()
 

@@ -153,7 +153,7 @@ def test_ctrl_c_ends_it(service):
 
 def test_an_old_python_is_named(tmp_path):
     old = tmp_path / "python3.8"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.20"\nexit 1\n')
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.20"\nexit 1\n', encoding="utf-8")
     old.chmod(0o755)
     folder = copy_repo(tmp_path / "checkout")
     done = subprocess.run(

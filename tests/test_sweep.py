@@ -54,7 +54,7 @@ def swept(tmp_path_factory) -> Path:
     again = words(folder, "--trials", "6", "--workers", "2")
     done = subprocess.run(again, env=ONE_THREAD, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    (folder / "said.txt").write_text(done.stdout)
+    (folder / "said.txt").write_text(done.stdout, encoding="utf-8")
     return folder
 
 
@@ -69,14 +69,14 @@ def swept(tmp_path_factory) -> Path:
     ],
 )
 def test_what_no_run_takes_is_named(tmp_path, typed, said):
-    (tmp_path / "space.yaml").write_text(typed)
+    (tmp_path / "space.yaml").write_text(typed, encoding="utf-8")
     done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--space", tmp_path / "space.yaml")
     assert done.returncode == 1 and said in done.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("typed", "said"), [('{"lr": 1', "not JSON: Expecting"), ("[1]", "no names with values")])
 def test_one_that_is_no_configuration_is_a_wrong_use(tmp_path, typed, said):
-    (tmp_path / "one.json").write_text(typed)
+    (tmp_path / "one.json").write_text(typed, encoding="utf-8")
     done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--one", tmp_path / "one.json")
     assert done.returncode == 2 and f"--one {tmp_path / 'one.json'}: {said}" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -86,7 +86,7 @@ def test_no_trial_is_lost(swept):
     trials = ended(swept)
     assert 6 <= len(trials) <= 7, "the last two may run at the same time"
     assert trials[0][0] == 0, "the first one is from before the break"
-    assert "the best: accuracy" in (swept / "said.txt").read_text()
+    assert "the best: accuracy" in (swept / "said.txt").read_text(encoding="utf-8")
     assert (swept / "sweep/parallel.png").stat().st_size and (swept / "sweep/importance.png").stat().st_size
     assert not list(swept.glob("sweep/trial*/*.pth")), "weights of trials are not kept"
 
@@ -115,7 +115,7 @@ def test_a_hopeless_trial_is_given_up_and_a_good_one_is_not(tmp_path):
 def test_the_winner_is_a_file_of_parameters_for_the_notebook(swept):
     import papermill
 
-    winner = yaml.safe_load((swept / "sweep/winner.yaml").read_text())
+    winner = yaml.safe_load((swept / "sweep/winner.yaml").read_bytes())
     assert check_config(**winner).backbone == "mobilenetv3_small_100"
     assert set(winner) <= set(papermill.inspect_notebook(training_notebook()))
 
@@ -124,13 +124,13 @@ def test_wandb_would_run_what_was_exported(swept, tmp_path):
     "W&B's own code turns the sweep's command and a configuration into the words that its agent starts."
     from wandb.sdk.launch.sweeps import utils
 
-    exported = yaml.safe_load((swept / "sweep/wandb.yaml").read_text())
+    exported = yaml.safe_load((swept / "sweep/wandb.yaml").read_bytes())
     chosen = {"lr": 1e-3, "weight_decay": 0.01, "label_smoothing": 0.1, "crop_mode": "center"}
     same = {name: one["value"] for name, one in exported["parameters"].items() if "value" in one}
     assert set(chosen) | set(same) == set(exported["parameters"])
     given = {"program": exported["program"]}
     given["args"] = {name: {"value": value} for name, value in {**chosen, **same}.items()}
-    (tmp_path / "args.json").write_text(utils.create_sweep_command_args(given)["args_json"][0])
+    (tmp_path / "args.json").write_text(utils.create_sweep_command_args(given)["args_json"][0], encoding="utf-8")
     places = {"${program}": str(COMMAND), "${args_json_file}": str(tmp_path / "args.json")}
     command = [places.get(word, word) for word in utils.create_sweep_command(exported["command"])]
     asked = {**ONE_THREAD, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_RUN_ID": "asked1"}

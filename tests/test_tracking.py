@@ -49,7 +49,7 @@ def tracked(tmp_path_factory) -> Path:
 
 
 def history(out: Path) -> dict[str, float]:
-    with open(out / "history.csv") as stream:
+    with open(out / "history.csv", encoding="utf-8") as stream:
         return {name: float(value) for name, value in next(csv.DictReader(stream)).items()}
 
 
@@ -59,22 +59,22 @@ def test_every_choice_has_a_tracker():
 
 def test_local_files(tracked):
     folder = tracked / "tracking"
-    with open(folder / "metrics.csv") as stream:
+    with open(folder / "metrics.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["name"] for row in rows} >= FIGURES
     assert [row["step"] for row in rows if row["name"] == "loss"] == [str(step) for step in range(1, 7)]
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = json.loads((folder / "facts.json").read_bytes())
     assert (facts["lr"], facts["data"], facts["photographs"]) == (1e-3, "drawn", {"train": 96, "val": 24})
-    model = json.loads((folder / "model.json").read_text())
+    model = json.loads((folder / "model.json").read_bytes())
     assert model["aliases"] == ["latest", f"data-{facts['manifest_sha256'][:8]}"]
     assert model["files"]["model.onnx"] == hashlib.sha256((tracked / "model.onnx").read_bytes()).hexdigest()
 
 
 def test_local_answers_and_confusion(tracked):
     evaluation = read_card(tracked / "model.onnx").evaluation
-    with open(tracked / "tracking/confusion.csv") as stream:
+    with open(tracked / "tracking/confusion.csv", encoding="utf-8") as stream:
         assert [list(map(int, row[1:])) for row in list(csv.reader(stream))[1:]] == evaluation.confusion
-    with open(tracked / "tracking/answers.csv") as stream:
+    with open(tracked / "tracking/answers.csv", encoding="utf-8") as stream:
         answers = list(csv.DictReader(stream))
     right = sum(row["label"] == row["predicted"] for row in answers)
     assert len(answers) == evaluation.n and right / len(answers) == pytest.approx(evaluation.accuracy)
@@ -146,25 +146,25 @@ def test_wandb_has_configuration_and_data_version(tracked, written):
         config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in run.config.update}
     for record in written["config"]:
         config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.update}
-    facts = json.loads((tracked / "tracking/facts.json").read_text())
+    facts = json.loads((tracked / "tracking/facts.json").read_bytes())
     assert (config["lr"], config["tracker"]) == (1e-3, "wandb")
     assert config["manifest_sha256"] == facts["manifest_sha256"]
 
 
 def test_wandb_has_tables_and_thumbnails(tracked, written):
     folder = next(tracked.glob("wandb/offline-run-*/files"))
-    answers = json.loads(next(folder.glob("media/table/answers_*.json")).read_text())
+    answers = json.loads(next(folder.glob("media/table/answers_*.json")).read_text(encoding="utf-8"))
     assert answers["columns"] == ["file", "thumbnail", "label", "predicted", "confidence"]
     assert len(answers["data"]) == 24
     (table,) = [one for one in written["artifact"] if one.type == "run_table" and "answers" in one.name]
     assert sum(entry.path.endswith(".png") for entry in table.manifest.contents) == 24, "thumbnails travel beside it"
-    confusion = json.loads(next(folder.glob("media/table/confusion_*.json")).read_text())
+    confusion = json.loads(next(folder.glob("media/table/confusion_*.json")).read_text(encoding="utf-8"))
     assert [row[1:] for row in confusion["data"]] == read_card(tracked / "model.onnx").evaluation.confusion
 
 
 def test_wandb_has_the_model_as_an_artefact(tracked, written):
     (model,) = [artefact for artefact in written["artifact"] if artefact.type == "model"]
-    facts = json.loads((tracked / "tracking/facts.json").read_text())
+    facts = json.loads((tracked / "tracking/facts.json").read_bytes())
     assert set(model.aliases) == {"latest", f"data-{facts['manifest_sha256'][:8]}"}
     assert {entry.path for entry in model.manifest.contents} == {"model.onnx", "model.json"}
     assert json.loads(model.metadata)["manifest_sha256"] == facts["manifest_sha256"]

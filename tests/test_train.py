@@ -41,8 +41,8 @@ def run(tmp_path_factory, request) -> Path:
     assert done.returncode == 0, done.stderr
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f" [{seconds:.0f} s for `trashsorting train` on the drawn sample]", end="")
-    (out / "stdout.txt").write_text(done.stdout)
-    (out / "stderr.txt").write_text(done.stderr)
+    (out / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    (out / "stderr.txt").write_text(done.stderr, encoding="utf-8")
     return out
 
 
@@ -63,15 +63,15 @@ def test_a_run_leaves_everything_that_was_promised(run):
     assert card.provenance.data == DRAWN
     assert (card.provenance.n_train, card.provenance.n_valid) == (96, 24)
     assert card.provenance.parameters["lr"] == 1e-3
-    assert json.loads((run / "run.json").read_text())["cache"].startswith("120 of 120 photographs in memory")
+    assert json.loads((run / "run.json").read_bytes())["cache"].startswith("120 of 120 photographs in memory")
     assert card.provenance.libraries.keys() >= {"torch", "timm", "fastai", "onnx", "onnxruntime", "pillow"}
 
 
 def test_progress_reaches_the_terminal_and_the_history(run):
-    with open(run / "history.csv") as stream:
+    with open(run / "history.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    said = (run / "stdout.txt").read_text()
+    said = (run / "stdout.txt").read_text(encoding="utf-8")
     for row in rows:
         assert f"epoch {row['epoch']}/2  done" in said
         assert f"valid_loss {float(row['valid_loss']):.4f}" in said
@@ -97,7 +97,7 @@ def test_the_model_can_be_used_at_once(run, tmp_path):
     draw_sample(tmp_path / "fresh", 8)
     done = call("evaluate", tmp_path / "fresh", "--model", run / "model.onnx", "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "figures.json").read_text())["accuracy"] > 0.8
+    assert json.loads((tmp_path / "figures.json").read_bytes())["accuracy"] > 0.8
 
 
 def test_export_makes_the_same_file_and_card_again(run, tmp_path):
@@ -112,7 +112,10 @@ def test_export_makes_the_same_file_and_card_again(run, tmp_path):
 
 def losses(run: Path) -> list[float]:
     "On the validation part, by epoch."
-    return [float(row["valid_loss"]) for row in csv.DictReader((run / "history.csv").read_text().splitlines())]
+    return [
+        float(row["valid_loss"])
+        for row in csv.DictReader((run / "history.csv").read_text(encoding="utf-8").splitlines())
+    ]
 
 
 def test_a_run_learns_from_another_and_says_so(run, tmp_path):
@@ -140,7 +143,7 @@ def test_a_run_learns_from_another_and_says_so(run, tmp_path):
 def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
     broken = shutil.copytree(run, tmp_path / "run")
     if isinstance(content, dict):
-        content = json.dumps(json.loads((broken / name).read_text()) | content).encode()
+        content = json.dumps(json.loads((broken / name).read_bytes()) | content).encode()
     if isinstance(content, list):
         torch.save(content, broken / name)
     else:
@@ -242,7 +245,7 @@ def test_the_hub_gives_each_photograph_once(hub, tmp_path):
     done = launch("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     assert "2527 photographs of 6 classes, 0 left out" in done.stdout
-    with open(out) as stream:
+    with open(out, encoding="utf-8") as stream:
         assert len({row["file"] for row in csv.DictReader(stream)}) == 2527
 
 

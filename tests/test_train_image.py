@@ -21,7 +21,9 @@ SMALL = {"epochs": 1, "image_size": 64, "freeze_epochs": 0, "num_workers": 0, "l
 
 def entry_point() -> list[str]:
     "Of the image."
-    (words,) = re.findall(r"^ENTRYPOINT (\[.*\])$", (ROOT / "dockerfiles/train.dockerfile").read_text(), re.MULTILINE)
+    (words,) = re.findall(
+        r"^ENTRYPOINT (\[.*\])$", (ROOT / "dockerfiles/train.dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     command, *rest = json.loads(words)
     return [str(Path(sys.executable).parent / command), *rest]
 

@@ -36,12 +36,12 @@ def is_refused(source: str | Path, into: Path, said: str, split: Path | None = N
 
 def test_a_folder_that_is_no_data_set_is_not_replaced(tmp_path):
     (tmp_path / "here/important/sub").mkdir(parents=True)
-    (tmp_path / "here/important/sub/thesis.txt").write_text("years of work")
+    (tmp_path / "here/important/sub/thesis.txt").write_text("years of work", encoding="utf-8")
     is_refused("sample", tmp_path / "here/important", r"important: there is no manifest\.csv, .*choose another --out")
 
 
 def test_a_file_is_not_replaced(tmp_path):
-    (tmp_path / "notes").write_text("buy milk")
+    (tmp_path / "notes").write_text("buy milk", encoding="utf-8")
     for replace_old in (False, True):
         with pytest.raises(DataError, match="notes: a file is there already; choose another --out"):
             import_data("sample", tmp_path / "notes", replace_old=replace_old)
@@ -51,7 +51,7 @@ def test_a_file_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("file", ["README.txt", "glass/notes.txt", ".gitignore"])
 @pytest.mark.parametrize("source", ["sample", "itself"])
 def test_what_is_not_in_the_list_is_not_deleted(source, file, prepared):
-    (prepared / file).write_text("buy milk")
+    (prepared / file).write_text("buy milk", encoding="utf-8")
     said = rf"{file} would be lost \(.*\); move it elsewhere"
     is_refused(prepared if source == "itself" else source, prepared, said)
 
@@ -61,7 +61,9 @@ def test_a_photograph_that_cannot_be_used_is_not_deleted(prepared, tmp_path):
     (prepared / "glass/glass003.png").write_bytes(whole[:-200])
     is_refused(prepared, prepared, r"glass/glass003\.png would be lost \(.*damaged or cut off\)")
     (prepared / "glass/glass003.png").write_bytes(whole)
-    (tmp_path / "split.csv").write_text(split_csv(load_manifest(prepared, tmp_path)).replace("train", "none", 1))
+    (tmp_path / "split.csv").write_text(
+        split_csv(load_manifest(prepared, tmp_path)).replace("train", "none", 1), encoding="utf-8"
+    )
     is_refused(prepared, prepared, r"glass/glass000\.png would be lost", tmp_path / "split.csv")
     linked = tmp_path / "linked"
     linked.symlink_to(prepared, target_is_directory=True)

@@ -39,7 +39,7 @@ def test_llms_lists_every_page_and_every_public_name():
 def test_no_page_loses_its_opening(tmp_path, monkeypatch):
     assert website.dropped_openings() == []
     source = ["# core\n", "\n", "> What all agree on.\n", "\n", "And why."]
-    (tmp_path / "00_core.ipynb").write_text(json.dumps({"cells": [{"source": source}]}))
+    (tmp_path / "00_core.ipynb").write_text(json.dumps({"cells": [{"source": source}]}), encoding="utf-8")
     monkeypatch.setattr(website, "NBS", tmp_path)
     assert website.dropped_openings() == [
         "nbs/00_core.ipynb: the first cell holds more than title and one line: the page leaves it out"
@@ -48,17 +48,23 @@ def test_no_page_loses_its_opening(tmp_path, monkeypatch):
 
 def test_the_logo_is_drawn_by_its_tool_and_is_the_page_s_icon():
     logo = tool("logo")
-    assert (ROOT / "nbs" / "logo.svg").read_text() == logo.logo()
-    icon = unquote(re.search(r'rel="icon" href="([^"]+)"', (ROOT / "trashsorting/static/index.html").read_text())[1])
+    assert (ROOT / "nbs" / "logo.svg").read_text(encoding="utf-8") == logo.logo()
+    icon = unquote(
+        re.search(r'rel="icon" href="([^"]+)"', (ROOT / "trashsorting/static/index.html").read_text(encoding="utf-8"))[
+            1
+        ]
+    )
     assert logo.bin_path() in icon and logo.GREEN in icon
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     "A website of two pages with one fault of each kind."
-    (tmp_path / "index.html").write_text('<p id="here"><a href="core.html#there">a</a><a href="gone.html">b</a></p>')
-    (tmp_path / "core.html").write_text('<p id="modelcard">c</p><a href="index.html#here">d</a>')
-    (tmp_path / "lost.html").write_text("<p>e</p>")
+    (tmp_path / "index.html").write_text(
+        '<p id="here"><a href="core.html#there">a</a><a href="gone.html">b</a></p>', encoding="utf-8"
+    )
+    (tmp_path / "core.html").write_text('<p id="modelcard">c</p><a href="index.html#here">d</a>', encoding="utf-8")
+    (tmp_path / "lost.html").write_text("<p>e</p>", encoding="utf-8")
     monkeypatch.setattr(website, "SITE", tmp_path)
     return website.pages()
 

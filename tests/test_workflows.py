@@ -19,9 +19,11 @@ from trashsorting.curate import fingerprint_files, pack_prints
 from trashsorting.dataset import DRAWN, draw_sample
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
+WORKFLOWS = {
+    path.stem: yaml.safe_load(path.read_bytes()) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))
+}
 ACTIONS = {
-    path.parent.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/actions").glob("*/action.yml")
+    path.parent.name: yaml.safe_load(path.read_bytes()) for path in (ROOT / ".github/actions").glob("*/action.yml")
 }
 JOBS = [(name, job, found) for name, flow in WORKFLOWS.items() for job, found in flow["jobs"].items()]
 jobs = pytest.mark.parametrize(("name", "job", "found"), JOBS, ids=[f"{name}-{job}" for name, job, _ in JOBS])
@@ -81,7 +83,7 @@ def test_a_job_ends_and_asks_for_what_it_needs(name, job, found):
 
 
 def test_what_a_workflow_does_is_a_target_or_a_script():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     scripts = set()
     for step in steps():
         script = step.get("run", "")
@@ -95,7 +97,9 @@ def test_what_a_workflow_does_is_a_target_or_a_script():
 
 
 def test_an_action_is_pinned_and_the_policy_names_its_owner():
-    policies = yaml.safe_load((ROOT / ".github/zizmor.yml").read_text())["rules"]["unpinned-uses"]["config"]["policies"]
+    policies = yaml.safe_load((ROOT / ".github/zizmor.yml").read_bytes())["rules"]["unpinned-uses"]["config"][
+        "policies"
+    ]
     used = {step["uses"] for step in steps() if "uses" in step}
     for one in used:
         if not one.startswith("./"):
@@ -133,13 +137,13 @@ def test_the_oldest_torch_is_the_one_in_settings(monkeypatch):
 
 def guide() -> str:
     "The commands of the guide to Google Cloud, each on one line."
-    cells = json.loads((ROOT / "nbs/google_cloud.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "nbs/google_cloud.ipynb").read_bytes())["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     return "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
 
 
 def test_the_guide_sets_what_the_workflows_read():
-    flows = "".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    flows = "".join(path.read_text(encoding="utf-8") for path in (ROOT / ".github/workflows").glob("*.yml"))
     names = re.search(r"for name in ([a-z ]+); do\s+gh variable set", guide())[1].upper().split()
     given = set(re.findall(r"gh variable set (GCP_[A-Z]+)", guide())) | {f"GCP_{name}" for name in names}
     assert set(re.findall(r"vars\.(GCP_[A-Z]+)", flows)) <= given
@@ -246,18 +250,18 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
     onnx.save(renamed, candidate)
     other = run()
     assert other.returncode == 1 and "is not the file that model.json describes" in other.stderr
-    card = json.loads(card_path(candidate).read_text())
+    card = json.loads(card_path(candidate).read_bytes())
     card["file_sha256"] = file_sha256(candidate)
     before = shipped.read_bytes()
     cheated = card | {"fingerprints": pack_prints(fingerprint_files(sorted((tmp_path / "sample").rglob("*.png"))))}
     drawn = card | {"provenance": card["provenance"] | {"data": DRAWN}}
     for wrong, fault in ((cheated, "trained on 6 of the 6 photographs, now 0"), (drawn, f"was trained on {DRAWN}")):
-        card_path(candidate).write_text(json.dumps(wrong))
+        card_path(candidate).write_text(json.dumps(wrong), encoding="utf-8")
         refused = run()
-        assert refused.returncode == 3 and fault in (tmp_path / "report.md").read_text(), refused.stderr
+        assert refused.returncode == 3 and fault in (tmp_path / "report.md").read_text(encoding="utf-8"), refused.stderr
         assert shipped.read_bytes() == before and read_card(shipped).provenance.data != DRAWN
-    card_path(candidate).write_text(json.dumps(card))
+    card_path(candidate).write_text(json.dumps(card), encoding="utf-8")
     done = run()
     assert done.returncode == 0, done.stderr
     assert shipped.read_bytes() == candidate.read_bytes() and read_card(shipped).file_sha256 == card["file_sha256"]
-    assert "On 6 photographs:" in (tmp_path / "report.md").read_text()
+    assert "On 6 photographs:" in (tmp_path / "report.md").read_text(encoding="utf-8")

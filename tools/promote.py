@@ -81,7 +81,7 @@ def main() -> int:
     said = report(current, candidate, found)
     print(said, end="")
     if asked.report:
-        asked.report.write_text(said)
+        asked.report.write_text(said, encoding="utf-8")
     return 3 if found else 0
 
 

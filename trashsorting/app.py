@@ -79,7 +79,8 @@ from trashsorting.image import (
     least_side,
     open_rgb,
 )
-from .monitor import Metrics, Observe, log, metrics_page, show_model
+from .log import log
+from .monitor import Metrics, Observe, metrics_page, show_model
 from .predictor import Prediction, Predictor
 
 # %% ../nbs/09_app.ipynb #f12a1f4c

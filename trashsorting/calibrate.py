@@ -10,7 +10,6 @@ __all__ = ['TEMPERATURES', 'plot_reliability', 'mean_nll', 'nll_slope', 'fit_tem
 # %% ../nbs/05b_calibrate.ipynb #c2ede52d
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +28,6 @@ from trashsorting.evaluate import (
 def plot_reliability(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-    path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw how often the model is right against how sure it is, and how many photographs stand behind each point."
     from matplotlib.figure import Figure
@@ -48,8 +46,6 @@ def plot_reliability(
     )
     bottom.bar(sure, count, width=0.8 / N_BINS, color="tab:blue")
     bottom.set(xlabel="probability of the class that was named", ylabel="photographs", xlim=(0, 1.02))
-    if path:
-        figure.savefig(path, dpi=120)
     return figure
 
 # %% ../nbs/05b_calibrate.ipynb #94ec3b2e
@@ -186,7 +182,6 @@ def choose_threshold(
 def plot_risk_coverage(
     sets: dict[str, tuple[np.ndarray, np.ndarray]],  # By name: probabilities (n, n_classes) and targets (n,)
     unsure_below: float | None = None,  # The threshold; None: no points
-    path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw the risk against the coverage for each set, with the threshold's place on each curve."
     from matplotlib.figure import Figure
@@ -205,8 +200,6 @@ def plot_risk_coverage(
         xlabel="coverage: share that is answered", ylabel="risk: share of those that is wrong", xlim=(0, 1.02), ylim=0
     )
     ax.legend()
-    if path:
-        figure.savefig(path, dpi=120)
     return figure
 
 # %% ../nbs/05b_calibrate.ipynb #0e076c3e

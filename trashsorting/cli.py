@@ -8,11 +8,9 @@ __all__ = ['MODEL_OPTION', 'JSON_OPTION', 'cli', 'find_pictures', 'answer', 'ans
            'serve_help', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #ccec6ca9
-import csv
 import json
 import os
 import sys
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +21,7 @@ from .cli_data import data
 from .cli_job import job
 from .cli_options import FILE, OUT_FILE, make_room, need
 from .cli_train import crossval, export, mix, quantize, remember, sweep, train
-from .core import SHIPPED_MODEL, Settings, TrashsortingError, read_settings
+from .core import SHIPPED_MODEL, Settings, TrashsortingError, csv_text, read_settings, write_json
 
 # %% ../nbs/12_cli.ipynb #a5ac541e
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,11 +61,14 @@ def find_pictures(
 
     found = []
     for path in paths:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
         named = [file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES]
         inside = sorted(str(file) for file in named if file.is_file() or not file.exists())  # the latter: a broken link
-        if Path(path).is_dir() and not inside:
+        if not inside:
             raise DataError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
-        found += inside if Path(path).is_dir() else [path]
+        found += inside
     return found
 
 # %% ../nbs/12_cli.ipynb #0cd42f64
@@ -174,13 +175,11 @@ def predictions_csv(
     classes: tuple[str, ...],
 ) -> str:
     "What the model made of each photograph."
-    lines = StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["file", "actual", "predicted", "confidence", *(f"probability:{label}" for label in classes)])
+    rows = [["file", "actual", "predicted", "confidence", *(f"probability:{label}" for label in classes)]]
     for entry, row in zip(entries, probabilities, strict=True):
         shares = [f"{probability:.6f}" for probability in (row.max(), *row)]
-        writer.writerow([entry.file, entry.label, classes[row.argmax()], *shares])
-    return lines.getvalue()
+        rows.append([entry.file, entry.label, classes[row.argmax()], *shares])
+    return csv_text(rows)
 
 # %% ../nbs/12_cli.ipynb #49916727
 def name_left_out(
@@ -272,12 +271,12 @@ def evaluate(
         click.echo(
             f"{table(first)}\n{seen_line(first)}\n{first.ms_per_image:.1f} ms per image\n\n{confusion_table(first)}"
         )
-        written = first.model_dump_json(indent=2)
+        figures = first.model_dump(mode="json")
     else:
         click.echo(f"{comparison(found)}\n\n{recall_comparison(found)}")
-        written = json.dumps({source: one.model_dump(mode="json") for source, one in found.items()}, indent=2)
+        figures = {source: one.model_dump(mode="json") for source, one in found.items()}
     if json_file:
-        json_file.write_text(written + "\n")
+        write_json(json_file, figures)
 
 # %% ../nbs/12_cli.ipynb #f8c8195e
 @cli.command()
@@ -317,7 +316,7 @@ def stress(source: str, split: Path | None, part: str, json_file: Path | None, m
     click.echo(f"{robustness_table(measured)}\n\n{detection_table(found)}")
     if json_file:
         scores = {name: asdict(one) for name, one in found.items()}
-        json_file.write_text(json.dumps({"robustness": asdict(measured), "detection": scores}, indent=2) + "\n")
+        write_json(json_file, {"robustness": asdict(measured), "detection": scores})
 
 # %% ../nbs/12_cli.ipynb #75838d76
 def serve_help() -> str:

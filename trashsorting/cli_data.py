@@ -67,7 +67,7 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
     say_left_out(found)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(found.to_csv())
+        out.write_text(found.to_csv(), encoding="utf-8")
         click.echo(
             f"{out}: {len(found.entries)} photographs of {len(found.labels)} classes, {len(found.left_out)} left out"
         )
@@ -259,14 +259,14 @@ def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, 
     click.echo("\n".join(check_lines(manifest, groups, doubts)))
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "groups.csv").write_text(groups_csv(groups))
+        (out / "groups.csv").write_text(groups_csv(groups), encoding="utf-8")
         try:
             decided = split_by_hash(settle(manifest, groups), seed, groups=[group.files for group in groups])
-            (out / "split.csv").write_text(split_csv(decided))
+            (out / "split.csv").write_text(split_csv(decided), encoding="utf-8")
         except DataError as error:
             click.echo(f"no split is written: {error}", err=True)
         if doubts is not None:
-            (out / "labels.csv").write_text(doubts_csv(doubts))
+            (out / "labels.csv").write_text(doubts_csv(doubts), encoding="utf-8")
         click.echo(f"tables: {out}")
     if strict and (any(contradictions(group) for group in groups) or crossing(groups)):
         sys.exit(1)

@@ -63,7 +63,7 @@ def read_parameters(
     from trashsorting.headless import PLACES, check_config
 
     try:
-        given = yaml.safe_load(file.read_text()) or {} if file else {}
+        given = yaml.safe_load(file.read_bytes()) or {} if file else {}
     except yaml.YAMLError as error:
         raise TrashsortingError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(given, dict):
@@ -251,7 +251,7 @@ def read_one(
 ) -> dict:  # Parameters by name
     "The configuration that somebody else chose. Raises `UsageError`."
     try:
-        asked = json.loads(file.read_text())
+        asked = json.loads(file.read_bytes())
     except ValueError as error:
         raise click.UsageError(f"--one {file}: not JSON: {error}") from None
     if not isinstance(asked, dict):
@@ -311,7 +311,7 @@ def sweep(
             run_one(manifest, out, asked, describe_source(data))
             return
         exported = wandb_sweep(space, fixed, data, out, trials)
-        (out / "wandb.yaml").write_text(yaml.safe_dump(exported, sort_keys=False))
+        (out / "wandb.yaml").write_text(yaml.safe_dump(exported, sort_keys=False), encoding="utf-8")
         study = run_sweep(manifest, out.resolve(), space, fixed, trials, workers)
     save_winner(study, fixed, out / "winner.yaml")
     plot_sweep(study, out)

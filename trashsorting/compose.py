@@ -12,19 +12,18 @@ __all__ = ['LONG_SIDE', 'RIM', 'PALE', 'GROUNDS', 'CLEAR', 'NOTE', 'load_cv2', '
 # %% ../nbs/02e_compose.ipynb #0a55c455
 import glob
 import json
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from click import progressbar
 from PIL import Image
 
-from .core import DataError, MissingExtra, count_cores
+from .core import DataError, MissingExtra, count_cores, write_json
 from .dataset import Entry, Manifest
 from .image import open_rgb
+from .log import bar
 
 # %% ../nbs/02e_compose.ipynb #de3196ff
 def load_cv2():
@@ -478,13 +477,13 @@ def begin_folder(
 ) -> None:
     "Write down what a folder will hold. Raises `DataError` if it holds something else."
     if (out / NOTE).exists():
-        there = json.loads((out / NOTE).read_text())
+        there = json.loads((out / NOTE).read_bytes())
         for name, value in wanted.items():
             if there[name] != value:
                 raise DataError(f"{out} holds composites with {name} {there[name]}, not {value}: choose another folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    (out / NOTE).write_text(json.dumps(wanted) + "\n")
+    write_json(out / NOTE, wanted)
 
 # %% ../nbs/02e_compose.ipynb #995c46e7
 def compose_folder(
@@ -500,16 +499,13 @@ def compose_folder(
     entries, out = manifest.part("train").entries, Path(out)
     begin_folder(out, seed=seed, n_each=n_each, side=side)
     work = partial(compose_entry, root=manifest.root, out=out, n_each=n_each, side=side, seed=seed)
-    shown = progress and sys.stderr.isatty()
     with ProcessPoolExecutor(count_cores()) as pool:
-        done = pool.map(work, entries, chunksize=8)
-        with progressbar(done, len(entries), label="composites", hidden=not shown, file=sys.stderr) as bar:
-            cut = list(bar)
+        cut = list(bar(pool.map(work, entries, chunksize=8), "composites", progress, len(entries)))
     if not any(cut):
         raise DataError(f"{manifest.root}: no photograph shows a piece on a plain board, so nothing can be cut out")
     said = {"manifest_sha256": manifest.sha256, "seed": seed, "n_each": n_each, "side": side}
     said |= {"photographs": len(entries), "cut_out": sum(cut)}
-    (out / NOTE).write_text(json.dumps(said, indent=2) + "\n")
+    write_json(out / NOTE, said)
     return said
 
 # %% ../nbs/02e_compose.ipynb #ca18d35d
@@ -518,7 +514,7 @@ def describe_composites(
 ) -> str:  # As a card says it
     "What a folder of composites is. Raises `DataError` if it is not one, or not a finished one."
     try:
-        said = json.loads((Path(folder) / NOTE).read_text())
+        said = json.loads((Path(folder) / NOTE).read_bytes())
         each, cut, seed = said["n_each"], said["cut_out"], said["seed"]
     except (OSError, ValueError, KeyError):
         raise DataError(f"{folder}: no finished composites; make them with `trashsorting data compose`") from None

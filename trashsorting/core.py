@@ -7,13 +7,18 @@ __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Ori
            'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'is_plain', 'check_key', 'Settings',
            'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation', 'PairedComparison',
            'Speedup', 'Quantization', 'Source', 'Provenance', 'CrossValidation', 'ModelCard', 'card_path',
-           'check_out_file', 'file_sha256', 'read_card', 'folder_quota', 'cpu_quota', 'count_cores']
+           'check_out_file', 'file_sha256', 'read_card', 'write_card', 'csv_text', 'write_json', 'folder_quota',
+           'cpu_quota', 'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
+import csv
 import hashlib
+import json
 import math
 import os
+from collections.abc import Iterable
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -378,6 +383,31 @@ def read_card(
         raise ModelError(f"{model} is not the file that {card.name} describes: export the model again")
     return read
 
+
+def write_card(
+    model: Path,  # The ONNX file
+    card: ModelCard,
+) -> None:
+    "Write the card beside its model."
+    card_path(model).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+# %% ../nbs/00_core.ipynb #5056809d
+def csv_text(
+    rows: Iterable[Iterable],  # The head is the first
+) -> str:
+    "Rows as CSV, the same text on every machine."
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_json(
+    path: Path,
+    document: dict | list,
+) -> None:
+    "Write a document as indented JSON."
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
 # %% ../nbs/00_core.ipynb #c4a54746
 def folder_quota(
     folder: Path,  # Of a control group
@@ -385,9 +415,9 @@ def folder_quota(
     "How much processor time a control group may use."
     try:
         if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota, period = [(folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")]
+            quota, period = [(folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8").strip() for name in ("quota", "period")]
         return math.inf if quota in ("max", "-1") else float(quota) / float(period)
     except (OSError, ValueError, ZeroDivisionError):
         return math.inf
@@ -398,7 +428,7 @@ def cpu_quota(
 ) -> float:  # Cores; infinite without a limit
     "How much processor time this process may use, by its control groups and those around them."
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:  # no Linux
         return math.inf
     folders = []
@@ -409,9 +439,7 @@ def cpu_quota(
     return min(map(folder_quota, folders), default=math.inf)
 
 # %% ../nbs/00_core.ipynb #5e7658dc
-def count_cores(
-    root: Path = Path("/"),  # Of the file system
-) -> int:
+def count_cores() -> int:
     "How many cores this process may use, by its affinity and its control groups; at least one."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cpu_quota(root))))
+    return max(1, math.ceil(min(cores, cpu_quota())))

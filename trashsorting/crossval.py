@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .calibrate import decide
-from .core import CrossValidation, ModelError, TrashsortingError
+from .core import CrossValidation, ModelError, TrashsortingError, write_json
 from .curate import Group, settle
 from .dataset import Manifest, fold_by_hash, leave_out, split_csv
 from .folds import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
@@ -54,9 +54,9 @@ def lay_out(
     folder.mkdir(parents=True, exist_ok=True)
     for at, fold in enumerate(folds):
         path = folder / f"fold{at}.csv"
-        if path.exists() and path.read_text() != split_csv(fold):
+        if path.exists() and path.read_text(encoding="utf-8") != split_csv(fold):
             raise TrashsortingError(f"{path} holds out other photographs: choose another folder")
-        path.write_text(split_csv(fold))
+        path.write_text(split_csv(fold), encoding="utf-8")
     return [folder / f"fold{at}.csv" for at in range(len(folds))]
 
 
@@ -69,8 +69,8 @@ def is_trained(
     "Whether a fold is finished. Raises `TrashsortingError` if it was trained by another recipe."
     if not (run / "run.json").exists():
         return False
-    info, wanted = json.loads((run / "run.json").read_text()), asdict(config) | {"composites": composites, "weights": weights}
-    was = info["config"] | {"composites": info.get("composites", ""), "weights": info["weights"]}
+    info, wanted = json.loads((run / "run.json").read_bytes()), asdict(config) | {"composites": composites, "weights": weights}
+    was = info["config"] | {name: info[name] for name in ("composites", "weights")}
     if changed := [name for name in wanted if was.get(name) != wanted[name]]:
         name = changed[0]
         raise TrashsortingError(f"{run} was trained with {name}={was.get(name)!r}, not {wanted[name]!r}: choose another folder")
@@ -141,7 +141,7 @@ def read_decided(
     "What a cross-validation decided. Raises `ModelError` if it is not finished, or none."
     if not (crossval / "decided.json").is_file():
         raise ModelError(f"{crossval / 'decided.json'}: no such file; is {crossval} the folder of a finished cross-validation?")
-    return json.loads((crossval / "decided.json").read_text())
+    return json.loads((crossval / "decided.json").read_bytes())
 
 
 def take_over(
@@ -161,7 +161,7 @@ def take_over(
     told = {"temperature": decided["temperature"] * share, "unsure_below": decided["unsure_below"], "decision_note": note}
     if folder.resolve() == (crossval / "mean").resolve():
         told["cross_validation"] = decided["cross_validation"]
-    (folder / "run.json").write_text(json.dumps(run.info | {"decided": told}, indent=2) + "\n")
+    write_json(folder / "run.json", run.info | {"decided": told})
 
 
 def mean_of_folds(
@@ -174,6 +174,6 @@ def mean_of_folds(
     "Leave a run whose weights are the mean of the folds'. Raises `ModelError` or `TrashsortingError`."
     if not (folder / "mean" / "run.json").exists():
         mix_runs([folder / f"fold{at}" for at in range(k)], folder / "mean", note, manifest)
-    (folder / "decided.json").write_text(json.dumps(decided, indent=2) + "\n")
+    write_json(folder / "decided.json", decided)
     take_over(folder / "mean", folder)
     return folder / "mean"

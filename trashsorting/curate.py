@@ -12,10 +12,6 @@ __all__ = ['SIDE', 'LUMA_WAVES', 'CHROMA_WAVES', 'CHROMA_BITS', 'COSINES', 'NOIS
 
 # %% ../nbs/02b_curate.ipynb #a11abdaa
 import base64
-import csv
-import io
-import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +20,12 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from click import progressbar
 from PIL import Image
 
-from .core import MissingExtra, ModelCard
+from .core import MissingExtra, ModelCard, count_cores, csv_text
 from .dataset import Entry, Manifest, fold_by_hash, leave_out, line_up
 from .image import open_rgb
+from .log import bar
 
 # %% ../nbs/02b_curate.ipynb #6f557819
 SIDE, LUMA_WAVES, CHROMA_WAVES, CHROMA_BITS = 32, 8, 6, 32
@@ -107,11 +103,10 @@ def fingerprint_files(
     progress: bool = False,  # Show a bar
 ) -> np.ndarray:  # (n, 8, 2) uint64
     "Fingerprints of files, on all cores. Raises what `open_rgb` raises."
-    shown = progress and sys.stderr.isatty()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        prints = pool.map(lambda path: fingerprint(open_rgb(path)), paths)
-        with progressbar(prints, len(paths), "fingerprints", hidden=not shown, file=sys.stderr) as bar:
-            return np.stack(list(bar)) if paths else np.empty((0, len(POSES), 2), np.uint64)
+    with ThreadPoolExecutor(count_cores()) as pool:
+        looks = pool.map(lambda path: fingerprint(open_rgb(path)), paths)
+        prints = list(bar(looks, "fingerprints", progress, len(paths)))
+    return np.stack(prints) if prints else np.empty((0, len(POSES), 2), np.uint64)
 
 # %% ../nbs/02b_curate.ipynb #2b5299c2
 LEAST_COSINE = 0.90  # of two embeddings, from which on they show the same thing
@@ -306,9 +301,11 @@ def settle(
     groups: Iterable[Group],  # From `find_groups`
 ) -> Manifest:  # Without the pictures that have two names
     "Leave out what contradicts itself."
-    gone = {file: group for group in groups for file in contradictions(group)}
-    reason = "one picture under several names: "
-    return leave_out(manifest, {file: reason + ", ".join(contradictions(group)) for file, group in gone.items()})
+    reasons: dict[str, str] = {}
+    for group in groups:
+        files = contradictions(group)
+        reasons |= dict.fromkeys(files, f"one picture under several names: {', '.join(files)}")
+    return leave_out(manifest, reasons)
 
 # %% ../nbs/02b_curate.ipynb #315e5372
 def crossing(
@@ -328,16 +325,14 @@ def groups_csv(
     groups: Iterable[Group],
 ) -> str:  # One line for each photograph of each group
     "The groups as a table: each photograph with the one that it was tied to."
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(GROUP_FIELDS)
+    rows: list[tuple] = [GROUP_FIELDS]
     for number, group in enumerate(groups, 1):
         for entry in group.entries:
             link = next(link for link in group.links if entry.file in (link.first, link.second))
             like = link.second if link.first == entry.file else link.first
             about = (entry.file, entry.label, entry.split, entry.source, like, link.how, link.apart)
-            rows.writerow((number, *about, what_is_done(group)))
-    return text.getvalue()
+            rows.append((number, *about, what_is_done(group)))
+    return csv_text(rows)
 
 # %% ../nbs/02b_curate.ipynb #fad22f42
 @dataclass(frozen=True)
@@ -398,11 +393,8 @@ def doubts_csv(
     doubts: Iterable[Doubt],
 ) -> str:  # One line each
     "The doubtful names as a table."
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("file", "label", "suggested", "probability_of_label"))
-    rows.writerows((doubt.file, doubt.label, doubt.suggested, f"{doubt.given:.4f}") for doubt in doubts)
-    return text.getvalue()
+    rows = ((doubt.file, doubt.label, doubt.suggested, f"{doubt.given:.4f}") for doubt in doubts)
+    return csv_text([("file", "label", "suggested", "probability_of_label"), *rows])
 
 # %% ../nbs/02b_curate.ipynb #ca156412
 def pack_prints(

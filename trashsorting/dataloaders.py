@@ -30,20 +30,18 @@ from .image import LEAST_FACTOR, crop_box, open_rgb, resize
 from .log import step
 
 # %% ../nbs/03_dataloaders.ipynb #b9f4526f
-MIN_SCALE = 0.35
-MAX_STRETCH = 4 / 3
+MIN_SCALE = 0.35  # Smallest share of the area that is kept, 0..1
+MAX_STRETCH = 4 / 3  # Greatest change of the proportions
 
 
 def random_box(
     size: tuple[int, int],  # Width and height of the photograph, pixels
     preprocessing: Preprocessing,  # From the model card
-    min_scale: float = MIN_SCALE,  # Smallest share of the area that is kept, 0..1
-    max_stretch: float = MAX_STRETCH,  # Greatest change of the proportions
 ) -> tuple[float, float, float, float]:  # Left, upper, right, lower, pixels
     "A random part of what evaluation would see."
     left, upper, right, lower = crop_box(size, preprocessing)
-    scale = random.uniform(min_scale, 1)
-    stretch = math.exp(random.uniform(-1, 1) * math.log(max_stretch))
+    scale = random.uniform(MIN_SCALE, 1)
+    stretch = math.exp(random.uniform(-1, 1) * math.log(MAX_STRETCH))
     width = min(1, math.sqrt(scale * stretch)) * (right - left)
     height = min(1, math.sqrt(scale / stretch)) * (lower - upper)
     left += random.uniform(0, right - left - width)

@@ -15,14 +15,11 @@ __all__ = ['Pen', 'DRAW', 'DRAWN', 'FIELDS', 'SPLITS', 'SUFFIXES', 'MOST_LEFT_OU
 # %% ../nbs/02_dataset.ipynb #5260843a
 import csv
 import hashlib
-import io
 import json
-import logging
 import lzma
 import math
 import os
 import random
-import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -33,14 +30,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from click import progressbar
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter, ValidationError
 
 from .bucket import fetch, is_remote
-from .core import DataError, Labels, Source, check_labels
+from .core import DataError, Labels, Source, check_labels, count_cores, csv_text
 from .image import ImageError, decode, recognise, to_rgb
-from .log import log, step
+from .log import bar, step
 
 # %% ../nbs/02_dataset.ipynb #016a76e4
 Pen = ImageDraw.ImageDraw
@@ -205,11 +201,9 @@ class Manifest:
 
     def to_csv(self) -> str:
         "The entries as CSV, one a line, the same text for the same data on every machine."
-        text = io.StringIO()
-        rows, several = csv.writer(text, lineterminator="\n"), any(entry.source for entry in self.entries)
-        names = FIELDS if several else FIELDS[:-1]  # one source: the very bytes of before there could be several
-        rows.writerows([names, *([getattr(entry, name) for name in names] for entry in self.entries)])
-        return text.getvalue()
+        several = any(entry.source for entry in self.entries)
+        names = FIELDS if several else FIELDS[:-1]  # a column that is empty throughout is left out
+        return csv_text([names, *([getattr(entry, name) for name in names] for entry in self.entries)])
 
     @property
     def sha256(self) -> str:
@@ -273,12 +267,12 @@ MOST_LEFT_OUT = 0.05
 def check_left_out(
     manifest: Manifest,  # As read
 ) -> None:
-    "Raise `DataError` if more than 5 % of the files, or all files of a class, cannot be used."
+    "Raise `DataError` if more than 5 % of the files cannot be used."
     found, bad = len(manifest.entries) + len(manifest.left_out), manifest.left_out
-    first = "".join(f"\n  {item.file}: {item.reason}" for item in bad[:1])
     if len(bad) > MOST_LEFT_OUT * found:
+        first = f"{bad[0].file}: {bad[0].reason}"
         raise DataError(
-            f"{manifest.root}: {len(bad)} of {found} files cannot be used, more than 5 %; the first:{first}"
+            f"{manifest.root}: {len(bad)} of {found} files cannot be used, more than 5 %; the first:\n  {first}"
         )
 
 
@@ -315,12 +309,10 @@ def read_folder(
     root = Path(root)
     folders = class_folders(root, labels)
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         looks = pool.map(lambda path: inspect(root, path), files)
-        shown = progress and sys.stderr.isatty() and log.isEnabledFor(logging.WARNING)
         with step("reading photographs") as notes:
-            with progressbar(looks, len(files), "reading photographs", hidden=not shown, file=sys.stderr) as bar:
-                found = list(bar)
+            found = list(bar(looks, "reading photographs", progress, len(files)))
             notes.append(f"{len(found)} files of {len(folders)} classes in {root}")
     manifest = Manifest(
         root,
@@ -468,9 +460,7 @@ def split_csv(
     "A split as a file, for `apply_split`; what was left out though it could be read is there as 'none'."
     rows = [(entry.file, entry.label, entry.split) for entry in manifest.entries]
     rows += [(item.file, Path(item.file).parts[0], NO_SPLIT) for item in manifest.left_out]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file", "label", "split"), *sorted(rows)])
-    return text.getvalue()
+    return csv_text([("file", "label", "split"), *sorted(rows)])
 
 # %% ../nbs/02_dataset.ipynb #b0786c8c
 MOST_UNPACKED = 20 * 2**30
@@ -484,19 +474,19 @@ def place_unpacked(
 ) -> None:
     "Put what was unpacked in the place of what an earlier zip left. Raises `DataError` where anything else lies there."
     note = into / UNPACKED
-    earlier = json.loads(note.read_text()) if note.is_file() else []
+    earlier = json.loads(note.read_bytes()) if note.is_file() else []
     if others := {path.name for path in into.iterdir() if path.name[0] != "."} - set(earlier):
         raise DataError(
             f"{into}: '{min(others)}' is there already; remove it if it is not needed, or unpack into another folder"
         )
     names = sorted(path.name for path in new.iterdir() if path.name[0] != ".")
-    note.write_text(json.dumps(sorted({*earlier, *names})))  # before they are: a move that is cut off can be repeated
+    note.write_text(json.dumps(sorted({*earlier, *names})), encoding="utf-8")  # before they are: a move that is cut off can be repeated
     for name in earlier:
         if (into / name).exists():
             os.replace(into / name, old / name)
     for name in names:
         os.replace(new / name, into / name)
-    note.write_text(json.dumps(names))
+    note.write_text(json.dumps(names), encoding="utf-8")
 
 
 def unpack(
@@ -610,7 +600,7 @@ def read_sources(
     "Read a list of sources. Raises `DataError` for anything else, or for two of the same name."
     try:
         listed = [
-            HUB_SOURCES.get(item, item) if isinstance(item, str) else item for item in json.loads(path.read_text())
+            HUB_SOURCES.get(item, item) if isinstance(item, str) else item for item in json.loads(path.read_bytes())
         ]
         if not listed:
             raise ValueError("it is empty")

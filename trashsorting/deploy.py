@@ -204,7 +204,7 @@ def deploy(
     document = service_document(service, traffic(serving(found), percent))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "service.yaml"
-        file.write_text(to_yaml(document))
+        file.write_text(to_yaml(document), encoding="utf-8")
         gcloud("services", "replace", str(file), **where)
     return describe(service.name, **where)["status"]["url"]
 

@@ -141,30 +141,26 @@ def softmax(
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 # %% ../nbs/05_evaluate.ipynb #0817a41c
-N_BINS = 15
+N_BINS = 15  # Of equal width, over 0..1
 
 
 def calibration_bins(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-    n_bins: int = N_BINS,  # Of equal width, over 0..1
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # In each bin: photographs, their summed top-1 probability, how many right
-    "Sort photographs into bins by the probability of the class that was named."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # By bin: photographs, their summed top-1 probability, how many right
+    "Sort photographs into `N_BINS` bins by the probability of the class that was named."
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
-    bins = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
-    n, said, hits = (np.bincount(bins, weights, n_bins) for weights in (np.ones(len(targets)), confidence, right))
+    bins = np.digitize(confidence, np.arange(1, N_BINS) / N_BINS, right=True)
+    n, said, hits = (np.bincount(bins, weights, N_BINS) for weights in (np.ones(len(targets)), confidence, right))
     return n, said, hits
 
 
 def expected_calibration_error(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-    n_bins: int = N_BINS,  # Of equal width, over 0..1
 ) -> float:  # 0 (calibrated) to 1
     "Mean distance between how sure the model is and how often it is right."
-    _, confidence, right = calibration_bins(probabilities, targets, n_bins)
+    _, confidence, right = calibration_bins(probabilities, targets)
     return float(np.abs(confidence - right).sum() / len(targets))
 
 # %% ../nbs/05_evaluate.ipynb #c4fb5a8a
@@ -334,16 +330,11 @@ def comparison(
     "In-domain and other-domain figures in one table; a figure that was not measured is a dash."
     width = max(24, *map(len, evaluations)) + 2
     keys = ("accuracy", "macro_f1", "ece", "coverage", "answered_accuracy")
-    lines, rows = (
-        [
-            f"{'':{width}}{'n':>6}{'accuracy':>10}  {'95 % Wilson':15}{'macro F1':>8}{'ECE':>8}{'answered':>10}{'of those right':>16}"
-        ],
-        [],
-    )
+    head = f"{'macro F1':>8}{'ECE':>8}{'answered':>10}{'of those right':>16}"
+    lines, rows = [f"{'':{width}}{'n':>6}{'accuracy':>10}  {'95 % Wilson':15}{head}"], []
     for name, one in evaluations.items():
-        rows.append(
-            [getattr(one, key) if at < 3 or one.unsure_below is not None else None for at, key in enumerate(keys)]
-        )
+        told = keys if one.unsure_below is not None else keys[:3]
+        rows.append([getattr(one, key) if key in told else None for key in keys])
         lines.append(comparison_line(f"{name:{width}}{one.n:6}", span(one.accuracy_interval), rows[-1]))
     if len(rows) > 2:
         means = [None if None in column else float(np.mean(column)) for column in zip(*rows[1:], strict=True)]

@@ -35,6 +35,7 @@ from trashsorting.core import (
     card_path,
     file_sha256,
     read_card,
+    write_card,
 )
 from .curate import fingerprint_files, pack_prints
 from .dataloaders import make_dataloaders
@@ -242,7 +243,7 @@ def make_card(
             weights=run.info["weights"],
             commit=run.info.get("commit"),
             data_version=run.info.get("data_version"),
-            composites=run.info.get("composites", ""),
+            composites=run.info["composites"],
             mixed=tuple(run.info.get("mixed", ())),
             sources=run.manifest.sources,
         ),
@@ -259,8 +260,7 @@ def export_run(
     file = to_onnx(run.model, run.preprocessing.input_size, run.folder / "model.onnx")
     dls = make_dataloaders(run.manifest, run.preprocessing, run.config.batch_size, num_workers=0)
     check_parity(run.model, dls.valid, file)
-    card = make_card(file, run, score_file(file, run, progress))
-    card_path(file).write_text(card.model_dump_json(indent=2) + "\n")
+    write_card(file, make_card(file, run, score_file(file, run, progress)))
     return file
 
 # %% ../nbs/07_export.ipynb #789fd068

@@ -10,13 +10,12 @@ __all__ = ['Predictions', 'pool', 'save_predictions', 'load_predictions', 'evalu
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .core import DataError, Evaluation, Labels
+from .core import DataError, Evaluation, Labels, csv_text
 from .evaluate import evaluate, softmax
 
 # %% ../nbs/05c_folds.ipynb #7d1d0e83
@@ -66,14 +65,11 @@ def save_predictions(
     path: Path,  # A CSV; its folder exists
 ) -> Path:  # The same path
     "Write predictions as CSV: file, label, fold, and a logit for each class."
-    lines = StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["file", "label", "fold", *(f"logit:{label}" for label in predictions.classes)])
-    for file, target, fold, row in zip(
-        predictions.files, predictions.targets, predictions.folds, predictions.logits, strict=True
-    ):
-        writer.writerow([file, predictions.classes[target], int(fold), *(str(np.float32(logit)) for logit in row)])
-    Path(path).write_text(lines.getvalue())
+    rows: list[list] = [["file", "label", "fold", *(f"logit:{label}" for label in predictions.classes)]]
+    columns = (predictions.files, predictions.targets, predictions.folds, predictions.logits)
+    for file, target, fold, row in zip(*columns, strict=True):
+        rows.append([file, predictions.classes[target], int(fold), *(str(np.float32(logit)) for logit in row)])
+    Path(path).write_text(csv_text(rows), encoding="utf-8")
     return Path(path)
 
 
@@ -82,7 +78,8 @@ def load_predictions(
 ) -> Predictions:
     "Read predictions. Raises `DataError` for a file that is missing, or that holds no predictions."
     try:
-        head, *rows = csv.reader(Path(path).read_text().splitlines())
+        with open(path, newline="", encoding="utf-8") as stream:
+            head, *rows = csv.reader(stream)
         classes = tuple(name.removeprefix("logit:") for name in head[3:])
         if head[:3] != ["file", "label", "fold"] or not rows:
             raise ValueError(f"the columns are {', '.join(head)}")
@@ -159,7 +156,6 @@ def plot_mistakes(
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     classes: Labels,  # Names, in the order of the columns
     k: int = 12,  # How many at most, six in a row
-    path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw a contact sheet of the most confident mistakes; only the pictures that are drawn are opened."
     from matplotlib.figure import Figure
@@ -175,6 +171,4 @@ def plot_mistakes(
         said = probabilities[at].argmax()
         ax.set_title(f"{classes[targets[at]]}, not {classes[said]}\n({probabilities[at, said]:.0%} sure)", fontsize=9)
     figure.suptitle("most confident mistakes" if len(found) else "no mistakes")
-    if path:
-        figure.savefig(path, dpi=120)
     return figure

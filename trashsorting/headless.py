@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Valida
 from pydantic.dataclasses import dataclass
 
 from .bucket import is_remote
-from .core import TrashsortingError
+from .core import TrashsortingError, write_json
 from .versions import commit, data_version
 
 # %% ../nbs/03b_headless.ipynb #71b17c99
@@ -127,4 +127,4 @@ def note_origin(
     origin: dict[str, str | None],  # From `find_origin`, when the run began
 ) -> None:
     "Write a run's origin into its `run.json`."
-    run.write_text(json.dumps({**json.loads(run.read_text()), **origin}, indent=2) + "\n")
+    write_json(run, json.loads(run.read_bytes()) | origin)

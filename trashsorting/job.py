@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -313,8 +313,8 @@ def say(
     if type(error).__module__.startswith("google.auth"):
         reason = str(error.args[0] if error.args else error).splitlines()[0]
         return CloudError(f"the login does not work: {reason}\n{ADVICE[401]}")
-    host = url.split("/v")[0]
-    what = f"no usable answer from {host}: {type(error).__name__}"
+    asked = urlsplit(url)
+    what = f"no usable answer from {asked.scheme}://{asked.netloc}: {type(error).__name__}"
     return CloudError(f"{what}\nlook at the network, and at the region's name")
 
 # %% ../nbs/10_job.ipynb #cfbe2e5f

@@ -8,12 +8,10 @@ __all__ = ['PACKAGED_WEIGHTS', 'LIBRARIES', 'load_packaged', 'hub_in_reach', 'cr
            'fit', 'plot_history', 'save_run', 'Run', 'load_run']
 
 # %% ../nbs/04_learner.ipynb #2b42fcb1
-import csv
 import json
 import os
 import random
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +29,6 @@ from urllib.request import getproxies
 import numpy as np
 import timm
 import torch
-from click import progressbar
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
@@ -46,11 +43,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .compose import describe_composites, find_composites
-from .core import DataError, ModelError, Preprocessing, Source, TrashsortingError
+from .core import DataError, ModelError, Preprocessing, Source, TrashsortingError, csv_text, write_json
 from .dataloaders import make_dataloaders
 from .dataset import Manifest, manifest_from_csv
 from .headless import TrainConfig, check_config
 from .image import open_rgb, to_input
+from .log import bar
 
 # %% ../nbs/04_learner.ipynb #54fb0318
 PACKAGED_WEIGHTS = {
@@ -150,13 +148,12 @@ def embed(
     model = create_backbone(backbone, 1)[0].eval().to(memory_format=torch.channels_last)
     preprocessing = backbone_preprocessing(model, TrainConfig(backbone=backbone, image_size=image_size))
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    shown, rows = progress and sys.stderr.isatty(), []
+    rows = []
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        with progressbar(batches, label="embeddings", hidden=not shown, file=sys.stderr) as bar:
-            for batch in bar:
-                arrays = list(pool.map(lambda path: to_input(open_rgb(path), preprocessing), batch))
-                inputs = torch.from_numpy(np.stack(arrays)).contiguous(memory_format=torch.channels_last)
-                rows.append(model.forward_head(model.forward_features(inputs), pre_logits=True).numpy())
+        for batch in bar(batches, "embeddings", progress):
+            arrays = list(pool.map(lambda path: to_input(open_rgb(path), preprocessing), batch))
+            inputs = torch.from_numpy(np.stack(arrays)).contiguous(memory_format=torch.channels_last)
+            rows.append(model.forward_head(model.forward_features(inputs), pre_logits=True).numpy())
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 # %% ../nbs/04_learner.ipynb #15fe6984
@@ -281,10 +278,7 @@ class RunLog(Callback):
         self.rows.append({name: round(value, 6) for name, value in row.items()})
         if rank_distrib():  # of several processes only the first writes
             return
-        with open(self.path, "w", newline="") as stream:
-            table = csv.DictWriter(stream, list(row), lineterminator="\n")
-            table.writeheader()
-            table.writerows(self.rows)
+        self.path.write_text(csv_text([row, *(one.values() for one in self.rows)]), encoding="utf-8")
 
 # %% ../nbs/04_learner.ipynb #cfd683cf
 def set_seed(
@@ -411,10 +405,9 @@ def save_run(
         "cache": str(learn.dls.photographs),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
-    path = learn.path / "run.json"
-    path.write_text(json.dumps(run, indent=2) + "\n")
-    (learn.path / "manifest.csv").write_text(manifest.to_csv())
-    return path
+    write_json(learn.path / "run.json", run)
+    (learn.path / "manifest.csv").write_text(manifest.to_csv(), encoding="utf-8")
+    return learn.path / "run.json"
 
 # %% ../nbs/04_learner.ipynb #193db1eb
 @dataclass(frozen=True)
@@ -438,8 +431,8 @@ def load_run(
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name}: no such file; is {folder} the folder of a finished training run?")
     try:
-        info = json.loads((folder / "run.json").read_text())
-        sources = tuple(Source(**source) for source in info.get("sources", ()))
+        info = json.loads((folder / "run.json").read_bytes())
+        sources = tuple(Source(**source) for source in info["sources"])
         manifest = replace(manifest_from_csv(folder / "manifest.csv", Path(info["root"])), sources=sources)
         config, n_classes = check_config(**info["config"]), len(info["labels"])
         preprocessing = Preprocessing(**info["preprocessing"])

@@ -6,7 +6,6 @@
 __all__ = ['check_alike', 'check_unseen', 'mean_weights', 'mix_runs', 'started_from', 'begin_with']
 
 # %% ../nbs/04e_mix.ipynb #2617ec99
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 
 from fastai.learner import Learner
 
-from .core import TrashsortingError, file_sha256
+from .core import TrashsortingError, file_sha256, write_json
 from .dataset import Manifest
 from .learner import Run, load_run
 
@@ -64,7 +63,7 @@ def mix_runs(
     manifest: Manifest | None = None,  # With what none of the runs has seen as "val"; None: the first run's
 ) -> Path:  # The new folder
     "Leave a run whose weights are the mean of other runs'. Raises `ModelError` or `TrashsortingError`."
-    if (Path(out) / "run.json").exists():
+    if (out / "run.json").exists():
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
     runs = [load_run(folder) for folder in folders]
     manifest = manifest or runs[0].manifest
@@ -72,12 +71,12 @@ def mix_runs(
     check_unseen(runs, manifest)
     out.mkdir(parents=True, exist_ok=True)
     torch.save(mean_weights(runs), out / "checkpoint.pth")
-    (out / "manifest.csv").write_text(manifest.to_csv())
-    mixed = [run.info["config"] | {"composites": run.info.get("composites", ""), "weights": run.info["weights"]} for run in runs]
+    (out / "manifest.csv").write_text(manifest.to_csv(), encoding="utf-8")
+    mixed = [run.info["config"] | {name: run.info[name] for name in ("composites", "weights")} for run in runs]
     composites = "; ".join(dict.fromkeys(one["composites"] for one in mixed if one["composites"]))
     told = {"mixed": mixed, "composites": composites, "evaluation_note": note, "manifest_sha256": manifest.sha256}
     info = runs[0].info | {name: value for name, value in told.items() if value}
-    (out / "run.json").write_text(json.dumps(info, indent=2) + "\n")
+    write_json(out / "run.json", info)
     return out
 
 # %% ../nbs/04e_mix.ipynb #d059b0bb

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Source', 'Outcome', 'BATCH_SIZE', 'CANNOT_EXPLAIN', 'Prediction', 'rank', 'open_session', 'run_logits', 'run_session',
-           'run_explained', 'heat_map', 'Predictor', 'to_picture', 'read_ahead', 'shown', 'batches', 'classify',
-           'predict_many', 'score']
+           'run_explained', 'heat_map', 'Predictor', 'to_picture', 'read_ahead', 'batches', 'classify', 'predict_many',
+           'score']
 
 # %% ../nbs/06_predictor.ipynb #fc71b539
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from click import progressbar
 from PIL import Image
 from pydantic import BaseModel, Field
 
@@ -35,6 +33,7 @@ from trashsorting.core import (
 )
 from .evaluate import softmax
 from .image import ImageError, least_side, open_rgb, to_input, to_rgb
+from .log import bar
 
 # %% ../nbs/06_predictor.ipynb #bf3c364e
 class Prediction(BaseModel):
@@ -228,13 +227,6 @@ def read_ahead(
             pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/06_predictor.ipynb #ed85fc42
-def shown(
-    progress: bool,  # Whether a bar is wanted
-) -> bool:
-    "Whether there is somebody to see it."
-    return progress and sys.stderr.isatty()
-
-
 def batches(
     items: Iterable,
     size: int,  # Of all but the last one
@@ -274,8 +266,7 @@ def predict_many(
     inputs = read_ahead(prepare, sources, threads, batch_size + threads)
     outcomes = (outcome for batch in batches(inputs, batch_size) for outcome in classify(predictor, batch))
     length = len(sources) if isinstance(sources, Sized) else None
-    with progressbar(outcomes, length, label="classifying", hidden=not shown(progress), file=sys.stderr) as bar:
-        yield from bar
+    return bar(outcomes, "classifying", progress, length)
 
 # %% ../nbs/06_predictor.ipynb #11222625
 def score(
@@ -287,8 +278,7 @@ def score(
 ) -> tuple[np.ndarray, float]:  # (n, n_classes) probabilities, and wall milliseconds per image
     "Probabilities for files. Raises what `open_rgb` raises."
     rows, start = [], time.perf_counter()
-    with progressbar(paths, label="classifying", hidden=not shown(progress), file=sys.stderr) as bar:
-        for path in bar:
-            picture = open_rgb(path, least_side=least_side(preprocessing))
-            rows.append(run_session(session, to_input(picture, preprocessing)[None], temperature)[0])
+    for path in bar(paths, "classifying", progress):
+        picture = open_rgb(path, least_side=least_side(preprocessing))
+        rows.append(run_session(session, to_input(picture, preprocessing)[None], temperature)[0])
     return np.stack(rows), 1000 * (time.perf_counter() - start) / len(rows)

@@ -34,11 +34,11 @@ from trashsorting.core import (
     Preprocessing,
     Quantization,
     Speedup,
-    card_path,
     check_out_file,
     count_cores,
     file_sha256,
     read_card,
+    write_card,
 )
 from .dataset import Manifest
 from .evaluate import Z95, evaluate, wilson
@@ -452,10 +452,8 @@ def export_int8(
     pooled = held_out_by_folds(folds) if folds else None
     chosen, val = choose_photographs(manifest, n), manifest.part("val")
     quantize(file, chosen, out)
-    paths, targets = (
-        [val.root / entry.file for entry in val.entries],
-        [card.classes.index(entry.label) for entry in val.entries],
-    )
+    paths = [val.root / entry.file for entry in val.entries]
+    targets = np.array([card.classes.index(entry.label) for entry in val.entries])
     before, after = (
         score(open_session(one), card.preprocessing, paths, progress, card.temperature)[0] for one in (file, out)
     )
@@ -464,7 +462,7 @@ def export_int8(
         made_of=card.file_sha256,
         n_calibration=len(chosen),
         compared_on="out of fold" if pooled else "the photographs that the run held out",
-        comparison=pooled or compare(before, after, np.array(targets)),
+        comparison=pooled or compare(before, after, targets),
         speedups=[
             measure_speedup(time_in_turns(file, out, inputs, threads), threads)
             for threads in sorted({1, count_cores()})
@@ -475,11 +473,11 @@ def export_int8(
             "name": f"{card.name}-int8",
             "file_sha256": file_sha256(out),
             "file_bytes": Path(out).stat().st_size,
-            "evaluation": evaluate(after, np.array(targets), card.classes, unsure_below=card.unsure_below),
+            "evaluation": evaluate(after, targets, card.classes, unsure_below=card.unsure_below),
             "quantization": found,
         }
     )
-    card_path(out).write_text(made.model_dump_json(indent=2) + "\n")
+    write_card(out, made)
     return made
 
 # %% ../nbs/07a_quantize.ipynb #0c670912

@@ -142,7 +142,7 @@ class Recovery(Callback):
         learn: Learner,  # From `create_learner`, with the weights that it starts from and those who teach it
     ):
         self.path, self.phase, self.found = Path(folder) / FILE, -1, None
-        self.run_is = {"config": asdict(config), "manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
+        self.run_is = asdict(config) | {"manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
         self.run_is |= {name: getattr(learn, name) for name in ("composites", "weights", "learned_from")}
         if self.path.exists():
             self.found = read_state(self.path, self.run_is)
@@ -211,8 +211,7 @@ def read_state(
         was = state["run"]
     except Exception as error:  # a damaged file raises pickle's, zipfile's and torch's errors
         raise TrashsortingError(f"{path}: cannot be read ({str(error).splitlines()[0]}): {again}") from error
-    for name, value in {**run_is["config"], **{key: run_is[key] for key in run_is if key != "config"}}.items():
-        before = was["config"].get(name, was.get(name))
-        if before != value:
+    for name, value in run_is.items():
+        if (before := was.get(name)) != value:
             raise TrashsortingError(f"{path.parent} holds a run that was cut off with {name}={before!r}, not {value!r}: {again}")
     return state

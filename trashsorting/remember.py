@@ -9,7 +9,6 @@ __all__ = ['WORDS', 'FRAME', 'N_CAMERAS', 'SIDE', 'RIDGE', 'GATE_C', 'ODDS', 'PR
 
 # %% ../nbs/07c_remember.ipynb #ac492a35
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 import torch
-from click import progressbar
 from PIL import Image, ImageFilter
 from scipy.optimize import minimize
 from scipy.special import log_softmax
@@ -31,16 +29,17 @@ from trashsorting.core import (
     ModelCard,
     ModelError,
     Preprocessing,
-    card_path,
     check_out_file,
     file_sha256,
     read_card,
+    write_card,
 )
 from .dataset import Manifest
 from .evaluate import evaluate
 from .export import write_onnx
 from .image import least_side, open_rgb, to_input
 from .learner import create_backbone, embed
+from .log import bar
 from .predictor import open_session, score
 
 # %% ../nbs/07c_remember.ipynb #4bfc8768
@@ -180,12 +179,11 @@ def see(
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 (n, features), (n, channels)
     "What the classifiers and the gate are given for each photograph. Raises what `open_rgb` raises."
     session, features, frames = open_session(file), [], []
-    with progressbar(paths, label="features", hidden=not (progress and sys.stderr.isatty()), file=sys.stderr) as bar:
-        for path in bar:
-            inputs = to_input(open_rgb(path, least_side=least_side(preprocessing)), preprocessing)[None]
-            grid, *sums = session.run(None, {session.get_inputs()[0].name: inputs})
-            features.append(grid[0].mean(axis=1))
-            frames.append(np.concatenate([frame_mean(maps)[0] for maps in sums]))
+    for path in bar(paths, "features", progress):
+        inputs = to_input(open_rgb(path, least_side=least_side(preprocessing)), preprocessing)[None]
+        grid, *sums = session.run(None, {session.get_inputs()[0].name: inputs})
+        features.append(grid[0].mean(axis=1))
+        frames.append(np.concatenate([frame_mean(maps)[0] for maps in sums]))
     return np.stack(features), np.stack(frames)
 
 
@@ -381,5 +379,5 @@ def remember(
             "provenance": card.provenance.model_copy(update={"remembers": remembers}),
         }
     )
-    card_path(out).write_text(made.model_dump_json(indent=2) + "\n")
+    write_card(out, made)
     return made

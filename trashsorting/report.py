@@ -7,7 +7,6 @@ __all__ = ['MOST_LISTED', 'markdown_table', 'count_table', 'brightness', 'new_fi
            'drift', 'listing', 'drift_section', 'duplicates_section', 'write_report']
 
 # %% ../nbs/02c_report.ipynb #fc5008e5
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import MissingExtra
+from .core import MissingExtra, count_cores
 from .curate import Doubt, Group, contradictions, crossing, what_is_done
 from .dataset import Manifest
 from .image import open_rgb
@@ -54,7 +53,7 @@ def brightness(
     def grey(path):
         return np.asarray(open_rgb(path).convert("L").resize((16, 16))).mean()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         return np.array(list(pool.map(grey, paths)))
 
 
@@ -245,5 +244,5 @@ def write_report(
         old = [before.root / entry.file for entry in before.entries]
         known = (brightness(old), grey) if all(path.is_file() for path in old) else None
         text.append(f"## Drift\n\n{drift_section(drift(manifest, before), known)}")
-    (out / "report.md").write_text("\n\n".join(text) + "\n")
+    (out / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return out / "report.md"

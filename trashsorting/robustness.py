@@ -160,7 +160,6 @@ def robustness_table(
 
 def plot_robustness(
     measured: Robustness,
-    path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw accuracy against strength, a small plot for each corruption, with 95 % Wilson intervals."
     from matplotlib.figure import Figure
@@ -173,8 +172,6 @@ def plot_robustness(
         ax.plot(range(6), np.array(counts) / measured.n, "o-")
         ax.set(title=name, xlabel="strength", ylim=(0, 1.02), xticks=range(6))
     axes[0].set_ylabel("share right")
-    if path:
-        figure.savefig(path, dpi=120)
     return figure
 
 # %% ../nbs/06b_robustness.ipynb #b3a77c88

@@ -34,7 +34,8 @@ from uvicorn.supervisors import Multiprocess
 from .contract import Fault
 from .core import Settings, TrashsortingError, count_cores
 from .gate import problem
-from .monitor import log, log_settings
+from .log import log
+from .monitor import log_settings
 
 try:
     from uvloop import Loop as EventLoop

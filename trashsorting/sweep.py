@@ -25,7 +25,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
-from .core import TrashsortingError
+from .core import TrashsortingError, count_cores
 from .dataset import Manifest
 from .headless import TrainConfig, check_config
 from .learner import create_learner, fit
@@ -72,8 +72,8 @@ def read_space(
 ) -> dict[str, dict]:
     "A search space from a file. Raises `TrashsortingError`."
     try:
-        return check_space(SPACE if path is None else yaml.safe_load(Path(path).read_text()))
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        return check_space(SPACE if path is None else yaml.safe_load(Path(path).read_bytes()))
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise TrashsortingError(f"{path}: is no search space: {str(error).splitlines()[0]}") from error
 
 # %% ../nbs/06d_sweep.ipynb #8115e01b
@@ -212,7 +212,7 @@ def run_sweep(
     if workers == 1:
         work(0, *given)
     else:
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, count_cores() // workers)
         others = [
             get_context("spawn").Process(target=work, args=(number, *given, threads)) for number in range(workers)
         ]
@@ -257,7 +257,7 @@ def save_winner(
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise TrashsortingError("no trial of the sweep came to its end")
     config = check_config(**fixed, **study.best_params)
-    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
     return config
 
 # %% ../nbs/06d_sweep.ipynb #cade42fa

@@ -21,7 +21,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 from PIL import Image
 
-from .core import file_sha256
+from .core import card_path, csv_text, file_sha256, write_json
 from .dataset import Manifest
 from .evaluate import plot_confusion
 from .image import open_rgb
@@ -72,9 +72,9 @@ class FileTracker(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(self.folder / "facts.json", facts)
         fresh = not (self.folder / "metrics.csv").exists()
-        self.stream = open(self.folder / "metrics.csv", "a", newline="")  # closed by finish
+        self.stream = open(self.folder / "metrics.csv", "a", newline="", encoding="utf-8")  # closed by finish
         self.table = csv.writer(self.stream, lineterminator="\n")
         if fresh:
             self.table.writerow(["step", "name", "value"])
@@ -89,25 +89,24 @@ class FileTracker(Tracker):
 
     def confusion(self, evaluation):
         self.board.add_figure("confusion", plot_confusion(evaluation))
-        with open(self.folder / "confusion.csv", "w", newline="") as stream:
-            rows = [[label, *row] for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)]
-            csv.writer(stream, lineterminator="\n").writerows([["true \\ predicted", *evaluation.classes], *rows])
+        rows = [[label, *row] for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)]
+        text = csv_text([["true \\ predicted", *evaluation.classes], *rows])
+        (self.folder / "confusion.csv").write_text(text, encoding="utf-8")
 
     def answers(self, answers):
         (self.folder / "thumbnails").mkdir(exist_ok=True)
-        with open(self.folder / "answers.csv", "w", newline="") as stream:
-            table = csv.writer(stream, lineterminator="\n")
-            table.writerow(["file", "thumbnail", "label", "predicted", "confidence"])
-            for number, one in enumerate(answers):
-                name = f"thumbnails/{number:03}.jpg"
-                one.thumbnail.save(self.folder / name)
-                table.writerow([one.file, name, one.label, one.predicted, f"{one.confidence:.4f}"])
-                title = f"answers/{number:03} {one.label}, said {one.predicted}"
-                self.board.add_image(title, np.asarray(one.thumbnail), dataformats="HWC")
+        rows = [["file", "thumbnail", "label", "predicted", "confidence"]]
+        for number, one in enumerate(answers):
+            name = f"thumbnails/{number:03}.jpg"
+            one.thumbnail.save(self.folder / name)
+            rows.append([one.file, name, one.label, one.predicted, f"{one.confidence:.4f}"])
+            title = f"answers/{number:03} {one.label}, said {one.predicted}"
+            self.board.add_image(title, np.asarray(one.thumbnail), dataformats="HWC")
+        (self.folder / "answers.csv").write_text(csv_text(rows), encoding="utf-8")
 
     def model(self, files, aliases, facts):
         kept = {"aliases": list(aliases), **facts, "files": {path.name: file_sha256(path) for path in files}}
-        (self.folder / "model.json").write_text(json.dumps(kept, indent=2) + "\n")
+        write_json(self.folder / "model.json", kept)
 
     def finish(self):
         self.stream.close()
@@ -283,5 +282,5 @@ def track_model(
         tracker.confusion(evaluation)
         tracker.answers(worst_answers(predictor, manifest))
         facts = {"accuracy": evaluation.accuracy, "manifest_sha256": manifest.sha256}
-        tracker.model([file, file.with_suffix(".json")], ("latest", f"data-{manifest.sha256[:8]}"), facts)
+        tracker.model([file, card_path(file)], ("latest", f"data-{manifest.sha256[:8]}"), facts)
     tracker.finish()

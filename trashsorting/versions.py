@@ -145,7 +145,7 @@ def copy_photographs(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(manifest.root / entry.file, target)
     made = Manifest(into, tuple(sorted(entries, key=lambda entry: entry.file)), manifest.left_out, manifest.sources)
-    (into / OWN_MANIFEST).write_text(made.to_csv())
+    (into / OWN_MANIFEST).write_text(made.to_csv(), encoding="utf-8")
     if made.sources:
         (into / OWN_SOURCES).write_bytes(TypeAdapter(tuple[Source, ...]).dump_json(made.sources, indent=2))
     return made
@@ -190,7 +190,7 @@ def tracked_version(
     except ModuleNotFoundError:
         raise MissingExtra(f"Reading {note.name}", "cloud") from None
     try:
-        out = yaml.safe_load(note.read_text())["outs"][0]
+        out = yaml.safe_load(note.read_bytes())["outs"][0]
         return out.get("md5") or folder_hash({one["relpath"]: one["md5"] for one in out["files"]})
     except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{note}: not a file that `dvc add` wrote: {error!r}") from None
