@@ -92,6 +92,7 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def check_epochs(self) -> "TrainConfig":
+        "Refuse a run without epochs."
         if self.freeze_epochs + self.epochs == 0:
             raise ValueError("freeze_epochs and epochs are both 0: nothing would be trained")
         return self
