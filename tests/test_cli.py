@@ -93,6 +93,12 @@ def test_a_wrong_setting_is_named(name, value):
     assert done.stderr.decode().startswith(f"trashsorting: TRASHSORTING_{name}='{value}': ")
 
 
+def test_a_misspelt_setting_is_named():
+    done = call("serve", TRASHSORTING_APIKEY="correct horse")
+    assert done.returncode == 1
+    assert done.stderr == b"trashsorting: TRASHSORTING_APIKEY is no setting; is TRASHSORTING_API_KEY meant?\n"
+
+
 def test_a_key_that_is_too_short_is_not_repeated():
     done = call("serve", TRASHSORTING_API_KEY="1234")
     assert done.returncode == 1 and done.stderr.startswith(b"trashsorting: TRASHSORTING_API_KEY: ")
