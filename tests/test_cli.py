@@ -58,6 +58,8 @@ def test_help_teaches_every_command():
         (["train", "--data", "sample", "--out", "{empty}/run", "--start", "none"], "'none' does not exist"),
         (["crossval", "--data", "{sample}", "--out", "{empty}/cv", "--composites", "none"], "'none' does not exist"),
         (["sweep", "--data", "nowhere", "--out", "{empty}/sweep"], "nowhere: no such folder"),
+        (["evaluate", "nowhere", "--json", "{empty}/new/x.json"], "nowhere: no such folder"),
+        (["data", "check", "nowhere", "--out", "{empty}/new/tables"], "nowhere: no such folder"),
         (["data", "sample", "{sample}"], "there is something in it already"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
         (["data", "compose", "{sample}", "--out", "{empty}/composites", "--seed", "-1"], "-1 is not in the range x>=0"),
@@ -217,7 +219,14 @@ def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["evaluate", "{sample}", "--json"], ["evaluate", "{sample}", "--predictions"], ["stress", "{sample}", "--json"]],
+    [
+        ["evaluate", "{sample}", "--json"],
+        ["evaluate", "{sample}", "--predictions"],
+        ["stress", "{sample}", "--json"],
+        ["data", "manifest", "{sample}", "--out"],
+        ["data", "check", "{sample}", "--out"],
+        ["data", "report", "{sample}", "--out"],
+    ],
 )
 def test_a_place_that_cannot_be_written_is_named_before_the_work(words, sample, tmp_path):
     (tmp_path / "notes").write_text("a file, and no folder", encoding="utf-8")
@@ -225,7 +234,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(words, sample, 
     done = call_here(*(word.format(sample=sample) for word in words), target)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"trashsorting: {target}: cannot be written (Not a directory); name a file in a folder that you may write to\n"
+        f"trashsorting: {target}: cannot be written (Not a directory); choose a place that you may write to\n"
     )
     sealed = call_here(*(word.format(sample=sample) for word in words), "/proc/x.json")
     assert (sealed.returncode, sealed.stdout) == (1, "") and "/proc/x.json: cannot be written" in sealed.stderr

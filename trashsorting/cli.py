@@ -19,7 +19,7 @@ import click
 from . import __version__
 from .cli_data import data
 from .cli_job import job
-from .cli_options import FILE, OUT_FILE, make_room, need
+from .cli_options import FILE, OUT_FILE, check_written, need
 from .cli_train import crossval, export, mix, quantize, remember, sweep, train
 from .core import SHIPPED_MODEL, Settings, TrashsortingError, csv_text, read_settings, write_json
 
@@ -222,6 +222,7 @@ def evaluate_folder(
     targets = np.array([card.classes.index(entry.label) for entry in manifest.entries])
     name_left_out(manifest)
     if predictions:
+        predictions.parent.mkdir(parents=True, exist_ok=True)
         predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
     found = figures(probabilities, targets, card.classes, ms, card.unsure_below)
     return found if seen is None else add_unseen(found, probabilities, targets, seen)
@@ -261,7 +262,7 @@ def evaluate(
 
     if predictions and len(sources) > 1:
         raise click.UsageError("--predictions is for one DIR")
-    make_room(json_file, predictions)
+    check_written(json_file, predictions)
     predictor = Predictor(model, read_settings().threads)
     found: dict = {}
     for source in dict.fromkeys(sources):
@@ -292,7 +293,7 @@ def stress(source: str, split: Path | None, part: str, json_file: Path | None, m
     """
     for module in ("torchvision", "skimage"):
         need(module, "Spoiling photographs", "train")
-    make_room(json_file)
+    check_written(json_file)
     from dataclasses import asdict
 
     from trashsorting.calibrate import detect, detection_table

@@ -14,7 +14,16 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from .cli_options import FILE, FOLDER, NEW_SPLIT_OPTION, OUT_FILE, SOURCE_SPLIT_OPTION, logged, need
+from trashsorting.cli_options import (
+    FILE,
+    FOLDER,
+    NEW_SPLIT_OPTION,
+    OUT_FILE,
+    SOURCE_SPLIT_OPTION,
+    check_written,
+    logged,
+    need,
+)
 
 # %% ../nbs/11c_cli_data.ipynb #1d267725
 @click.group()
@@ -62,6 +71,7 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
     """
     from trashsorting.dataset import load_manifest
 
+    check_written(out)
     with TemporaryDirectory() as folder:
         found = load_manifest(source, Path(folder) / "data", split, seed, progress=True)
     say_left_out(found)
@@ -254,6 +264,7 @@ def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, 
     from trashsorting.curate import contradictions, crossing, doubts_csv, groups_csv, settle
     from trashsorting.dataset import split_by_hash, split_csv
 
+    check_written(out)
     with TemporaryDirectory() as folder:
         manifest, groups, doubts = look_at(source, Path(folder) / "data", split, hashes_only)
     click.echo("\n".join(check_lines(manifest, groups, doubts)))
@@ -291,6 +302,7 @@ def report(source: str, split: Path | None, hashes_only: bool, against: Path | N
     from trashsorting.report import write_report
 
     need("matplotlib", "Writing a report", "train")
+    check_written(out)
     with TemporaryDirectory() as folder:
         before = None
         if against:

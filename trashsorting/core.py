@@ -417,7 +417,8 @@ def write_json(
     path: Path,
     document: dict | list,
 ) -> None:
-    "Write a document as indented JSON."
+    "Write a document as indented JSON, and make its folder."
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #c4a54746
