@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def spoil(
     name: str,  # A key of `CORRUPTIONS`
     value: float,  # In the unit of that corruption
 ):  # uint8 tensor; what is random comes from torch's generator
-    "Apply one of torchvision's transformations."
+    "Apply one of torchvision's transformations, or Pillow's JPEG."
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as transform
@@ -61,22 +62,20 @@ def spoil(
     height, width = pixels.shape[1:]
     if name == "blur":
         taps, sigma = 2 * math.ceil(3 * value) + 1, [float(value)] * 2
-        along = transform.gaussian_blur(
-            pixels, [taps, 1], sigma
-        )  # one way and then the other: the same, and far faster
+        along = transform.gaussian_blur(pixels, [taps, 1], sigma)  # one way, then the other: the same, and far faster
         return transform.gaussian_blur(along, [1, taps], sigma)
     if name == "noise":
         return transform.gaussian_noise(pixels, sigma=value)
     if name == "jpeg":
-        return transform.jpeg(pixels, value)
+        encoded = BytesIO()
+        transform.to_pil_image(pixels).save(encoded, "JPEG", quality=value)
+        return transform.pil_to_tensor(Image.open(encoded))
     if name in ("darker", "brighter"):
         return transform.adjust_brightness(pixels, value)
     if name == "rotation":
         rim = torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], dim=1)
         fill = rim.float().mean(dim=1).tolist()
-        wide = transform.pad(
-            pixels, [max(height, width) // 2 + 1], fill=fill
-        )  # or turning would draw a dark line around it
+        wide = transform.pad(pixels, [max(height, width) // 2 + 1], fill=fill)  # or turning draws a dark line around it
         angle = value if torch.rand(()) < 0.5 else -value
         turned = transform.rotate(wide, angle, InterpolationMode.BILINEAR, fill=fill)
         return transform.center_crop(turned, [height, width])
