@@ -137,6 +137,7 @@ def open_study(
     seed: int = 0,
 ) -> optuna.Study:
     "The study of a folder, new or continued."
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = RDBStorage(
@@ -185,7 +186,6 @@ def work(
     "Try configurations until the sweep has so many. What an impossible one raises ends the worker."
     if threads:
         torch.set_num_threads(threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(folder, number, fixed.get("seed", 0))
     if n_ended(study) < trials:
         enough = MaxTrialsCallback(trials, states=ENDED)
