@@ -10,7 +10,16 @@ import pytest
 from command import call
 
 from trashsorting.core import DataError
-from trashsorting.dataset import Manifest, draw_sample, load_manifest, manifest_from_csv, read_folder, unpack
+from trashsorting.dataset import (
+    Manifest,
+    draw_picture,
+    draw_sample,
+    load_manifest,
+    manifest_from_csv,
+    read_folder,
+    split_by_hash,
+    unpack,
+)
 
 LABELS = ("glass", "metal")
 
@@ -67,6 +76,16 @@ def test_a_zip_replaces_nothing_that_no_zip_brought(sample, tmp_path):
     assert [path.name for path in mine.rglob("*")] == ["glass", "thesis.txt"]
 
 
+def test_what_only_an_earlier_zip_brought_is_no_longer_the_zips(sample, tmp_path):
+    unpack(pack(sample, tmp_path / "first.zip"), tmp_path / "data")
+    shutil.rmtree(sample / "metal")
+    unpack(pack(sample, tmp_path / "second.zip"), tmp_path / "data")
+    draw_sample(tmp_path / "data", 1, ("metal",))  # by hand
+    with pytest.raises(DataError, match="'metal' is there already"):
+        unpack(tmp_path / "second.zip", tmp_path / "data")
+    assert (tmp_path / "data/metal/metal000.png").is_file()
+
+
 def spoil(archive: Path, local: int, central: int, value: bytes) -> None:
     "Overwrite bytes in the headers of a zip's first member: so far into its own, so far into the directory's."
     data = bytearray(archive.read_bytes())
@@ -100,6 +119,18 @@ def test_a_zip_that_cannot_be_unpacked_is_a_sentence(damage, said, sample, tmp_p
     assert not list((tmp_path / "data").glob("*"))
 
 
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(sample, tmp_path):
+    archive = pack(sample, tmp_path / "bomb.zip")
+    data, start = bytearray(archive.read_bytes()), 0
+    for _ in range(6):  # in the directory, 24 bytes into a member, is what it claims to unpack to: 4 GiB less two
+        start = data.index(b"PK\1\2", start) + 24
+        data[start : start + 4] = (2**32 - 2).to_bytes(4, "little")
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=r"bomb\.zip: unpacks to more than 20 GiB"):
+        unpack(archive, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 # Names and lists
 
 
@@ -129,3 +160,16 @@ def test_a_manifest_that_contradicts_itself_is_refused(more, said, tmp_path):
     (tmp_path / "old.csv").write_text(f"{head}{undecided}\n", encoding="utf-8")
     read: Manifest = manifest_from_csv(tmp_path / "old.csv", tmp_path)
     assert [(entry.file, entry.split) for entry in read.entries] == [("glass/a.png", "train"), ("glass/b.png", "")]
+
+
+def test_a_folder_is_taken_at_its_own_word(tmp_path):
+    sample = draw_sample(tmp_path / "sample", 20, LABELS)
+    (sample / "glass/.hidden.png").write_bytes(b"a file manager's")
+    (sample / "glass/notes.txt").write_text("buy milk", encoding="utf-8")
+    listed = split_by_hash(read_folder(sample), seed=3)
+    (sample / "manifest.csv").write_text(listed.to_csv(), encoding="utf-8")
+    loaded = load_manifest(sample, tmp_path)
+    assert loaded == listed and [item.file for item in loaded.left_out] == ["glass/notes.txt"]
+    draw_picture("glass", 99).save(sample / "glass/glass000.png")  # of the same size
+    with pytest.raises(DataError, match=r"manifest\.csv: glass/glass000\.png is not the file that is listed"):
+        load_manifest(sample, tmp_path)

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trashsorting.image import (
     FORMATS,
     DamagedImage,
     NotAnImage,
+    TooManyBytes,
     accepted,
     decode,
     least_side,
@@ -84,6 +86,18 @@ assert "PIL.JpegImagePlugin" in sys.modules and "pillow_heif" not in sys.modules
 
 
 # Memory
+
+
+def test_of_a_file_over_the_limit_no_more_than_the_limit_is_read(tmp_path):
+    with (tmp_path / "large.jpg").open("wb") as stream:
+        stream.truncate(200_000_000)  # sparse: it takes no room
+    tracemalloc.start()
+    with pytest.raises(TooManyBytes):
+        open_rgb(tmp_path / "large.jpg", max_bytes=1_000_000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3_000_000
+
 
 TURN = Image.Exif()
 TURN[0x0112] = 6

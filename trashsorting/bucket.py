@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .core import DataError, MissingExtra, TrashsortingError
+from .core import DataError, MissingExtra
 
 # %% ../nbs/01a_bucket.ipynb #537728ea
 def is_remote(
@@ -28,8 +28,6 @@ def explained(
     "Turn what goes wrong with a store into a `DataError`, and a client that is not installed into `MissingExtra`."
     try:
         yield
-    except TrashsortingError:
-        raise
     except ImportError:
         raise MissingExtra(f"{place.split('://')[0]}://", "cloud") from None
     except FileNotFoundError:
