@@ -465,10 +465,9 @@ def test_a_batch_needs_its_places(serve):
 def test_time_limits(serve, setting, code):
     with serve(**{setting: "0.05", "TRASHSORTING_PARALLEL": "1"}) as server:
         answers = storm(server, 6)
-        faults = {check_fault(answer) for answer in answers if answer.status_code != 200}
-        assert faults == {code} and all(
-            answer.headers["retry-after"] for answer in answers if answer.status_code == 503
-        )
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert {check_fault(answer) for answer in refused} == {code}
+        assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
         wait_until(lambda: depth(server) == 0)
 
 
@@ -616,6 +615,19 @@ def test_the_grace_period_ends(serve):
         os.kill(server.pid, signal.SIGTERM)
         assert server.process.wait(20) == 0
         assert time.monotonic() - start < 6
+
+
+def test_a_second_ctrl_c_does_not_wait(serve):
+    "And a second SIGTERM, which a supervisor may send to a whole group, changes nothing."
+    with serve(TRASHSORTING_GRACE_SECONDS="30") as server, connect(server) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
+        time.sleep(0.5)
+        for _ in range(2):
+            os.kill(server.pid, signal.SIGTERM)
+            time.sleep(1.5)
+        assert server.process.poll() is None
+        os.kill(server.pid, signal.SIGINT)
+        assert server.process.wait(10) == 0
 
 
 # Fuzzing

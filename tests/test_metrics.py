@@ -40,8 +40,10 @@ def requests(route: str, status: int) -> tuple:
 
 def test_values(serve, predictor):
     with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        start = time.monotonic()
         said = [client.post("/api/predict?timing=true", files={"file": GLASS}).json() for _ in range(3)]
         client.post("/api/predict", files={"file": b"a bottle"})
+        waited = time.monotonic() - start
         files = [("files", GLASS), ("files", b""), ("files", GLASS)]
         batch = client.post("/api/predict/batch?timing=true", files=files).json()["answers"]
         for n in range(20):
@@ -58,7 +60,7 @@ def test_values(serve, predictor):
         spent = sum(timing[f"{name}_ms"] for timing in timings) / 1000
         assert samples[(f"trashsorting_{name}_seconds_sum",)] == pytest.approx(spent), name
     asked = samples["trashsorting_request_seconds_sum", ("route", "/api/predict")]
-    assert sum(sum(answer["timing"].values()) for answer in said) / 1000 <= asked < 60
+    assert sum(sum(answer["timing"].values()) for answer in said) / 1000 <= asked <= waited
     assert samples[("trashsorting_confidence_count",)] == 5
     assert samples[("trashsorting_confidence_sum",)] == pytest.approx(5 * said[0]["confidence"])
     assert samples[("trashsorting_queue_depth",)] == 0

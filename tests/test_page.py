@@ -204,6 +204,8 @@ def test_several_pictures_and_one_is_none(visit, client):
     bad = visit.card("notes")
     expect(bad.locator(".problem")).to_contain_text("Not a picture in an accepted format")
     expect(bad.locator(".result")).to_be_hidden()
+    expect(bad.locator(".frame")).to_be_hidden()
+    expect(bad.locator(".none")).to_have_text("There is no preview of this file.")
     expect(bad.get_by_role("button", name="Try again")).to_be_hidden()
     expect(visit.page.locator("#spoken")).to_contain_text("notes.png: that did not work")
     names = visit.page.locator(".card").evaluate_all("cards => cards.map((card) => card.ariaLabel)")
@@ -260,8 +262,10 @@ def test_busy_while_the_service_thinks(visit):
     expect(visit.card("metal").locator(".busy")).to_contain_text("Waiting for its turn")
     assert sum("/api/predict" in url for url in visit.requested) == 2, "two at a time"
     visit.shoot("busy")
+    visit.card("metal").get_by_role("button", name="Remove metal.png").click()
     visit.card("glass").get_by_role("button", name="Remove glass.png").click()
-    expect(visit.card("metal").locator(".busy")).to_contain_text("Looking at your photograph")
+    expect(visit.card("plastic").locator(".busy")).to_contain_text("Looking at your photograph")
+    assert sum("/api/predict" in url for url in visit.requested) == 3, "nothing is asked about what was removed"
 
 
 @pytest.mark.parametrize("size", ["phone"], indirect=True)
@@ -346,6 +350,7 @@ class TestWaysIn:
             !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
         for found in (nameless, SMALL):
             assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+        expect(visit.page.get_by_role("log", name="What happened")).to_contain_text("plastic.png: ")
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map((part) => part.id)")
         assert len(ids) == len(set(ids))
 
@@ -354,6 +359,12 @@ class TestWaysIn:
         assert "0.15s" in visit.page.evaluate(duration)
         visit.page.emulate_media(reduced_motion="reduce")
         assert visit.page.evaluate(duration).strip("s") == "0"
+
+    def test_the_whole_field_can_be_clicked(self, visit):
+        with visit.page.expect_file_chooser() as chooser:
+            visit.page.locator("#drop").click(position={"x": 9, "y": 40})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        expect(visit.card().locator(".result")).to_be_visible()
 
     @pytest.mark.parametrize("kind, carrier", [("drop", "dataTransfer"), ("paste", "clipboardData")])
     def test_drop_and_paste(self, visit, kind, carrier):
@@ -378,6 +389,7 @@ class TestWaysIn:
         for label in ("metal", "paper"):
             check_answer(visit, visit.card(label), predict(client, DRAWN[label]))
         assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
+        assert visit.page.locator("#file").input_value() == "", "a browser is silent about the same choice again"
         visit.page.get_by_role("button", name="Clear the list").click()
         expect(visit.page.locator(".card")).to_have_count(0)
         expect(visit.page.locator("#list")).to_be_hidden()
@@ -410,6 +422,14 @@ class TestWaysIn:
         visit.upload(glass=DRAWN["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         assert len(asked) == 4
+
+    @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "unsaid"])
+    def test_a_service_that_is_away_for_long_is_not_waited_for(self, visit, later):
+        asked = visit.answer(503, 503, **later)
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_have_text("Busy.")
+        expect(visit.card().get_by_role("button", name="Try again")).to_be_visible()
+        assert len(asked) == 1
 
     def test_an_explanation_that_fails(self, visit):
         visit.answer(422, path="**/api/explain*")
