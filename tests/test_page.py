@@ -408,6 +408,7 @@ class TestWaysIn:
         expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
         visit.page.unroute_all()
         visit.card().get_by_role("button", name="Try again").click()
+        expect(visit.card()).to_be_focused()  # its button is no longer there
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.card().locator(".failed")).to_be_hidden()
 
