@@ -1,5 +1,6 @@
 """The Python client against a real service."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,12 @@ def test_what_is_no_key_is_said_at_once(key):
 def test_a_name_that_no_machine_can_have_is_nobody():
     with pytest.raises(Unreachable):
         Client("http://a..b", retries=0).health()
+
+
+def test_who_never_answers_is_not_waited_for_without_end():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(Unreachable, match="timed out"):
+            Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2, retries=0).health()
 
 
 def test_a_full_queue_is_waited_for(serve):

@@ -462,6 +462,7 @@ def test_deploy_canary_promote_roll_back(cloud_run):
     assert do("rollback") == "trashsorting: all traffic to trashsorting-00001\n"
     assert shares(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:3", "--canary", "50")
+    assert shares(cloud_run()) == {"trashsorting-00001": 50, "trashsorting-00003": 50}
     do("promote")
     assert shares(cloud_run()) == {"trashsorting-00003": 100}
     do("rollback")

@@ -40,9 +40,12 @@ def requests(route: str, status: int) -> tuple:
 
 def test_values(serve, predictor):
     with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
-        said = [client.post("/api/predict", files={"file": GLASS}).json() for _ in range(3)]
+        start = time.monotonic()
+        said = [client.post("/api/predict?timing=true", files={"file": GLASS}).json() for _ in range(3)]
         client.post("/api/predict", files={"file": b"a bottle"})
-        client.post("/api/predict/batch", files=[("files", GLASS), ("files", b""), ("files", GLASS)])
+        waited = time.monotonic() - start
+        files = [("files", GLASS), ("files", b""), ("files", GLASS)]
+        batch = client.post("/api/predict/batch?timing=true", files=files).json()["answers"]
         for n in range(20):
             client.get(f"/nowhere/{n}")
         samples = settled(server, requests("other", 404), 20)
@@ -51,8 +54,14 @@ def test_values(serve, predictor):
     assert samples["trashsorting_request_seconds_count", ("route", "/api/predict")] == 4
     by_class = {key[1][1]: value for key, value in samples.items() if key[0] == "trashsorting_predictions_total"}
     assert by_class == {label: 5 * (label == said[0]["predicted_class"]) for label in predictor.card.classes}
-    for name in ("decode_seconds", "inference_seconds", "queue_seconds", "confidence"):
-        assert samples[(f"trashsorting_{name}_count",)] == 5, name
+    timings = [answer["timing"] for answer in [*said, *(item["answer"] for item in batch if "answer" in item)]]
+    for name in ("decode", "inference", "queue"):
+        assert samples[(f"trashsorting_{name}_seconds_count",)] == 5, name
+        spent = sum(timing[f"{name}_ms"] for timing in timings) / 1000
+        assert samples[(f"trashsorting_{name}_seconds_sum",)] == pytest.approx(spent), name
+    asked = samples["trashsorting_request_seconds_sum", ("route", "/api/predict")]
+    assert sum(sum(answer["timing"].values()) for answer in said) / 1000 <= asked <= waited
+    assert samples[("trashsorting_confidence_count",)] == 5
     assert samples[("trashsorting_confidence_sum",)] == pytest.approx(5 * said[0]["confidence"])
     assert samples[("trashsorting_queue_depth",)] == 0
     model = next(dict(key[1:]) for key in samples if key[0] == "trashsorting_model_info")

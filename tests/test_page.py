@@ -108,6 +108,10 @@ def visit(browser, server, size, scheme) -> Iterator[Visit]:
     context.close()
 
 
+SMALL = """() => [...document.querySelectorAll("a, button, select, summary, .button")].filter((part) => {
+    const box = part.getBoundingClientRect();
+    return part.checkVisibility() && Math.min(box.width, box.height) < 24;
+})"""  # WCAG 2.5.8
 DRAWN = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
 UNSURE = {
     "predicted_class": "glass",
@@ -200,6 +204,8 @@ def test_several_pictures_and_one_is_none(visit, client):
     bad = visit.card("notes")
     expect(bad.locator(".problem")).to_contain_text("Not a picture in an accepted format")
     expect(bad.locator(".result")).to_be_hidden()
+    expect(bad.locator(".frame")).to_be_hidden()
+    expect(bad.locator(".none")).to_have_text("There is no preview of this file.")
     expect(bad.get_by_role("button", name="Try again")).to_be_hidden()
     expect(visit.page.locator("#spoken")).to_contain_text("notes.png: that did not work")
     names = visit.page.locator(".card").evaluate_all("cards => cards.map((card) => card.ariaLabel)")
@@ -256,8 +262,36 @@ def test_busy_while_the_service_thinks(visit):
     expect(visit.card("metal").locator(".busy")).to_contain_text("Waiting for its turn")
     assert sum("/api/predict" in url for url in visit.requested) == 2, "two at a time"
     visit.shoot("busy")
+    visit.card("metal").get_by_role("button", name="Remove metal.png").click()
     visit.card("glass").get_by_role("button", name="Remove glass.png").click()
-    expect(visit.card("metal").locator(".busy")).to_contain_text("Looking at your photograph")
+    expect(visit.card("plastic").locator(".busy")).to_contain_text("Looking at your photograph")
+    assert sum("/api/predict" in url for url in visit.requested) == 3, "nothing is asked about what was removed"
+
+
+@pytest.mark.parametrize("size", ["phone"], indirect=True)
+@pytest.mark.parametrize("scheme", ["light"], indirect=True)
+@pytest.mark.parametrize("text", ["100%", "200%"])
+def test_large_text_in_a_small_window(visit, text):
+    """Nothing is cut off, nothing is too small to be hit, and a word that fits is not broken."""
+    visit.page.set_viewport_size({"width": 320, "height": 640})
+    visit.page.evaluate("text => { document.documentElement.style.fontSize = text }", text)
+    visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "predicted_class": "cardboard"})
+    for name, data in {"unsure": DRAWN["glass"], "sure": DRAWN["glass"], "notes": b"a green bottle"}.items():
+        visit.upload(**{name: data})
+        expect(visit.card(name)).to_have_attribute("aria-busy", "false")
+    visit.card("sure").get_by_role("button", name="Show what decided").click()
+    expect(visit.card("sure").locator("canvas")).to_have_css("opacity", "1")
+    visit.page.route("**/api/predict", lambda route: None)
+    visit.upload(busy=DRAWN["glass"])
+    expect(visit.card("busy").locator(".busy")).to_contain_text("Looking at your photograph")
+    visit.shoot(f"small-{text.rstrip('%')}")
+    boxes = 'document.querySelectorAll(".card, .drop, .button")'
+    cut = f"() => [...{boxes}].filter((part) => part.scrollWidth > part.clientWidth)"
+    for found in (cut, SMALL):
+        assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+    assert visit.overflow() <= 0
+    lines = "part => part.getBoundingClientRect().height / parseFloat(getComputedStyle(part).lineHeight)"
+    assert visit.card("sure").locator(".verdict").evaluate(lines) < 1.5
 
 
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
@@ -309,12 +343,14 @@ class TestWaysIn:
         assert visit.page.evaluate("document.activeElement.id") == "file"
         expect(visit.page.locator("#spoken")).to_contain_text("Removed glass.png")
 
-    def test_everything_has_a_name(self, visit):
+    def test_everything_has_a_name_and_can_be_hit(self, visit):
         visit.upload(**DRAWN)
         expect(visit.card("plastic").locator(".toggle")).to_be_visible()
         nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
             !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
-        assert visit.page.evaluate(f"({nameless})().length") == 0
+        for found in (nameless, SMALL):
+            assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+        expect(visit.page.get_by_role("log", name="What happened")).to_contain_text("plastic.png: ")
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map((part) => part.id)")
         assert len(ids) == len(set(ids))
 
@@ -323,6 +359,12 @@ class TestWaysIn:
         assert "0.15s" in visit.page.evaluate(duration)
         visit.page.emulate_media(reduced_motion="reduce")
         assert visit.page.evaluate(duration).strip("s") == "0"
+
+    def test_the_whole_field_can_be_clicked(self, visit):
+        with visit.page.expect_file_chooser() as chooser:
+            visit.page.locator("#drop").click(position={"x": 9, "y": 40})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        expect(visit.card().locator(".result")).to_be_visible()
 
     @pytest.mark.parametrize("kind, carrier", [("drop", "dataTransfer"), ("paste", "clipboardData")])
     def test_drop_and_paste(self, visit, kind, carrier):
@@ -347,6 +389,7 @@ class TestWaysIn:
         for label in ("metal", "paper"):
             check_answer(visit, visit.card(label), predict(client, DRAWN[label]))
         assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
+        assert visit.page.locator("#file").input_value() == "", "a browser is silent about the same choice again"
         visit.page.get_by_role("button", name="Clear the list").click()
         expect(visit.page.locator(".card")).to_have_count(0)
         expect(visit.page.locator("#list")).to_be_hidden()
@@ -365,6 +408,7 @@ class TestWaysIn:
         expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
         visit.page.unroute_all()
         visit.card().get_by_role("button", name="Try again").click()
+        expect(visit.card()).to_be_focused()  # its button is no longer there
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.card().locator(".failed")).to_be_hidden()
 
@@ -380,6 +424,14 @@ class TestWaysIn:
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         assert len(asked) == 4
 
+    @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "unsaid"])
+    def test_a_service_that_is_away_for_long_is_not_waited_for(self, visit, later):
+        asked = visit.answer(503, 503, **later)
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_have_text("Busy.")
+        expect(visit.card().get_by_role("button", name="Try again")).to_be_visible()
+        assert len(asked) == 1
+
     def test_an_explanation_that_fails(self, visit):
         visit.answer(422, path="**/api/explain*")
         visit.upload(glass=DRAWN["glass"])
@@ -390,6 +442,44 @@ class TestWaysIn:
         toggle.click()
         expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
         expect(visit.card().locator(".reason")).to_be_hidden()
+
+    def test_what_comes_late_changes_nothing(self, visit):
+        """An explanation of a class that is no longer chosen, one that fails, and one that was put away meanwhile."""
+        held, page = [], visit.page
+        page.route("**/api/explain*", lambda route: held.append(route))
+
+        def asked(act, *arguments) -> Route:
+            before = len(held)
+            act(*arguments)
+            while len(held) == before:
+                page.wait_for_timeout(10)
+            return held[-1]
+
+        def answered(route: Route, **answer) -> None:
+            with page.expect_request_finished():
+                route.fulfill(**answer) if answer else route.fallback()
+            page.evaluate("new Promise((done) => setTimeout(done, 100))")
+
+        visit.upload(glass=DRAWN["glass"])
+        card, heat = visit.card(), visit.card().locator("canvas")
+        toggle, select, spoken = card.locator(".toggle"), card.locator("select"), page.locator("#spoken")
+        first = asked(toggle.click)
+        labels = select.locator("option").all_text_contents()
+        second, third = (asked(select.select_option, label) for label in labels[1:3])
+        answered(third)
+        answered(first)
+        answered(second, status=422, json={"detail": "late"})
+        expect(heat).to_have_css("opacity", "1")
+        expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {labels[2]}: "))
+        expect(toggle).to_have_attribute("aria-pressed", "true")
+        expect(card.locator(".reason")).to_be_hidden()
+        fourth = asked(select.select_option, labels[3])
+        toggle.click()
+        answered(fourth)
+        expect(heat).to_be_hidden()
+        expect(spoken).to_contain_text(f"what speaks for {labels[2]} is")
+        for label in (labels[0], labels[1], labels[3]):
+            expect(spoken).not_to_contain_text(f"what speaks for {label} is")
 
     def test_a_model_that_cannot_explain(self, visit, client):
         visit.answer({**client.get("/api/model/info").json(), "explains": False}, path="**/api/model/info")
@@ -478,7 +568,8 @@ def test_the_documentation_loads_nothing_from_elsewhere(browser, server, client)
     visit.shoot("open")
     assert visit.hosts() == {urlsplit(server.url).netloc} and visit.errors == []
     policy = page.request.get(f"{server.url}/docs").headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "http" not in policy
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "http" not in policy and "*" not in policy
     assert '"validatorUrl": null' in page.request.get(f"{server.url}/docs").text(), (
         "off loopback it would ask its makers"
     )
