@@ -66,10 +66,10 @@ def is_trained(
     composites: str,  # What its `run.json` should say of them
     weights: str,  # And of these; from `distil.describe_weights`
 ) -> bool:
-    "Whether a fold is finished. Raises `TrashsortingError` if it was trained by another recipe."
+    "Whether a fold is finished. Raises `TrashsortingError` if it was trained by another recipe, or cannot be read back."
     if not (run / "run.json").exists():
         return False
-    info, wanted = json.loads((run / "run.json").read_bytes()), asdict(config) | {"composites": composites, "weights": weights}
+    info, wanted = load_run(run).info, asdict(config) | {"composites": composites, "weights": weights}
     was = info["config"] | {name: info[name] for name in ("composites", "weights")}
     if changed := [name for name in wanted if was.get(name) != wanted[name]]:
         name = changed[0]
