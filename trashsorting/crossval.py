@@ -134,7 +134,7 @@ def softness(
     own, *others = np.mean(spreads, axis=0)
     return float(own / np.mean(others))
 
-
+# %% ../nbs/07b_crossval.ipynb #127550ee
 def read_decided(
     crossval: Path,  # A finished cross-validation
 ) -> dict:  # From `conclude`
@@ -163,7 +163,7 @@ def take_over(
         told["cross_validation"] = decided["cross_validation"]
     write_json(folder / "run.json", run.info | {"decided": told})
 
-
+# %% ../nbs/07b_crossval.ipynb #323f9d97
 def mean_of_folds(
     folder: Path,  # Of the cross-validation
     k: int,  # Number of folds

@@ -104,7 +104,7 @@ def vary(
     matrix = turn_matrix(len(pixels), mirror, sometimes(20), (sometimes(0.1), sometimes(0.1)))
     return turn_and_light(pixels, matrix, light_table(0.5 + sometimes(0.15), math.exp(sometimes(-math.log(0.7)))))
 
-
+# %% ../nbs/03_dataloaders.ipynb #089a1110
 def retake(
     pixels: np.ndarray,  # uint8 (side, side, 3)
 ) -> np.ndarray:  # uint8 (side, side, 3)
@@ -119,7 +119,7 @@ class Composite(PILImage):
 class Resized(PILImage):
     "What evaluation sees, cut and scaled already."
 
-
+# %% ../nbs/03_dataloaders.ipynb #09563bad
 class CropResize(RandTransform):
     "Cut, scale and vary a photograph: at random for training, as `image.resize` does for everything else."
 
@@ -153,7 +153,7 @@ class CropResize(RandTransform):
             pixels = np.asarray(x if isinstance(x, Resized) else resize(x, self.preprocessing))
         return TensorImage(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
 
-
+# %% ../nbs/03_dataloaders.ipynb #e3787cbf
 class NormalizeHere(Normalize):
     "Normalise a batch of floating-point numbers where it lies: new memory for it costs more than the sum."
 

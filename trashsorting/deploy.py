@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORKER_BYTES', 'DECODE_BYTES', 'MEMORY_MIB', 'TERMINATION_SECONDS', 'REQUEST_BYTES', 'memory_mib', 'cloud_settings',
            'settings_variables', 'Service', 'probe', 'container', 'traffic', 'service_document', 'gcloud', 'describe',
-           'serving', 'wants_key', 'deploy', 'promote', 'revision_before', 'is_ready', 'rollback']
+           'serving', 'wants_key', 'deploy', 'promote', 'is_ready', 'revision_before', 'rollback']
 
 # %% ../nbs/10a_deploy.ipynb #6b77c5b7
 import json
@@ -217,6 +217,14 @@ def promote(
     gcloud("services", "update-traffic", name, "--to-latest", **where)
 
 # %% ../nbs/10a_deploy.ipynb #7edd7ba1
+def is_ready(
+    revision: dict[str, Any],
+) -> bool:
+    "Whether Cloud Run says that a revision is ready."
+    said = revision["status"].get("conditions", [])
+    return any((one["type"], one["status"]) == ("Ready", "True") for one in said)
+
+
 def revision_before(
     found: dict[str, Any],  # From `describe`
     revisions: list[dict[str, Any]],  # All of the service
@@ -239,15 +247,7 @@ def revision_before(
         raise CloudError(f"there is no revision before {now}")
     return max(before, key=born.__getitem__)
 
-
-def is_ready(
-    revision: dict[str, Any],
-) -> bool:
-    "Whether Cloud Run says that a revision is ready."
-    said = revision["status"].get("conditions", [])
-    return any((one["type"], one["status"]) == ("Ready", "True") for one in said)
-
-
+# %% ../nbs/10a_deploy.ipynb #573bc75c
 def rollback(
     name: str,  # Of the service
     to: str | None = None,  # A revision; None: the one before

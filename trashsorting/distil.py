@@ -127,7 +127,7 @@ def find_teachers(
     check_unseen(runs, manifest)
     return runs
 
-
+# %% ../nbs/04f_distil.ipynb #80007919
 def be_taught(
     learn: Learner,  # From `create_learner`; its `weights` say who taught it
     config: TrainConfig,
@@ -150,7 +150,7 @@ def be_taught(
     taught = Distil(own, [run.model for run in runs], config.forget_weight, config.teacher_weight)
     return [taught] if taught.others else []
 
-
+# %% ../nbs/04f_distil.ipynb #fe96c5fb
 def describe_weights(
     config: TrainConfig,
     start: Path | None = None,  # A run that is begun with; None: none

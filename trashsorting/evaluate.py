@@ -341,7 +341,7 @@ def comparison(
         lines.append(comparison_line(f"{'mean of the others':{width}}{'':6}", span(None), means))
     return "\n".join(lines)
 
-
+# %% ../nbs/05_evaluate.ipynb #96cc1c26
 def recall_comparison(
     evaluations: dict[str, Evaluation],  # By name of the set
 ) -> str:  # Lines for a terminal

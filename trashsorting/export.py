@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'SELECTION_NOTE', 'MOST_SHIPPED_BYTES', 'Explained', 'can_explain', 'forget_origins', 'simplify',
-           'write_onnx', 'to_onnx', 'Parity', 'check_parity', 'score_file', 'training_files', 'make_card', 'export_run',
-           'ship']
+           'write_onnx', 'to_onnx', 'Parity', 'check_parity', 'score_file', 'training_files', 'make_card',
+           'revised_card', 'export_run', 'ship']
 
 # %% ../nbs/07_export.ipynb #bb348129
 import logging
@@ -138,7 +138,7 @@ def write_onnx(
         os.replace(made, path)
     return Path(path)
 
-
+# %% ../nbs/07_export.ipynb #b293b5f8
 def to_onnx(
     model: torch.nn.Module,  # In evaluation mode, on the CPU
     input_size: int,  # Side of its input, pixels
@@ -248,6 +248,21 @@ def make_card(
             sources=run.manifest.sources,
         ),
         fingerprints=pack_prints(fingerprint_files(training_files(run))),
+    )
+
+# %% ../nbs/07_export.ipynb #cb33a32a
+def revised_card(
+    card: ModelCard,  # Of the file that it was made of
+    file: Path,  # The new ONNX file
+    probabilities: np.ndarray,  # (n, n_classes), of the new file for photographs that were held out
+    targets: np.ndarray,  # (n,) their classes, 0..n_classes-1
+    **more,  # Other fields of a card
+) -> ModelCard:
+    "The card of a file that was made of another."
+    evaluation = evaluate(probabilities, targets, card.classes, unsure_below=card.unsure_below)
+    size = Path(file).stat().st_size
+    return card.model_copy(
+        update={"file_sha256": file_sha256(file), "file_bytes": size, "evaluation": evaluation, **more}
     )
 
 # %% ../nbs/07_export.ipynb #78f0aa5f

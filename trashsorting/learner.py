@@ -88,7 +88,7 @@ def hub_in_reach(
     finally:
         constants.HF_HUB_OFFLINE = offline
 
-
+# %% ../nbs/04_learner.ipynb #9425191d
 def create_backbone(
     name: str,  # timm's name
     n_classes: int | None,  # Outputs of the new classifier; None: the one that the weights came with
@@ -181,7 +181,7 @@ class FreezeNorm(Callback):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
 
-
+# %% ../nbs/04_learner.ipynb #49ec7973
 def running_mean(
     decay: float,  # Share of the mean that a step leaves, 0..1, once many were taken
 ) -> Callable:  # As `torch.optim.swa_utils.AveragedModel` wants it
@@ -195,7 +195,7 @@ def running_mean(
 
     return step
 
-
+# %% ../nbs/04_learner.ipynb #c92c5069
 class AverageWeights(Callback):
     "Keep a running mean of the weights; validate with it, and end with it."
 
@@ -289,7 +289,7 @@ def set_seed(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-
+# %% ../nbs/04_learner.ipynb #bea9d1e2
 def create_learner(
     manifest: Manifest,  # With the parts "train" and "val"
     config: TrainConfig,
@@ -421,7 +421,7 @@ class Run:
     preprocessing: Preprocessing
     model: nn.Module  # With the run's weights, in evaluation mode, on the CPU
 
-
+# %% ../nbs/04_learner.ipynb #baae01a9
 def load_run(
     folder: Path,  # A run's folder
 ) -> Run:

@@ -36,13 +36,12 @@ from trashsorting.core import (
     Speedup,
     check_out_file,
     count_cores,
-    file_sha256,
     read_card,
     write_card,
 )
 from .dataset import Manifest
-from .evaluate import Z95, evaluate, wilson
-from .export import forget_origins
+from .evaluate import Z95, wilson
+from .export import forget_origins, revised_card
 from .image import least_side, open_rgb, to_input
 from .predictor import open_session, run_logits, score
 
@@ -349,7 +348,7 @@ def paired_interval(
     below, above = (math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b)) for a, b in (down, up))
     return second - first - below, second - first + above
 
-
+# %% ../nbs/07a_quantize.ipynb #955d27c6
 def describe_pairs(
     n: int,  # Photographs
     right_before: int,  # By the first model
@@ -432,7 +431,7 @@ def held_out_by_folds(
         raise ModelError("two of the folds held out the same photographs: they would be counted twice")
     return pool_comparisons([card.quantization.comparison for card in cards if card.quantization])
 
-
+# %% ../nbs/07a_quantize.ipynb #0869c208
 def export_int8(
     file: Path,  # An exported ONNX file with its card
     manifest: Manifest,  # The photographs of its run, in their parts
@@ -468,15 +467,7 @@ def export_int8(
             for threads in sorted({1, count_cores()})
         ],
     )
-    made = card.model_copy(
-        update={
-            "name": f"{card.name}-int8",
-            "file_sha256": file_sha256(out),
-            "file_bytes": Path(out).stat().st_size,
-            "evaluation": evaluate(after, targets, card.classes, unsure_below=card.unsure_below),
-            "quantization": found,
-        }
-    )
+    made = revised_card(card, out, after, targets, name=f"{card.name}-int8", quantization=found)
     write_card(out, made)
     return made
 

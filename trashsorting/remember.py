@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'FRAME', 'N_CAMERAS', 'SIDE', 'RIDGE', 'GATE_C', 'ODDS', 'PRIOR_SHARE', 'LEAST', 'SHARPEN', 'find_words',
-           'linear', 'last_sums', 'cut_off', 'frame_mean', 'other_cameras', 'poor_cameras', 'see', 'ask_words',
-           'fit_words', 'fit_gate', 'correct_prior', 'Remembering', 'join', 'remember']
+           'last_sums', 'linear', 'cut_off', 'frame_mean', 'other_cameras', 'poor_cameras', 'see', 'ask_words',
+           'fit_words', 'fit_gate', 'correct_prior', 'Remembering', 'join', 'fit_end', 'remember']
 
 # %% ../nbs/07c_remember.ipynb #ac492a35
 import os
@@ -30,13 +30,11 @@ from trashsorting.core import (
     ModelError,
     Preprocessing,
     check_out_file,
-    file_sha256,
     read_card,
     write_card,
 )
 from .dataset import Manifest
-from .evaluate import evaluate
-from .export import write_onnx
+from .export import revised_card, write_onnx
 from .image import least_side, open_rgb, to_input
 from .learner import create_backbone, embed
 from .log import bar
@@ -79,16 +77,6 @@ def find_words(
     return numbers, np.array([found[number] for number in numbers])[:, None] == np.arange(len(labels))
 
 # %% ../nbs/07c_remember.ipynb #92f6cc33
-def linear(
-    weight: np.ndarray,  # (out, features)
-    bias: np.ndarray,  # (out,)
-) -> nn.Linear:
-    "A layer with these weights."
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.load_state_dict({"weight": torch.tensor(weight).float(), "bias": torch.tensor(bias).float()})
-    return layer
-
-
 def last_sums(
     model: onnx.ModelProto,
 ) -> list[str]:  # Names of what is (n, channels, rows, columns), the largest grid first
@@ -101,6 +89,16 @@ def last_sums(
         if node.op_type == "Add" and len(grid) == 2 and not weights.intersection(node.input):
             sums[tuple(grid)] = node.output[0]
     return list(sums.values())
+
+# %% ../nbs/07c_remember.ipynb #64a655b4
+def linear(
+    weight: np.ndarray,  # (out, features)
+    bias: np.ndarray,  # (out,)
+) -> nn.Linear:
+    "A layer with these weights."
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": torch.tensor(weight).float(), "bias": torch.tensor(bias).float()})
+    return layer
 
 
 def cut_off(
@@ -122,7 +120,7 @@ def cut_off(
     rows, columns = (side.dim_value for side in model.graph.output[1].type.tensor_type.shape.dim[2:])
     return linear(weight, bias), (rows, columns)
 
-
+# %% ../nbs/07c_remember.ipynb #70980c5d
 FRAME = 7  # Parts of a picture's side, of which the frame is one wide
 
 
@@ -152,7 +150,7 @@ def other_cameras(
             Image.fromarray(take(rng, small)).save(made[-1], "JPEG", quality=92)
     return made
 
-
+# %% ../nbs/07c_remember.ipynb #3aa2eef9
 def poor_cameras(
     paths: Sequence[Path],  # Photographs
     folder: Path,  # Where the pictures go
@@ -170,7 +168,7 @@ def poor_cameras(
         Image.fromarray(seen.clip(0, 255).astype(np.uint8)).save(made[-1], "JPEG", quality=quality)
     return made
 
-
+# %% ../nbs/07c_remember.ipynb #aee19ba5
 def see(
     file: Path,  # Of `cut_off`
     paths: Sequence[Path],  # Photographs
@@ -186,7 +184,7 @@ def see(
         frames.append(np.concatenate([frame_mean(maps)[0] for maps in sums]))
     return np.stack(features), np.stack(frames)
 
-
+# %% ../nbs/07c_remember.ipynb #31bb23b3
 def ask_words(
     numbers: np.ndarray,  # (n_words,) of ImageNet's classes
     backbone: str,  # timm's name
@@ -325,7 +323,40 @@ def join(
         os.replace(Path(folder) / "joined.onnx", out)
     return Path(out)
 
+# %% ../nbs/07c_remember.ipynb #89f7cb1d
+def fit_end(
+    file: Path,  # An exported ONNX file
+    card: ModelCard,  # Of the file
+    train: Manifest,  # The photographs that it was trained on
+    composites: Path,  # Folder of `compose_folder`
+    folder: Path,  # Where `body.onnx` goes, from `cut_off`, and what other cameras saw
+    progress: bool = False,  # Show a bar
+) -> tuple[Remembering, str]:  # In evaluation mode; what a card says of it
+    "Fit the words and the gate. Raises `ModelError`, `DataError` for other composites, `ImageError`."
+    numbers, of_class = find_words(card.classes)
+    photographs = [train.root / entry.file for entry in train.entries]
+    targets = np.array([card.classes.index(entry.label) for entry in train.entries])
+    found = list(find_composites(composites, train.entries).values())
+    elsewhere = [path for those in found for path in those]
+    learned, cells = cut_off(file, folder / "body.onnx")
+    board = photographs + other_cameras(photographs, folder)
+    known = board + elsewhere
+    opinions = ask_words(numbers, card.architecture, card.preprocessing.input_size, known, progress)  # may lack its weights
+    poor = poor_cameras(photographs + [those[0] for those in found], folder)
+    features, frames = see(folder / "body.onnx", known + poor, card.preprocessing, progress)
+    words = fit_words(features[: len(known)], opinions)
+    words, given = correct_prior(words, of_class, features[: len(photographs)], targets)
+    there = np.repeat([False, True, False, True], [len(board), len(elsewhere), len(photographs), len(found)])
+    end = Remembering(learned, words, fit_gate(frames, there), of_class, card.temperature, cells).eval()
+    said = (
+        f"{len(numbers)} of ImageNet's words for {of_class.any(0).sum()} classes, fitted on {len(photographs)} "
+        f"photographs, seen also through {N_CAMERAS} other cameras each, and {len(elsewhere)} composites "
+        f"({describe_composites(composites)}); the gate also on {len(poor)} of these through a poor camera"
+    )
+    added = [f"{label} {more:+.2f}" for label, more in zip(card.classes, given, strict=True) if more]
+    return end, said + ("; added to the words of a class: " + ", ".join(added) if added else "")
 
+# %% ../nbs/07c_remember.ipynb #8ccacc08
 def remember(
     file: Path,  # An exported ONNX file with its card
     manifest: Manifest,  # The photographs of its run, in their parts
@@ -338,46 +369,16 @@ def remember(
     card = read_card(file)
     if manifest.sha256 != card.provenance.manifest_sha256:
         raise DataError(f"{manifest.root}: not the photographs of {file}, or not divided as they were then")
-    numbers, of_class = find_words(card.classes)
-    train, val = manifest.part("train"), manifest.part("val")
-    board = [manifest.root / entry.file for entry in train.entries]
-    found = list(find_composites(composites, train.entries).values())
-    elsewhere = [path for those in found for path in those]
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=Path(out).parent) as folder:
-        body = Path(folder) / "body.onnx"
-        board += other_cameras(board, Path(folder))
-        paths, size = board + elsewhere, card.preprocessing.input_size
-        learned, cells = cut_off(file, body)
-        opinions = ask_words(numbers, card.architecture, size, paths, progress)  # first: it may lack its weights
-        targets = np.array([card.classes.index(entry.label) for entry in train.entries])
-        poor = poor_cameras(board[: len(targets)] + [those[0] for those in found], Path(folder))
-        features, frames = see(body, paths + poor, card.preprocessing, progress)
-        words = fit_words(features[: len(paths)], opinions)
-        words, given = correct_prior(words, of_class, features[: len(targets)], targets)
-        there = np.repeat([False, True, False, True], [len(board), len(elsewhere), len(targets), len(found)])
-        gate = fit_gate(frames, there)
-        end = Remembering(learned, words, gate, of_class, card.temperature, cells).eval()
-        join(body, end, out)
+    with TemporaryDirectory() as folder:
+        end, said = fit_end(file, card, manifest.part("train"), composites, Path(folder), progress)
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        join(Path(folder) / "body.onnx", end, out)
+    val = manifest.part("val")
+    paths = [manifest.root / entry.file for entry in val.entries]
     targets = np.array([card.classes.index(entry.label) for entry in val.entries])
-    held_out = [manifest.root / entry.file for entry in val.entries]
-    probabilities, _ = score(open_session(out), card.preprocessing, held_out, progress, card.temperature)
-    remembers = (
-        f"{len(numbers)} of ImageNet's words for {of_class.any(0).sum()} classes, fitted on {len(train.entries)} "
-        f"photographs, seen also through {N_CAMERAS} other cameras each, and {len(elsewhere)} composites "
-        f"({describe_composites(composites)}); the gate also on {len(poor)} of these through a poor camera"
-    )
-    if given.any():
-        added = (f"{label} {more:+.2f}" for label, more in zip(card.classes, given, strict=True) if more)
-        remembers += f"; added to the words of a class: {', '.join(added)}"
-    made = card.model_copy(
-        update={
-            "file_sha256": file_sha256(out),
-            "file_bytes": Path(out).stat().st_size,
-            "evaluation": evaluate(probabilities, targets, card.classes, unsure_below=card.unsure_below),
-            "decision_note": card.decision_note and f"{card.decision_note}; chosen before the words were added",
-            "provenance": card.provenance.model_copy(update={"remembers": remembers}),
-        }
-    )
+    probabilities, _ = score(open_session(out), card.preprocessing, paths, progress, card.temperature)
+    note = card.decision_note and f"{card.decision_note}; chosen before the words were added"
+    provenance = card.provenance.model_copy(update={"remembers": said})
+    made = revised_card(card, out, probabilities, targets, decision_note=note, provenance=provenance)
     write_card(out, made)
     return made

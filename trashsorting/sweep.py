@@ -40,7 +40,7 @@ SPACE: dict[str, dict] = {
 }
 DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform")
 
-
+# %% ../nbs/06d_sweep.ipynb #b54625cd
 def check_space(
     space: dict[str, dict],  # By parameter: `values`, or `min`, `max` and perhaps `distribution`
 ) -> dict[str, dict]:  # The same

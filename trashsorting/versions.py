@@ -68,7 +68,7 @@ def check_target(
             "choose another --out, or remove the folder yourself"
         )
 
-
+# %% ../nbs/02d_versions.ipynb #a6d8c7cb
 def check_nothing_lost(
     into: Path,  # The folder to make; where it is there already, from `import_data`
     manifest: Manifest,  # Of what is copied, wherever it lies
@@ -87,7 +87,7 @@ def check_nothing_lost(
             reason = unused.get(real, f"{OWN_MANIFEST} does not list it")
             raise DataError(f"{into}: {file} would be lost ({reason}); move it elsewhere, then try again")
 
-
+# %% ../nbs/02d_versions.ipynb #d1ada14b
 def swap(
     new: Path,  # A folder on the same disk
     into: Path,  # Where it goes, whatever is there
@@ -301,7 +301,7 @@ def open_bucket(
     except Exception as error:  # gcsfs and google-auth each raise their own.
         raise closed(remote, f"its credentials cannot be read, {error}") from None
 
-
+# %% ../nbs/02d_versions.ipynb #e2aa6b1b
 def check_bucket(
     repository,  # From `open_repository`
     name: str | None = None,  # Of a remote; None: the default one
@@ -340,7 +340,7 @@ def push_data(
             ) from error
     return sent
 
-
+# %% ../nbs/02d_versions.ipynb #e1119e21
 def pull_data(
     folder: Path,  # A folder whose `FOLDER.dvc` is here
     remote: str | None = None,  # Name of a DVC remote; None: the default one
