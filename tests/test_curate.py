@@ -309,15 +309,15 @@ def test_the_rooms_stay_light():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("missing", ["scipy", "cleanlab"])
-def test_the_light_install_names_the_extra(missing, planted):
+@pytest.mark.parametrize("missing, command", [("scipy", "check"), ("cleanlab", "check"), ("cv2", "compose --out there")])
+def test_the_light_install_names_the_extra(missing, command, planted, tmp_path):
     code = (
         f"import sys, importlib.util as u; find = u.find_spec;"
         f"u.find_spec = lambda name: None if name == {missing!r} else find(name);"
-        f"sys.argv = ['trashsorting', 'data', 'check', {str(planted)!r}];"
+        f"sys.argv = ['trashsorting', 'data', *{command.split()}, {str(planted)!r}];"
         "from trashsorting.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "pip install 'trashsorting[train]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

@@ -289,7 +289,7 @@ def evaluate(
 def stress(source: str, split: Path | None, part: str, json_file: Path | None, model: Path) -> None:
     """Measure a model on spoilt photographs and on other things.
 
-    DIR is as for evaluate. Each photograph is classified 42 times, so this takes a while.
+    DIR is as for evaluate. Each photograph is classified 43 times, so this takes a while.
     """
     for module in ("torchvision", "skimage"):
         need(module, "Spoiling photographs", "train")

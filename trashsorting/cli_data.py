@@ -107,6 +107,7 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
     Only photographs that are trained on are used. `train --composites` shows a composite instead of its photograph now
     and then, so that the network learns the piece and not the board.
     """
+    need("cv2", "Composing photographs", "train")
     from trashsorting.compose import compose_folder, describe_composites
     from trashsorting.dataset import load_manifest
     from trashsorting.log import step
