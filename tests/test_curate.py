@@ -309,7 +309,7 @@ def test_the_rooms_stay_light():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("missing, command", [("scipy", "check"), ("cleanlab", "check"), ("cv2", "compose --out there")])
+@pytest.mark.parametrize("missing, command", [("scipy", "check"), ("cleanlab", "check"), ("cv2", "compose --out a")])
 def test_the_light_install_names_the_extra(missing, command, planted, tmp_path):
     code = (
         f"import sys, importlib.util as u; find = u.find_spec;"
