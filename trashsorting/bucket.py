@@ -50,7 +50,7 @@ def open_store(
 def exists(
     place: str,  # An address
 ) -> bool:
-    "Whether there is something. Raises `DataError` when that cannot be said."
+    "Whether there is something. Raises `DataError` when that cannot be said, `MissingExtra` without the store's client."
     with explained(place):
         store, path = open_store(place)
         return store.exists(path)
@@ -60,7 +60,7 @@ def fetch(
     place: str,  # The address of a folder or of a file
     into: Path,  # The folder that it is put in; made if it is not there, and what has its name is replaced
 ) -> Path:  # The folder or file on this machine
-    "Bring something from a store. Raises `DataError`."
+    "Bring something from a store. Raises `DataError`, or `MissingExtra` without the store's client."
     with explained(place):
         store, path = open_store(place)
         target = Path(into) / Path(path).name
@@ -83,7 +83,7 @@ def deliver(
     folder: Path,  # On this machine
     place: str,  # The address of a folder; what is in it already stays, files of the same name are replaced
 ) -> int:  # Files that were sent
-    "Send a run to a store. Raises `DataError`."
+    "Send a run to a store. Raises `DataError`, or `MissingExtra` without the store's client."
     files = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] != "data"
     ]
@@ -100,7 +100,7 @@ def deliver(
 def folder_for(
     out: str,  # A folder, or the address of one
 ) -> Iterator[Path]:  # A folder on this machine
-    "Have a folder to write to; in the end its files are where they were wanted. Raises `DataError`."
+    "Have a folder to write to; in the end its files are where they were wanted. Raises what `deliver` raises."
     if not is_remote(out):
         yield Path(out)
         return

@@ -17,7 +17,6 @@ import click
 from trashsorting.cli_options import (
     FILE,
     FOLDER,
-    NEW_SPLIT_OPTION,
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
     check_written,
@@ -60,7 +59,7 @@ def sample(folder: Path, per_class: int) -> None:
 # %% ../nbs/11c_cli_data.ipynb #825a5ed8
 @data.command()
 @click.argument("source", metavar="DIR")
-@NEW_SPLIT_OPTION
+@SOURCE_SPLIT_OPTION
 @click.option("--seed", default=0, show_default=True, help="Decides which photographs are held out.")
 @click.option("--out", type=OUT_FILE, help="Where the CSV goes.  [default: standard output]")
 @logged
@@ -122,7 +121,7 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
 # %% ../nbs/11c_cli_data.ipynb #f794f390
 @data.command("import")
 @click.argument("source", metavar="DIR")
-@NEW_SPLIT_OPTION
+@SOURCE_SPLIT_OPTION
 @click.option("--seed", default=0, show_default=True, help="Decides which photographs are held out.")
 @click.option("--out", type=FOLDER, default="data", show_default=True, help="The folder to make.")
 @click.option("--replace", "replace_old", is_flag=True, help="Replace the data set that is there.")

@@ -23,7 +23,6 @@ from trashsorting.cli_options import (
     FILE,
     FOLDER,
     MADE_FOLDER,
-    NEW_SPLIT_OPTION,
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
     logged,
@@ -261,7 +260,7 @@ def read_one(
 # %% ../nbs/11b_cli_train.ipynb #683bc68d
 @click.command()
 @click.option("--data", required=True, metavar="DIR", help="A folder with one sub-folder per class, or as for train.")
-@NEW_SPLIT_OPTION
+@SOURCE_SPLIT_OPTION
 @click.option(
     "--out", required=True, type=FOLDER, metavar="SWEEP", help="Folder of the sweep; if it holds one, that goes on."
 )

@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
     max_batch_bytes: int = Field(40_000_000, ge=1, description="largest accepted batch, bytes")
     threads: int = Field(
-        0, ge=0, description="threads of one inference; 0: one when serving, else as many as ONNX Runtime likes"
+        0, ge=0, description="threads of one inference; 0: one when serving, else as many as there are cores"
     )
     parallel: int = Field(0, ge=0, description="photographs computed at a time by a worker; 0: its part of the cores")
     queue: int = Field(64, ge=0, description="photographs that may wait for a worker's cores; one more is answered 503")

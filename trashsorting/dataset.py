@@ -218,7 +218,10 @@ def manifest_from_csv(
     "Read a manifest back. Raises `DataError` for other columns, sizes that are no numbers, an unknown split, or a file listed twice."
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows: list[dict[str, Any]] = list(reader)
+        if missing := set(FIELDS[:-1]).difference(reader.fieldnames or ()):
+            raise KeyError(min(missing))
         typed = [row | {"width": int(row["width"]), "height": int(row["height"])} for row in rows]
         entries = tuple(Entry(**row) for row in typed)
     except (KeyError, TypeError, ValueError) as error:

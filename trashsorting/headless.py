@@ -119,7 +119,7 @@ def check_config(
 def find_origin(
     data: str,  # What the run was given
 ) -> dict[str, str | None]:  # `commit` and `data_version`; None where there is no repository, or no DVC
-    "The commit in the present folder, and the version of the data."
+    "The commit in the present folder, and the version of the data. Raises what `data_version` raises."
     return {"commit": commit(Path.cwd()), "data_version": data_version(data)}
 
 

@@ -343,7 +343,7 @@ def fit(
     config: TrainConfig,
     cbs: Iterable[Callback] = (),  # More callbacks: of a tracker, of the recovery after a break
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
-    "The classifier, then the rest; the learner ends with the mean of its weights, the history is in its folder."
+    "The classifier, then the rest; the learner ends with the mean of its weights. Raises `TrashsortingError` where nothing may learn."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
     average = [AverageWeights(config.average)] if config.average else []
     cbs = [log, *average, *cbs]
@@ -441,6 +441,10 @@ def load_run(
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ModelError(f"{folder / 'run.json'}: the run cannot be read back: {where}: {first['msg']}") from error
+    except DataError as error:  # which names the manifest
+        raise ModelError(str(error)) from error
+    except TrashsortingError as error:
+        raise ModelError(f"{folder / 'run.json'}: the run cannot be read back: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ModelError(f"{folder / 'run.json'}: the run cannot be read back: {said}") from error

@@ -200,8 +200,10 @@ def to_picture(
     "Have a photograph in any form. Raises a kind of `ImageError`, `OSError` or `TypeError`."
     if isinstance(source, Image.Image):
         return to_rgb(source)
-    if not isinstance(source, np.ndarray):
+    if isinstance(source, str | Path | bytes):
         return open_rgb(source, least_side=least)
+    if not isinstance(source, np.ndarray):
+        raise TypeError(f"a photograph is a path, bytes, a Pillow image or an array, not {type(source).__name__}")
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         raise TypeError(f"an array must be uint8 (height, width, 3), this one is {source.dtype} {source.shape}")
     return Image.fromarray(source)
@@ -211,7 +213,7 @@ def read_ahead(
     function: Callable,  # Of one item
     items: Iterable,  # May be endless
     threads: int,  # How many calls at a time
-    ahead: int,  # How many items are taken before the first result is asked for
+    ahead: int,  # How many items are taken beyond the one whose result is asked for
 ) -> Iterator:  # Results, in the order of the items
     "`map` on threads that stays only a little ahead."
     waiting: deque[Future] = deque()

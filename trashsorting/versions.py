@@ -181,7 +181,7 @@ def folder_hash(
 def tracked_version(
     folder: Path,
 ) -> str | None:  # None: DVC does not track it
-    "What `FOLDER.dvc` says of a folder. Raises `DataError` for a file that DVC did not write, `MissingExtra`."
+    "What `FOLDER.dvc` says of a folder. Raises `DataError` for a file that DVC did not write, `MissingExtra` without PyYAML."
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
@@ -199,7 +199,7 @@ def tracked_version(
 def data_version(
     source: str | Path,  # What a run was given
 ) -> str | None:  # None: not a folder under DVC. With "-changed" where the folder is no longer what was added
-    "The version of a folder of photographs."
+    "The version of a folder of photographs. Raises what `tracked_version` raises."
     folder = Path(source)
     version = tracked_version(folder)
     if version is None or not folder.is_dir():
