@@ -180,6 +180,18 @@ def test_imports_stand_alone():
                 assert not mixed, f"{path.name}: imports and other code in one cell:\n{source}"
 
 
+def test_a_cell_defines_one_name():
+    "nbdev's pages show the names of a cell in reverse order."
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for cell in json.loads(path.read_bytes())["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or "#| export" not in source or "#| hide" in source:
+                continue
+            kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            names = [node.name for node in ast.parse(source).body if isinstance(node, kinds)]
+            assert len({name for name in names if name[0] != "_"}) < 2, f"{path.name}: {names} in one cell"
+
+
 def test_a_module_edited_by_hand_is_found(tmp_path):
     copy_repo(tmp_path)
     check(run("git", "init", "--quiet", cwd=tmp_path))

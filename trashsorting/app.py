@@ -118,12 +118,12 @@ async def answer_fault(request: Request, fault: Fault) -> JSONResponse:
     "What was raised by its code."
     return problem(fault)
 
-
+# %% ../nbs/09_app.ipynb #d832a45f
 async def answer_image_error(request: Request, found: ImageError) -> JSONResponse:
     "A picture that cannot be used: 413, 415 or 422."
     return problem(image_fault(found))
 
-
+# %% ../nbs/09_app.ipynb #e1dc5b26
 async def answer_invalid(request: Request, found: RequestValidationError) -> JSONResponse:
     "A parameter that is missing or does not fit its type: 422, with the first such parameter in a sentence."
     first = found.errors()[0]
@@ -137,7 +137,7 @@ async def answer_http(request: Request, found: HTTPException) -> Response:
     answer.headers.update(found.headers or {})
     return answer
 
-
+# %% ../nbs/09_app.ipynb #beebe20f
 async def answer_unexpected(request: Request, found: Exception) -> JSONResponse:
     "Everything else: 500 and a fixed sentence. Starlette raises the exception again, so that the server logs it."
     return problem(Fault("unexpected"))
@@ -247,7 +247,7 @@ async def sent_file(
             raise Fault("no-file")
         yield upload.file
 
-
+# %% ../nbs/09_app.ipynb #d10caf4d
 @asynccontextmanager
 async def sent_files(
     request: Request,  # Its body is a form
@@ -308,7 +308,7 @@ def is_key(
     "Whether a client has the key, without telling by the time it takes how close it is."
     return hmac.compare_digest(given.encode(), key.get_secret_value().encode())
 
-
+# %% ../nbs/09_app.ipynb #138d3a0f
 async def check_key(
     request: Request,
     shown: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],  # Authorization: Bearer KEY
@@ -326,7 +326,7 @@ def loaded_predictor(
         raise Fault("no-model")
     return request.app.state.predictor
 
-
+# %% ../nbs/09_app.ipynb #8ad6d1bc
 def open_queue(
     request: Request,
 ) -> Queue:  # There is room in it, as yet
@@ -347,7 +347,7 @@ def open_upload(
     data = file.read(settings.max_bytes + 1)
     return open_rgb(data, settings.max_bytes, settings.max_pixels, least_side(predictor.card.preprocessing))
 
-
+# %% ../nbs/09_app.ipynb #65bb0edc
 def classify(
     predictor: Predictor,
     settings: Settings,  # The limits
@@ -365,7 +365,7 @@ def classify(
         **{name: 1000 * seconds for name, seconds in zip(Timing.model_fields, spent, strict=True)}
     )
 
-
+# %% ../nbs/09_app.ipynb #27c8c6a6
 def count_prediction(
     metrics: Metrics,
     prediction: Prediction,
@@ -388,7 +388,7 @@ def make_answer(
     ranked = list(prediction.all_probabilities.items())[:top_k]
     return Answer(**{**prediction.model_dump(), "all_probabilities": dict(ranked)}, timing=timing)
 
-
+# %% ../nbs/09_app.ipynb #87484c3f
 def server_timing(
     timing: Timing,
 ) -> str:  # The header Server-Timing, which a browser shows in its network panel
@@ -488,7 +488,7 @@ async def health(request: Request) -> Health:
     loaded = request.app.state.predictor is not None
     return Health(status="ok" if loaded else "degraded", model_loaded=loaded, model_error=None if loaded else NO_MODEL)
 
-
+# %% ../nbs/09_app.ipynb #0de42009
 @probes.get("/ready", responses=problems(503))
 async def ready(request: Request) -> Ready:
     "Say whether a photograph sent now would be classified: the model is warm, and the service is not about to stop."
@@ -506,7 +506,7 @@ def has_already(
     given = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     return etag in given or given == ["*"]
 
-
+# %% ../nbs/09_app.ipynb #2e910ace
 def make_etag(
     content: str,
 ) -> str:  # In its quotes
@@ -549,7 +549,7 @@ class Endpoints(BaseModel):
         description="method and path, and what is there", examples=[{"GET /api/": "Name the endpoints."}]
     )
 
-
+# %% ../nbs/09_app.ipynb #2215d5c0
 @probes.get("/")
 async def endpoints(request: Request) -> Endpoints:
     "Name the endpoints."
@@ -576,7 +576,7 @@ class Explanation(BaseModel):
         examples=[(0.0, 0.0, 1.0, 1.0)],
     )
 
-
+# %% ../nbs/09_app.ipynb #3b0b8d8a
 def explain_picture(
     predictor: Predictor,
     picture: Image.Image,  # Upright, mode RGB
@@ -608,7 +608,7 @@ def check_label(
             "unknown-class", f"there is no such class; choose one of these: {', '.join(predictor.card.classes)}"
         )
 
-
+# %% ../nbs/09_app.ipynb #e3efea1e
 def explain_upload(
     predictor: Predictor,
     settings: Settings,  # The limits
@@ -645,7 +645,7 @@ def read_page() -> str:  # HTML
     html = PAGE.read_text(encoding="utf-8")
     return html if "HEIC" in accepted() else html.replace(",image/heic,image/heif", "")
 
-
+# %% ../nbs/09_app.ipynb #e5dcde8e
 def inline_hash(
     html: str,  # A page with one such element
     tag: str,  # script or style
@@ -654,7 +654,7 @@ def inline_hash(
     content = html.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
     return f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
-
+# %% ../nbs/09_app.ipynb #0b2796b6
 def page_headers(
     html: str,  # The page
 ) -> dict[str, str]:  # HTTP headers

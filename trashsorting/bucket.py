@@ -55,7 +55,7 @@ def exists(
         store, path = open_store(place)
         return store.exists(path)
 
-
+# %% ../nbs/01a_bucket.ipynb #b5735bf2
 def fetch(
     place: str,  # The address of a folder or of a file
     into: Path,  # The folder that it is put in; made if it is not there, and what has its name is replaced

@@ -73,7 +73,7 @@ def nll_slope(
     true = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return float(((softmax(logits, temperature) * logits).sum(axis=1) - true).mean())
 
-
+# %% ../nbs/05b_calibrate.ipynb #a5645904
 def fit_temperature(
     logits: np.ndarray,  # (n, n_classes) out of fold
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
@@ -102,7 +102,7 @@ def binomial_cdf(
     i = np.arange(k + 1)
     return float(np.exp(log_choose + i * math.log(share) + (n - i) * math.log1p(-share)).sum())
 
-
+# %% ../nbs/05b_calibrate.ipynb #2b0d1d6e
 def upper_limit(
     wrong: int,  # How many were wrong
     n: int,  # Of how many
@@ -225,7 +225,7 @@ def energy(
     top = scaled.max(axis=1)
     return temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(axis=1)))
 
-
+# %% ../nbs/05b_calibrate.ipynb #ca91e0f3
 def auroc(
     trash: np.ndarray,  # (n,) scores of photographs of trash
     other: np.ndarray,  # (m,) scores of pictures of other things
@@ -235,7 +235,7 @@ def auroc(
     tied = np.searchsorted(np.sort(other), trash, side="right") - below
     return float((below + tied / 2).mean() / len(other))
 
-
+# %% ../nbs/05b_calibrate.ipynb #c49c8cea
 def false_positives(
     trash: np.ndarray,  # (n,) scores of photographs of trash
     other: np.ndarray,  # (m,) scores of pictures of other things
@@ -256,7 +256,7 @@ class Detection:
     n_trash: int
     n_other: int
 
-
+# %% ../nbs/05b_calibrate.ipynb #bb305eba
 def detect(
     trash: np.ndarray,  # (n, n_classes) logits for photographs of trash
     other: np.ndarray,  # (m, n_classes) logits for pictures of other things
@@ -274,7 +274,7 @@ def detect(
         found[name] = Detection(auroc(score(trash), score(other)), share, interval, len(trash), len(other))
     return found
 
-
+# %% ../nbs/05b_calibrate.ipynb #c2017ccd
 def detection_table(
     found: dict[str, Detection],  # From `detect`
 ) -> str:  # Lines for a terminal

@@ -189,7 +189,7 @@ def name_left_out(
     for item in manifest.left_out:
         click.echo(f"left out: {item.file}: {item.reason}", err=True)
 
-
+# %% ../nbs/12_cli.ipynb #6159b944
 def evaluate_folder(
     predictor,  # A `Predictor`
     source: str,  # A folder with a sub-folder per class, or a zip of one

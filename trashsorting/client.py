@@ -26,7 +26,7 @@ from .core import TrashsortingError, is_plain
 class ClientError(TrashsortingError):
     "Asking a service did not work."
 
-
+# %% ../nbs/11_client.ipynb #71eb1f6d
 class Refused(ClientError):
     "The service answered with a `Problem`."
 
@@ -39,7 +39,7 @@ class Refused(ClientError):
         super().__init__(f"{problem.detail} ({status} {problem.code})")
         self.status, self.code, self.detail, self.retry_after = status, problem.code, problem.detail, retry_after
 
-
+# %% ../nbs/11_client.ipynb #5b648aa2
 class Unreachable(ClientError):
     "Nobody answered, or not in time, or in another language."
 
@@ -65,7 +65,7 @@ def read_seconds(
     "The seconds that a service names."
     return float(text) if text and text.isascii() and text.isdigit() else None
 
-
+# %% ../nbs/11_client.ipynb #6ab0389a
 def refusal(
     answered: HTTPError,  # A status code of 300 or more
 ) -> Refused:
@@ -78,14 +78,14 @@ def refusal(
         problem = Problem(code="unknown", detail=f"the service answered {answered.code} {answered.reason}{elsewhere}")
     return Refused(answered.code, problem, read_seconds(answered.headers.get("retry-after")))
 
-
+# %% ../nbs/11_client.ipynb #9d4c328c
 class Stay(HTTPRedirectHandler):
     "Goes to no other address than the one that was meant."
 
     def redirect_request(self, *_) -> None:
         "None makes an error of the redirection."
 
-
+# %% ../nbs/11_client.ipynb #80f5741a
 def ask_once(
     request: Request,
     timeout: float,  # Seconds without a byte after which to give up
@@ -115,7 +115,7 @@ def may_pass(
         return error.status in (429, 502, 503, 504) and error.code != "no-model"
     return isinstance(error, Unreachable)
 
-
+# %% ../nbs/11_client.ipynb #c8731ff9
 def with_patience(
     ask: Callable[[], Result],  # Raises `ClientError`
     retries: int,  # How often to ask again

@@ -52,7 +52,7 @@ def fit_surface(
     coefficients = np.linalg.lstsq(terms[known], colours[known], rcond=None)[0]
     return (terms @ coefficients).astype(np.float32)
 
-
+# %% ../nbs/02e_compose.ipynb #823f1a95
 def fit_board(
     lab: np.ndarray,  # float32 (height, width, 3): CIELAB as OpenCV scales it, 0..255
 ) -> (
@@ -83,7 +83,7 @@ def find_smooth(
     slope = np.hypot(cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1))
     return cv2.GaussianBlur((slope > steep).astype(np.float32), (0, 0), 2.5) < share
 
-
+# %% ../nbs/02e_compose.ipynb #4a06f5bc
 def find_shadow(
     lab: np.ndarray,  # float32 (height, width, 3)
     surface: np.ndarray,  # float32 (height, width, 3): of `fit_board`
@@ -110,7 +110,7 @@ def tidy(
     cv2.floodFill(outside, None, (0, 0), 1)
     return ((framed > 0) | (outside == 0))[1:-1, 1:-1]
 
-
+# %% ../nbs/02e_compose.ipynb #999f5675
 def cut_shadows(
     mask: np.ndarray,  # bool (height, width)
     shadow: np.ndarray,  # bool (height, width)
@@ -175,7 +175,7 @@ def draw_noise(
         total += 0.55**octave * cv2.resize(layer, (side, side), interpolation=cv2.INTER_CUBIC)
     return (total - total.min()) / (np.ptp(total) + 1e-6)
 
-
+# %% ../nbs/02e_compose.ipynb #b6cc4872
 def draw_colour(
     rng: np.random.Generator,
 ) -> np.ndarray:  # float32 (3,), RGB 0..255
@@ -184,7 +184,7 @@ def draw_colour(
     colour = (rng.integers(180), 255 * rng.beta(1.1, 2.6), 255 * rng.beta(1.6, 1.4))
     return cv2.cvtColor(np.array([[colour]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
-
+# %% ../nbs/02e_compose.ipynb #48a1a273
 def blend(
     share: np.ndarray,  # (height, width), 0..1: of the second
     first: np.ndarray,  # A colour (3,), or a picture (height, width, 3)
@@ -203,12 +203,12 @@ def turned_axes(
     angle = rng.uniform(0, np.pi)
     return columns * np.cos(angle) + rows * np.sin(angle), rows * np.cos(angle) - columns * np.sin(angle)
 
-
+# %% ../nbs/02e_compose.ipynb #21c25c02
 def draw_stone(rng, side, first, second):
     "Concrete, carpet or a plain wall: noise of any scale."
     return blend(draw_noise(rng, side, rng.choice([4, 20, 80, 250]), rng.integers(1, 6)), first, second)
 
-
+# %% ../nbs/02e_compose.ipynb #5856a94c
 def draw_wood(rng, side, first, second):
     "Grain along boards."
     _, across = turned_axes(rng, side)
@@ -217,7 +217,7 @@ def draw_wood(rng, side, first, second):
     gaps = (across % rng.uniform(50, 160)) < 2.5
     return wood * np.where(gaps & (rng.random() < 0.6), 0.5, 1)[..., None]
 
-
+# %% ../nbs/02e_compose.ipynb #e927de24
 def draw_tiles(rng, side, first, second):
     "Squares with grout between."
     along, across = turned_axes(rng, side)
@@ -225,7 +225,7 @@ def draw_tiles(rng, side, first, second):
     stone = blend(draw_noise(rng, side, 60), first, first * rng.uniform(0.8, 1.1))
     return np.where((((along % step) < grout) | ((across % step) < grout))[..., None], second, stone)
 
-
+# %% ../nbs/02e_compose.ipynb #4da13036
 def draw_cloth(rng, side, first, second):
     "Stripes or checks, with a weave."
     along, across = turned_axes(rng, side)
@@ -245,7 +245,7 @@ def draw_gravel(rng, side, first, second):
         cv2.ellipse(ground, centre, axes, rng.uniform(0, 180), 0, 360, colour, -1)
     return ground
 
-
+# %% ../nbs/02e_compose.ipynb #891fd169
 def draw_grass(rng, side, first, second):
     "Blades."
     cv2 = load_cv2()
@@ -257,7 +257,7 @@ def draw_grass(rng, side, first, second):
         cv2.line(ground, (column, row), tip, np.clip(second + rng.normal(0, 35, 3), 0, 255).tolist(), 1)
     return ground
 
-
+# %% ../nbs/02e_compose.ipynb #d3320f4d
 def draw_clutter(rng, side, first, second):
     "Things lying about, out of focus."
     cv2 = load_cv2()
@@ -267,7 +267,7 @@ def draw_clutter(rng, side, first, second):
         cv2.fillPoly(ground, [corners.astype(np.int32)], draw_colour(rng).tolist())
     return cv2.GaussianBlur(ground, (0, 0), rng.uniform(0.5, 6))
 
-
+# %% ../nbs/02e_compose.ipynb #23c98182
 def draw_motif(rng, side, first, second):
     "A printed blanket: one motif over and over."
     cv2 = load_cv2()
@@ -419,7 +419,7 @@ def take(
         lit = lit + rng.uniform(2, 12) * rng.standard_normal(lit.shape, lit.dtype)
     return np.clip(lit, 0, 255).astype(np.uint8)
 
-
+# %% ../nbs/02e_compose.ipynb #7fb7bc2d
 def compose(
     rng: np.random.Generator,
     photograph: np.ndarray,  # uint8 (height, width, 3), RGB
@@ -442,7 +442,7 @@ def stem_of(
     stem = folder / Path(entry.file).with_suffix("")
     return stem.with_name(f"{stem.name}-{entry.sha256[:8]}")
 
-
+# %% ../nbs/02e_compose.ipynb #9cb30e54
 def compose_entry(
     entry: Entry,
     root: Path,  # Of its manifest
@@ -520,7 +520,7 @@ def describe_composites(
         raise DataError(f"{folder}: no finished composites; make them with `trashsorting data compose`") from None
     return f"{each} of each of {cut} of {said['photographs']} photographs, on drawn grounds, seed {seed}"
 
-
+# %% ../nbs/02e_compose.ipynb #0f0617ba
 def find_composites(
     folder: Path,  # Of `compose_folder`
     entries: Sequence[Entry],  # Photographs that may be shown as composites

@@ -24,7 +24,7 @@ class Timing(BaseModel):
         ge=0, description="from RGB to probabilities: resizing and the network", examples=[14.9]
     )
 
-
+# %% ../nbs/08a_contract.ipynb #808a9b16
 class Answer(BaseModel):
     "What the model says about one photograph."
 
@@ -45,7 +45,7 @@ class Health(BaseModel):
     model_loaded: bool = Field(description="whether a photograph would be classified")
     model_error: str | None = Field(description="why not, in one sentence", examples=[None])
 
-
+# %% ../nbs/08a_contract.ipynb #8becb0cf
 class Ready(BaseModel):
     "The service is warm and takes work. When it is not, the answer is a `Problem` with status code 503."
 
@@ -182,7 +182,7 @@ class BatchItem(BaseModel):
     answer: Answer | None = None
     problem: Problem | None = None
 
-
+# %% ../nbs/08a_contract.ipynb #cf55a66c
 class BatchAnswer(BaseModel):
     "What became of the files of a batch."
 

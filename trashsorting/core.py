@@ -39,15 +39,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class TrashsortingError(Exception):
     "Base of the errors whose message is meant for a person: one or two lines, no traceback needed."
 
-
+# %% ../nbs/00_core.ipynb #8a12a26c
 class DataError(TrashsortingError):
     "A folder, zip, split file or manifest that cannot be used as it is."
 
-
+# %% ../nbs/00_core.ipynb #daeae7d9
 class ModelError(TrashsortingError):
     "A model file or its card that is missing, damaged or does not fit the other."
 
-
+# %% ../nbs/00_core.ipynb #285b1aa3
 class MissingExtra(TrashsortingError):
     "Something was asked for that the light installation does not hold."
 
@@ -88,14 +88,14 @@ def split_list(
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
-
+# %% ../nbs/00_core.ipynb #1fbc8613
 def is_plain(
     text: str,
 ) -> bool:
     "Whether a text can stand in a request's head as it is: printable ASCII, without a blank at its ends."
     return text.isascii() and text.isprintable() and text == text.strip()
 
-
+# %% ../nbs/00_core.ipynb #f3733fb0
 def check_key(
     key: SecretStr,
 ) -> SecretStr:  # The same
@@ -168,7 +168,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
+# %% ../nbs/00_core.ipynb #a49d5108
 class Preprocessing(Card):
     "How an RGB photograph becomes the network's input array."
 
@@ -195,7 +195,7 @@ class ClassFigures(Card):
     support: int = Field(description="photographs of this class")
     precision_interval: Interval | None = Field(None, description="95 % Wilson score interval of the precision")
 
-
+# %% ../nbs/00_core.ipynb #bdff9635
 class Bootstrap(Card):
     "Intervals by drawing again from what was measured, with replacement; percentiles 2.5 and 97.5."
 
@@ -248,7 +248,7 @@ class PairedComparison(Card):
     difference: float = Field(description="share right, second less first, -1..1")
     interval: Interval = Field(description="95 % interval of the difference, Newcombe's for paired shares")
 
-
+# %% ../nbs/00_core.ipynb #1b13da68
 class Speedup(Card):
     "Two models timed in turns in one process: how much sooner the second answers."
 
@@ -257,7 +257,7 @@ class Speedup(Card):
     ratio: float = Field(description="median over the rounds: time of the first by time of the second")
     interval: Interval = Field(description="95 % interval of that median, by order statistics")
 
-
+# %% ../nbs/00_core.ipynb #35c9dd30
 class Quantization(Card):
     "An INT8 file and the float file that it was made of."
 
@@ -278,7 +278,7 @@ class Source(Card):
     licence: str = Field("", description="under which its photographs may be used; empty: not known")
     classes: dict[str, str] = Field({}, description="its class -> ours, '' leaves it out; one that is not named stays")
 
-
+# %% ../nbs/00_core.ipynb #5f595219
 class Provenance(Card):
     "What a model was made from."
 
@@ -355,7 +355,7 @@ def card_path(
     "The card's place: beside the model, same name, suffix `.json`."
     return Path(model).with_suffix(".json")
 
-
+# %% ../nbs/00_core.ipynb #37348353
 def check_out_file(
     file: Path,  # A model, with its card beside it
     out: Path,  # Where a model that is made of it shall go
@@ -368,7 +368,7 @@ def check_out_file(
     if not kept.isdisjoint(path.resolve() for path in (out, card_path(out))):
         raise ModelError(f"{out} would overwrite {file} or its card: choose another name or folder")
 
-
+# %% ../nbs/00_core.ipynb #3537a83e
 def file_sha256(
     path: Path,  # Any file
 ) -> str:  # 64 hexadecimal digits
@@ -395,7 +395,7 @@ def read_card(
         raise ModelError(f"{model} is not the file that {card.name} describes: export the model again")
     return read
 
-
+# %% ../nbs/00_core.ipynb #9be47dec
 def write_card(
     model: Path,  # The ONNX file
     card: ModelCard,
@@ -412,7 +412,7 @@ def csv_text(
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
-
+# %% ../nbs/00_core.ipynb #0a9ac522
 def write_json(
     path: Path,
     document: dict | list,

@@ -59,7 +59,7 @@ def lay_out(
         path.write_text(split_csv(fold), encoding="utf-8")
     return [folder / f"fold{at}.csv" for at in range(len(folds))]
 
-
+# %% ../nbs/07b_crossval.ipynb #fa98da4a
 def is_trained(
     run: Path,  # Folder of a fold's run
     config: TrainConfig,  # As the fold should be trained
@@ -89,7 +89,7 @@ def predict_fold(
     targets = np.array([labels.index(entry.label) for entry in entries])
     return Predictions(labels, tuple(entry.file for entry in entries), targets, np.full(len(entries), fold), logits)
 
-
+# %% ../nbs/07b_crossval.ipynb #331f56eb
 def gather(
     folder: Path,  # Of the cross-validation
     k: int,  # Number of folds
@@ -143,7 +143,7 @@ def read_decided(
         raise ModelError(f"{crossval / 'decided.json'}: no such file; is {crossval} the folder of a finished cross-validation?")
     return json.loads((crossval / "decided.json").read_bytes())
 
-
+# %% ../nbs/07b_crossval.ipynb #43884c43
 def take_over(
     folder: Path,  # Of a run: the mean of the folds, or a mixture with the same classes
     crossval: Path,  # A finished cross-validation

@@ -41,7 +41,7 @@ def spectrum(
     small = [np.asarray(plane.resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=float) for plane in planes]
     return COSINES @ np.stack(small) @ COSINES.T
 
-
+# %% ../nbs/02b_curate.ipynb #f22ffb6e
 def to_bits(
     waves: np.ndarray,  # (3, 8, 8) from `spectrum`
 ) -> np.ndarray:  # (2,) uint64: 64 bits of grey, 32 of blue, 32 of red
@@ -76,7 +76,7 @@ def fingerprint(
         rows.append(to_bits(turned * SIGNS[:, None] if down else turned))
     return np.stack(rows)
 
-
+# %% ../nbs/02b_curate.ipynb #ee39159b
 def distance(
     some: np.ndarray,  # (..., 2) uint64
     others: np.ndarray,  # (..., 2) uint64; the shapes are broadcast
@@ -119,7 +119,7 @@ def to_unit(
     "Embeddings whose products are cosines."
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
 
-
+# %% ../nbs/02b_curate.ipynb #02d87ca4
 def cosine_limit(
     embeddings: np.ndarray,  # (n, d) features
     sample: int = 1000,  # So many of them are compared with each other
@@ -147,7 +147,7 @@ def close_prints(
         first, second = np.nonzero(np.triu(bits <= MOST_BITS, k=1))
         yield np.stack([first + start, second + start, bits[first, second]]).astype(float)
 
-
+# %% ../nbs/02b_curate.ipynb #796dc092
 def close_embeddings(
     embeddings: np.ndarray,  # (n, d) features
     prints: np.ndarray,  # (n, 8, 2) uint64, of the same photographs
@@ -186,7 +186,7 @@ def forest(
             kept = np.stack([*tree.coords, tree.data - 1])
     return kept
 
-
+# %% ../nbs/02b_curate.ipynb #ad8489e5
 def components(
     n: int,  # Photographs
     links: Links,
@@ -214,7 +214,7 @@ class Link:
     how: str  # "same bytes", "copy", "copy, mirrored" (or another pose), or "same thing"
     apart: str  # "3 bits" of 128, or "cosine 0.93"
 
-
+# %% ../nbs/02b_curate.ipynb #e6d16016
 @dataclass(frozen=True)
 class Group:
     "Photographs that belong together."
@@ -253,7 +253,7 @@ def name_link(
     pose = list(POSES)[bits.argmin()]
     return Link(one.file, other.file, "copy" if pose == "as it is" else f"copy, {pose}", f"{bits.min()} bits")
 
-
+# %% ../nbs/02b_curate.ipynb #ec62a09c
 def find_groups(
     manifest: Manifest,
     prints: np.ndarray,  # (n, 8, 2) uint64, in the manifest's order
@@ -284,7 +284,7 @@ def contradictions(
             cluster.update(dict.fromkeys(together, together))
     return tuple(file for file in group.files if len({label[one] for one in cluster[file]}) > 1)
 
-
+# %% ../nbs/02b_curate.ipynb #accc3577
 def what_is_done(
     group: Group,
 ) -> str:
@@ -295,7 +295,7 @@ def what_is_done(
     kept = "torn apart by the split it came with, kept together in a new one" if torn else "kept together in one part"
     return kept + ("; alike, but under two names: look at them" if len(group.several("label")) > 1 else "")
 
-
+# %% ../nbs/02b_curate.ipynb #5858706d
 def settle(
     manifest: Manifest,
     groups: Iterable[Group],  # From `find_groups`
@@ -344,7 +344,7 @@ class Doubt:
     suggested: str  # What the others make of it
     given: float  # Probability of the given name, 0..1
 
-
+# %% ../nbs/02b_curate.ipynb #7af0b831
 def out_of_fold(
     embeddings: np.ndarray,  # (n, d), in the manifest's order
     manifest: Manifest,
@@ -404,7 +404,7 @@ def pack_prints(
     rows = sorted({row.tobytes() for row in prints[:, 0]})
     return base64.b64encode(b"".join(rows)).decode()
 
-
+# %% ../nbs/02b_curate.ipynb #2e061bce
 def unpack_prints(
     card: ModelCard,
 ) -> np.ndarray | None:  # (n, 2) uint64; None: the card does not say
@@ -412,7 +412,7 @@ def unpack_prints(
     data = base64.b64decode(card.fingerprints)
     return np.frombuffer(data, np.uint64).reshape(-1, 2) if data else None
 
-
+# %% ../nbs/02b_curate.ipynb #a8ff44f9
 def seen_before(
     prints: np.ndarray,  # (n, 8, 2) uint64 of photographs to test on
     trained_on: np.ndarray,  # (m, 2) uint64 from `unpack_prints`

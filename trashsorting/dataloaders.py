@@ -64,7 +64,7 @@ def turn_matrix(
     centred = np.array([[1 / half, 0, -1], [0, 1 / half, -1], [0, 0, 1]])
     return np.linalg.inv(centred) @ load_cv2().getPerspectiveTransform(moved, corners) @ turn @ centred
 
-
+# %% ../nbs/03_dataloaders.ipynb #6f9b63df
 def light_table(
     brightness: float,  # What middle grey becomes, 0..1
     contrast: float,  # Slope at middle grey
@@ -74,7 +74,7 @@ def light_table(
     logit = (np.log(level / (1 - level)) + math.log(brightness / (1 - brightness))) * contrast
     return (255 / (1 + np.exp(-logit))).round().astype(np.uint8)
 
-
+# %% ../nbs/03_dataloaders.ipynb #98f05ce7
 def turn_and_light(
     pixels: np.ndarray,  # uint8 (side, side, 3)
     matrix: np.ndarray,  # Of `turn_matrix`
@@ -93,7 +93,7 @@ def sometimes(
     "A number at random, or 0."
     return random.uniform(-most, most) if random.random() < share else 0.0
 
-
+# %% ../nbs/03_dataloaders.ipynb #df130d77
 def vary(
     pixels: np.ndarray,  # uint8 (side, side, 3)
 ) -> np.ndarray:  # uint8 (side, side, 3)
@@ -111,11 +111,11 @@ def retake(
     "The picture as another camera would have taken it: exposure, white balance, contrast, sharpness and noise."
     return take(np.random.default_rng(random.getrandbits(32)), pixels)
 
-
+# %% ../nbs/03_dataloaders.ipynb #7ed93751
 class Composite(PILImage):
     "A photograph's piece on another ground; `compose` has placed it at random already."
 
-
+# %% ../nbs/03_dataloaders.ipynb #27cee783
 class Resized(PILImage):
     "What evaluation sees, cut and scaled already."
 

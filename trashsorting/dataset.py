@@ -50,7 +50,7 @@ def draw_cardboard(pen: Pen, rng: random.Random) -> None:
     pen.rectangle((30, 70, 170, 175), fill=face, outline=flap, width=4)
     pen.rectangle((90, 70, 110, 175), fill=tape)
 
-
+# %% ../nbs/02_dataset.ipynb #1082e064
 def draw_glass(pen: Pen, rng: random.Random) -> None:
     "A bottle of green or brown glass with a highlight."
     body, light = rng.choice([((30, 110, 60), (140, 200, 160)), ((95, 60, 25), (190, 150, 105))])
@@ -59,7 +59,7 @@ def draw_glass(pen: Pen, rng: random.Random) -> None:
     pen.rectangle((86, 10, 114, 55), fill=body)
     pen.line([(78, 100), (78, 175)], fill=light, width=7)
 
-
+# %% ../nbs/02_dataset.ipynb #f89afd09
 def draw_metal(pen: Pen, rng: random.Random) -> None:
     "A can: grey, shaded across, with a lid."
     for x in range(55, 146):
@@ -75,7 +75,7 @@ def draw_paper(pen: Pen, rng: random.Random) -> None:
     for y in range(32, 175, 11):
         pen.line([(52, y), (rng.randint(100, 148), y)], fill=(70, 70, 75), width=3)
 
-
+# %% ../nbs/02_dataset.ipynb #d1bef7f9
 def draw_plastic(pen: Pen, rng: random.Random) -> None:
     "A bright bottle with a cap and a label."
     body = rng.choice([(90, 180, 235), (240, 95, 160), (250, 190, 40)])
@@ -84,7 +84,7 @@ def draw_plastic(pen: Pen, rng: random.Random) -> None:
     pen.rectangle((80, 8, 120, 30), fill=(225, 50, 50))
     pen.rectangle((60, 95, 140, 145), fill=(245, 245, 245))
 
-
+# %% ../nbs/02_dataset.ipynb #88a4035d
 def draw_trash(pen: Pen, rng: random.Random) -> None:
     "A crumpled wrapper: jagged patches of clashing colours."
     for _ in range(7):
@@ -160,7 +160,7 @@ class Entry:
     height: int  # Pixels, as stored
     source: str = ""  # Name of the source that it came from, where there are several
 
-
+# %% ../nbs/02_dataset.ipynb #3cf632e8
 @dataclass(frozen=True)
 class LeftOut:
     "One file that was found but cannot be used."
@@ -278,7 +278,7 @@ def check_left_out(
             f"{manifest.root}: {len(bad)} of {found} files cannot be used, more than 5 %; the first:\n  {first}"
         )
 
-
+# %% ../nbs/02_dataset.ipynb #29684677
 def class_folders(
     root: Path,  # The data set's folder
     labels: Labels | None,  # The classes that may occur; None: whatever is there
@@ -345,7 +345,7 @@ def line_up(
         lines[min(votes, key=lambda label: (-votes[label], label))].append(files)
     return lines
 
-
+# %% ../nbs/02_dataset.ipynb #46453144
 def places(
     manifest: Manifest,
     groups: Iterable[tuple[str, ...]] = (),  # Files that stay together
@@ -431,7 +431,7 @@ def leave_out(
         manifest, entries=kept, left_out=tuple(sorted([*manifest.left_out, *gone], key=lambda item: item.file))
     )
 
-
+# %% ../nbs/02_dataset.ipynb #ffa83cdb
 def apply_split(
     manifest: Manifest,  # Undecided
     path: Path,  # CSV with the columns file,label,split
@@ -677,7 +677,7 @@ def own_sources(
     named = root / OWN_SOURCES
     return TypeAdapter(tuple[Source, ...]).validate_json(named.read_bytes()) if named.is_file() else ()
 
-
+# %% ../nbs/02_dataset.ipynb #f0803d06
 def recognise_own(
     manifest: Manifest,  # As read
 ) -> Manifest:  # As the folder lists it, where it does

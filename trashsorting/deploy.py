@@ -54,7 +54,7 @@ def cloud_settings(
     "How the service is set up on Cloud Run."
     return Settings.model_construct(grace_seconds=8, max_batch_bytes=28_000_000, queue=requests, queue_seconds=10)
 
-
+# %% ../nbs/10a_deploy.ipynb #4c8cabff
 def settings_variables(
     settings: Settings,
 ) -> dict[str, str]:  # By name of the variable, only what was set
@@ -93,7 +93,7 @@ def probe(
     asked = {"httpGet": {"path": path, "port": 8080}}
     return asked | {"periodSeconds": every, "timeoutSeconds": min(every, 5), "failureThreshold": failures}
 
-
+# %% ../nbs/10a_deploy.ipynb #30890dc6
 def container(
     service: Service,
 ) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def traffic(
     canary = {"latestRevision": True, "percent": percent, "tag": "canary"}
     return [{"revisionName": stable, "percent": 100 - percent}, canary]
 
-
+# %% ../nbs/10a_deploy.ipynb #ae42553f
 def service_document(
     service: Service,
     split: list[dict[str, Any]],  # From `traffic`
@@ -164,7 +164,7 @@ def gcloud(
         raise CloudError(f"gcloud run {' '.join(words[:3])} has failed with {done.returncode}; its reason is printed above")
     return done.stdout
 
-
+# %% ../nbs/10a_deploy.ipynb #55450b76
 def describe(
     name: str,  # Of the service
     **where: str,  # Project and region
@@ -182,7 +182,7 @@ def serving(
     most: dict[str, Any] = max(parts, key=lambda part: part.get("percent", 0), default={})
     return most.get("revisionName")
 
-
+# %% ../nbs/10a_deploy.ipynb #2d6ac5c5
 def wants_key(
     found: dict[str, Any],  # From `describe`
 ) -> bool:
@@ -208,7 +208,7 @@ def deploy(
         gcloud("services", "replace", str(file), **where)
     return describe(service.name, **where)["status"]["url"]
 
-
+# %% ../nbs/10a_deploy.ipynb #e01555f9
 def promote(
     name: str,  # Of the service
     **where: str,  # Project and region
@@ -224,7 +224,7 @@ def is_ready(
     said = revision["status"].get("conditions", [])
     return any((one["type"], one["status"]) == ("Ready", "True") for one in said)
 
-
+# %% ../nbs/10a_deploy.ipynb #17dd6a2d
 def revision_before(
     found: dict[str, Any],  # From `describe`
     revisions: list[dict[str, Any]],  # All of the service

@@ -87,7 +87,7 @@ def all_devices(
             for loader, size in zip(loaders, sizes, strict=True):
                 loader.bs = size
 
-
+# %% ../nbs/04d_devices.ipynb #4db5a6a5
 def data_folder(
     folder: Path,  # Of the run
 ) -> Path:  # Where photographs are unpacked or drawn

@@ -105,7 +105,7 @@ def taught_by(
     "What is added to where weights came from."
     return f"; taught by {n} run{'s' if n > 1 else ''}" if n else ""
 
-
+# %% ../nbs/04f_distil.ipynb #19306a7c
 def find_teachers(
     folder: Path,  # That holds finished runs, each in its folder
     learn: Learner,  # From `create_learner`

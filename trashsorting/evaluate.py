@@ -93,7 +93,7 @@ def shares(
             "recall": right / support,
         }
 
-
+# %% ../nbs/05_evaluate.ipynb #0e550209
 def percentiles(
     values: np.ndarray,  # (resamples,) a figure in each; NaN where it was a share of nothing
     estimate: float,  # The figure itself
@@ -154,7 +154,7 @@ def calibration_bins(
     n, said, hits = (np.bincount(bins, weights, N_BINS) for weights in (np.ones(len(targets)), confidence, right))
     return n, said, hits
 
-
+# %% ../nbs/05_evaluate.ipynb #bb074ad0
 def expected_calibration_error(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
@@ -174,7 +174,7 @@ def risk_coverage(
     answered = np.bincount(position).cumsum()
     return -thresholds, answered / len(targets), np.bincount(position, wrong).cumsum() / answered
 
-
+# %% ../nbs/05_evaluate.ipynb #f704f58b
 def area_under_risk(
     coverage: np.ndarray,  # From `risk_coverage`, ascending
     risk: np.ndarray,  # At each
@@ -257,7 +257,7 @@ def span(
     "An interval for a terminal."
     return f"{interval[0]:.3f} - {interval[1]:.3f}" if interval else " " * 13
 
-
+# %% ../nbs/05_evaluate.ipynb #4b4f2138
 def table(
     evaluation: Evaluation,
 ) -> str:  # Lines for a terminal
@@ -300,7 +300,7 @@ def sure_lines(
         lines.append(f"answered {evaluation.coverage:.4f} (unsure below {evaluation.unsure_below:.3f}): {right}")
     return lines
 
-
+# %% ../nbs/05_evaluate.ipynb #967e1c14
 def confusion_table(
     evaluation: Evaluation,
 ) -> str:  # Lines for a terminal
@@ -323,7 +323,7 @@ def comparison_line(
     cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
     return f"{head}{cells[0]:>10}  {interval:15}{cells[1]:>8}{cells[2]:>8}{cells[3]:>10}{cells[4]:>16}"
 
-
+# %% ../nbs/05_evaluate.ipynb #8215309b
 def comparison(
     evaluations: dict[str, Evaluation],  # By name of the set; the first is the model's own domain
 ) -> str:  # Lines for a terminal

@@ -160,7 +160,7 @@ class Parity:
     agreed: int  # Same top-1 class
     max_difference: float  # Largest absolute difference of a logit
 
-
+# %% ../nbs/07_export.ipynb #608f77d2
 def check_parity(
     model: torch.nn.Module,  # The network that was exported
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],  # Inputs and targets: a learner's `dls.valid`
@@ -214,7 +214,7 @@ def training_files(
         raise DataError(f"{gone[0]}: no such file; the card carries fingerprints of the photographs trained on")
     return paths
 
-
+# %% ../nbs/07_export.ipynb #58e5bbb4
 def make_card(
     file: Path,  # The exported ONNX file
     run: Run,

@@ -72,7 +72,7 @@ def save_predictions(
     Path(path).write_text(csv_text(rows), encoding="utf-8")
     return Path(path)
 
-
+# %% ../nbs/05c_folds.ipynb #b947e90c
 def load_predictions(
     path: Path,  # Written by `save_predictions`
 ) -> Predictions:
@@ -104,7 +104,7 @@ def evaluate_folds(
         for fold, part in parts.items()
     }
 
-
+# %% ../nbs/05c_folds.ipynb #126d87b4
 def fold_figures(
     evaluation: Evaluation,
 ) -> dict[str, float | None]:  # By name; None where it was not measured
@@ -125,7 +125,7 @@ def mean_and_deviation(
     columns = {name: np.array([row[name] for row in rows], float) for name in whole}
     return {name: (float(np.mean(column)), float(np.std(column, ddof=1))) for name, column in columns.items()}
 
-
+# %% ../nbs/05c_folds.ipynb #34f87fa0
 def fold_table(
     evaluations: dict[int, Evaluation],  # By fold
 ) -> str:  # Lines for a terminal
@@ -149,7 +149,7 @@ def confident_mistakes(
     order = np.argsort(-confidence, kind="stable")[:k]
     return order[confidence[order] >= 0]
 
-
+# %% ../nbs/05c_folds.ipynb #faaa6bdc
 def plot_mistakes(
     show: Callable[[int], Any],  # From a position to a picture that matplotlib can draw
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1

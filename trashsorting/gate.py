@@ -103,7 +103,7 @@ def declared_bytes(
     length = Headers(scope=scope).get("content-length", "")
     return int(length) if re.fullmatch("[0-9]{1,20}", length) else 0
 
-
+# %% ../nbs/08b_gate.ipynb #1d550e75
 def too_many_bytes(
     limit: int,  # Bytes
     what: str = "file",  # What is limited

@@ -122,7 +122,7 @@ def find_origin(
     "The commit in the present folder, and the version of the data. Raises what `data_version` raises."
     return {"commit": commit(Path.cwd()), "data_version": data_version(data)}
 
-
+# %% ../nbs/03b_headless.ipynb #e8f1c127
 def note_origin(
     run: Path,  # A run's `run.json`
     origin: dict[str, str | None],  # From `find_origin`, when the run began

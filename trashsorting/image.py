@@ -25,23 +25,23 @@ from .core import MAX_BYTES, MAX_PIXELS, Preprocessing, TrashsortingError
 class ImageError(TrashsortingError):
     "A picture that cannot be used."
 
-
+# %% ../nbs/01_image.ipynb #a116d941
 class EmptyImage(ImageError):
     "Zero bytes."
 
-
+# %% ../nbs/01_image.ipynb #63e23ebe
 class TooManyBytes(ImageError):
     "More bytes than the limit."
 
-
+# %% ../nbs/01_image.ipynb #e5dc0ac2
 class TooManyPixels(ImageError):
     "More pixels than the limit, as the header says, before anything was decoded."
 
-
+# %% ../nbs/01_image.ipynb #f8c67ed9
 class NotAnImage(ImageError):
     "No format that is accepted, judged by content and not by name."
 
-
+# %% ../nbs/01_image.ipynb #f5245ca6
 class DamagedImage(ImageError):
     "An accepted format whose data ends early or makes no sense."
 
@@ -59,7 +59,7 @@ def accepted() -> str:  # As people call them
     "The formats that are read here: HEIC is one where its library is installed."
     return "JPEG, PNG, WEBP, AVIF" + (", HEIC" if find_spec("pillow_heif") else "")
 
-
+# %% ../nbs/01_image.ipynb #a4826f4d
 def recognise(
     data: bytes,  # A file, or its first 64 bytes
 ) -> str:  # A key of `FORMATS`
@@ -207,7 +207,7 @@ def crop_box(
     left, upper = (width - kept[0]) / 2, (height - kept[1]) / 2
     return left, upper, left + kept[0], upper + kept[1]
 
-
+# %% ../nbs/01_image.ipynb #6514df57
 def resize(
     picture: Image.Image,  # Upright, mode RGB
     preprocessing: Preprocessing,  # From the model card

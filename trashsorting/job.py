@@ -81,7 +81,7 @@ def first_fault(
     said = f"got {fault['input']!r}, wanted {wanted}" if wanted else fault["msg"].removeprefix("Value error, ")
     return f"{option}: {said}" if option else said
 
-
+# %% ../nbs/10_job.ipynb #a9128379
 class Plan(BaseModel):
     "Base of what is sent to a cloud: immutable, and a field nobody knows is an error."
 
@@ -102,7 +102,7 @@ class Place(Plan):
     project: Project
     region: Region
 
-
+# %% ../nbs/10_job.ipynb #bedf6d41
 def find_place(
     project: str | None,  # As typed
     region: str | None,  # As typed
@@ -173,7 +173,7 @@ def container_arguments(
         words += ["-p", name, str(value).lower() if isinstance(value, bool) else str(value)]
     return words
 
-
+# %% ../nbs/10_job.ipynb #c74a4f89
 def job_request(
     job: TrainingJob,
 ) -> dict[str, Any]:  # A Vertex AI `CustomJob`
@@ -224,7 +224,7 @@ def origin_labels(
     found = {"commit": commit(folder), "data": version and version.removesuffix(".dir")}
     return {"app": "trashsorting"} | {name: value for name, value in found.items() if value}
 
-
+# %% ../nbs/10_job.ipynb #026dbe06
 def run_name(
     labels: dict[str, str],  # From `origin_labels`
     now: datetime,
@@ -251,7 +251,7 @@ class Cloud:
         "Where this project's jobs live."
         return f"{self.vertex}/v1/projects/{self.project}/locations/{self.region}/customJobs"
 
-
+# %% ../nbs/10_job.ipynb #33579363
 def open_cloud(
     place: Place,
 ) -> Cloud:
@@ -332,7 +332,7 @@ class JobStatus:
     error: str  # Empty if there is none
     labels: dict[str, str]
 
-
+# %% ../nbs/10_job.ipynb #0479a9ba
 def read_status(
     answer: dict[str, Any],  # A `CustomJob`
 ) -> JobStatus:
@@ -348,7 +348,7 @@ def read_status(
         labels=answer.get("labels", {}),
     )
 
-
+# %% ../nbs/10_job.ipynb #e3a9dadb
 def job_address(
     cloud: Cloud,
     id: str,  # The number, or Vertex's whole name
@@ -367,7 +367,7 @@ def submit(
     "Start a job. Raises `CloudError`."
     return read_status(ask(cloud, "POST", cloud.parent, job_request(job), repeatable=False))
 
-
+# %% ../nbs/10_job.ipynb #2d17040c
 def find_run(
     cloud: Cloud,
     id: str,  # The number
@@ -375,7 +375,7 @@ def find_run(
     "How a job is. Raises `CloudError`."
     return read_status(ask(cloud, "GET", job_address(cloud, id)))
 
-
+# %% ../nbs/10_job.ipynb #147f717e
 def cancel(
     cloud: Cloud,
     id: str,  # The number
@@ -398,7 +398,7 @@ def list_runs(
             return sorted(found, key=lambda run: run.created, reverse=True)[:most]
         words["pageToken"] = answer["nextPageToken"]
 
-
+# %% ../nbs/10_job.ipynb #23d3ed97
 def runs_table(
     runs: list[JobStatus],
 ) -> str:
@@ -427,7 +427,7 @@ def read_logs(
             return
         body["pageToken"] = answer["nextPageToken"]
 
-
+# %% ../nbs/10_job.ipynb #8f147014
 def wait(
     cloud: Cloud,
     id: str,  # The number

@@ -33,7 +33,7 @@ def check_alike(
             if one != another:
                 raise TrashsortingError(f"{runs[0].folder} and {other.folder} cannot be mixed, their {what} differ: {one}, {another}")
 
-
+# %% ../nbs/04e_mix.ipynb #a68d8488
 def check_unseen(
     runs: Sequence[Run],
     manifest: Manifest,  # Of the mean
@@ -87,7 +87,7 @@ def started_from(
     parts = run.info.get("mixed", [run.info["config"]])
     return f"{run.info['weights']}; started from {f'the mean of {len(parts)} runs' if parts[1:] else 'another run'}"
 
-
+# %% ../nbs/04e_mix.ipynb #9420deb5
 def begin_with(
     learn: Learner,  # From `create_learner`
     folder: Path,  # Of a finished run, or of a mean

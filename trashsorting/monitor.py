@@ -114,7 +114,7 @@ def show_model(
     for label in card.classes:
         metrics.predictions.labels(label)
 
-
+# %% ../nbs/08_monitor.ipynb #03ad8cb0
 def route_name(
     scope: Scope,  # Of an HTTP request
     paths: Collection[str] = (),  # The application's own, for a request that was not routed
@@ -138,7 +138,7 @@ def forget_the_dead(
             with suppress(FileNotFoundError):  # another worker was asked, too, and was quicker
                 mark_process_dead(pid, str(folder))
 
-
+# %% ../nbs/08_monitor.ipynb #65c49b3d
 def metrics_page(
     metrics: Metrics,  # Of this worker
 ) -> bytes:  # In Prometheus' text format

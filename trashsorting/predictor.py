@@ -50,7 +50,7 @@ class Prediction(BaseModel):
         False, description="the confidence is below the model's threshold: the class is a guess, ask a person"
     )
 
-
+# %% ../nbs/06_predictor.ipynb #20d2e4fc
 def rank(
     card: ModelCard,  # Its classes are in the order of the row
     row: np.ndarray,  # (n_classes,) probabilities
@@ -80,7 +80,7 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception.
         raise ModelError(f"{model}: ONNX Runtime cannot open it: {str(error).splitlines()[0]}") from error
 
-
+# %% ../nbs/06_predictor.ipynb #65b020ef
 def run_logits(
     session: ort.InferenceSession,  # Of a model that ends in logits
     inputs: np.ndarray,  # float32, (n, 3, input_size, input_size), from `image.to_input`
@@ -88,7 +88,7 @@ def run_logits(
     "Run the network on a batch."
     return session.run(["logits"], {session.get_inputs()[0].name: inputs})[0]
 
-
+# %% ../nbs/06_predictor.ipynb #5ee0480c
 def run_session(
     session: ort.InferenceSession,  # Of a model that ends in logits
     inputs: np.ndarray,  # float32, (n, 3, input_size, input_size), from `image.to_input`
@@ -238,7 +238,7 @@ def batches(
     while batch := list(islice(iterator, size)):
         yield batch
 
-
+# %% ../nbs/06_predictor.ipynb #445a09c7
 def classify(
     predictor: Predictor,
     inputs: list[np.ndarray | ImageError | OSError],  # Input arrays, and errors where there is none

@@ -60,7 +60,7 @@ def choose_photographs(
         places += [((rank + 0.5) / len(of_class), entry.file) for rank, entry in enumerate(of_class)]
     return [manifest.root / file for _, file in sorted(places)[:n]]
 
-
+# %% ../nbs/07a_quantize.ipynb #11e7160d
 def load_inputs(
     paths: Iterable[Path],  # Photographs
     preprocessing: Preprocessing,  # From the model card
@@ -78,7 +78,7 @@ def convolutions(
     "The convolutions of a graph, in its order."
     return [node for node in model.graph.node if node.op_type == "Conv"]
 
-
+# %% ../nbs/07a_quantize.ipynb #c1668795
 def left_in_float(
     model: onnx.ModelProto,
     first: int = FLOAT_CONVOLUTIONS,  # How many convolutions at the start stay as they are
@@ -100,7 +100,7 @@ def attributes(
     "What is written on a node."
     return {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
 
-
+# %% ../nbs/07a_quantize.ipynb #1ee1f21a
 def takers_of(
     model: onnx.ModelProto,
     name: str,  # Of what flows in it
@@ -108,7 +108,7 @@ def takers_of(
     "The nodes that something flows into."
     return [node for node in model.graph.node if name in node.input]
 
-
+# %% ../nbs/07a_quantize.ipynb #be60ad02
 def linear_flows(
     model: onnx.ModelProto,
 ) -> list[list[str]]:
@@ -362,7 +362,7 @@ def describe_pairs(
     counts = {"n": n, "right_before": right_before, "lost": lost, "won": won, "changed": changed}
     return PairedComparison(**counts, difference=(won - lost) / n, interval=interval)
 
-
+# %% ../nbs/07a_quantize.ipynb #52c13446
 def compare(
     first: np.ndarray,  # (n, n_classes) logits or probabilities of one model
     second: np.ndarray,  # (n, n_classes) of another, on the same photographs
@@ -406,7 +406,7 @@ def time_in_turns(
             spent[turn, which] = 1000 * (time.perf_counter() - start)
     return spent
 
-
+# %% ../nbs/07a_quantize.ipynb #20376bb8
 def measure_speedup(
     spent: np.ndarray,  # (rounds, 2) times of `time_in_turns`
     threads: int,  # They were measured with

@@ -35,7 +35,7 @@ def bytes_needed(
     weights = sum(tensor.numel() * tensor.element_size() for tensor in learn.model.state_dict().values())
     return 8 * weights + MARGIN_BYTES
 
-
+# %% ../nbs/04c_recovery.ipynb #ef04841e
 def check_room(
     folder: Path,  # Of the run
     needed: int,  # Bytes
@@ -61,7 +61,7 @@ def loader_rngs(
     "The generators that shuffle; a loader that is shared among processes wraps the one that shuffles."
     return [getattr(loader, "dl", loader).rng for loader in learn.dls.loaders]
 
-
+# %% ../nbs/04c_recovery.ipynb #e9b562e2
 def read_rngs(
     learn: Learner,
 ) -> dict:  # Numbers and tensors only
@@ -76,7 +76,7 @@ def read_rngs(
         "loaders": [rng.getstate() for rng in loader_rngs(learn)],
     }
 
-
+# %% ../nbs/04c_recovery.ipynb #e822d4ce
 def set_rngs(
     learn: Learner,
     state: dict,  # From `read_rngs`
@@ -104,7 +104,7 @@ def all_rngs(
     torch.distributed.all_gather_object(gathered, read_rngs(learn))
     return gathered
 
-
+# %% ../nbs/04c_recovery.ipynb #20ba78e4
 def plain(
     value,  # A number of any library, or a container of them
 ):  # Of Python's own types; tensors stay

@@ -100,7 +100,7 @@ def linear(
     layer.load_state_dict({"weight": torch.tensor(weight).float(), "bias": torch.tensor(bias).float()})
     return layer
 
-
+# %% ../nbs/07c_remember.ipynb #552a2519
 def cut_off(
     file: Path,  # An exported ONNX file
     out: Path,  # The file that ends in the grid and in the sums of its blocks
@@ -218,7 +218,7 @@ def fit_words(
     weight = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y).T
     return linear(weight, means[1] - weight @ means[0])
 
-
+# %% ../nbs/07c_remember.ipynb #1129a68c
 def fit_gate(
     frames: np.ndarray,  # (n, channels)
     elsewhere: np.ndarray,  # bool (n,): not on the board that was learned

@@ -30,7 +30,7 @@ def markdown_table(
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines)
 
-
+# %% ../nbs/02c_report.ipynb #112c47cc
 def count_table(
     manifest: Manifest,
 ) -> str:
@@ -56,7 +56,7 @@ def brightness(
     with ThreadPoolExecutor(count_cores()) as pool:
         return np.array(list(pool.map(grey, paths)))
 
-
+# %% ../nbs/02c_report.ipynb #7757cf31
 def new_figure(
     width: float,  # Inches
     height: float,  # Inches
@@ -126,7 +126,7 @@ class Drift:
     shares: dict[str, tuple[float, float]]  # By class: share before and now, 0..1
     distance: float  # Between the shares, 0..1
 
-
+# %% ../nbs/02c_report.ipynb #1e80c520
 def drift(
     manifest: Manifest,  # As it is now
     before: Manifest,
@@ -162,7 +162,7 @@ def listing(
     more = len(files) - MOST_LISTED
     return "\n".join([*lines, f"- and {more} more"] if more > 0 else lines)
 
-
+# %% ../nbs/02c_report.ipynb #1205478d
 def drift_section(
     found: Drift,
     grey: tuple[np.ndarray, np.ndarray] | None = None,  # Brightness before and now; None: not known

@@ -156,7 +156,7 @@ def robustness_table(
     )
     return "\n".join(lines)
 
-
+# %% ../nbs/06b_robustness.ipynb #5909cf27
 def plot_robustness(
     measured: Robustness,
 ):  # A matplotlib figure
@@ -232,7 +232,7 @@ def draw_texture(
     pixels = dark + light * (bright - dark) + rng.normal(0, 4, (*size[::-1], 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
-
+# %% ../nbs/06b_robustness.ipynb #6a9a8a0f
 def other_things(
     drawn: int = 10,  # Textures of each kind
 ) -> dict[str, Image.Image]:  # RGB, by name

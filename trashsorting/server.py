@@ -183,7 +183,7 @@ def listen(
             f"cannot listen on {host}, port {port}: {why}; choose another one with --port or --host"
         ) from None
 
-
+# %% ../nbs/09a_server.ipynb #77a38935
 def address(
     listener: socket.socket,
 ) -> str:  # With http:// and port

@@ -66,7 +66,7 @@ def check_space(
             raise TrashsortingError(f"search space: {name}: a logarithm needs a min of more than 0")
     return space
 
-
+# %% ../nbs/06d_sweep.ipynb #170b9d48
 def read_space(
     path: Path | None,  # YAML or JSON; None: `SPACE`
 ) -> dict[str, dict]:
@@ -108,7 +108,7 @@ class Report(Callback):
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"worse than the median after epoch {self.epochs}")  # fastai asks for a message
 
-
+# %% ../nbs/06d_sweep.ipynb #c74fc45a
 def run_trial(
     trial: optuna.Trial,
     manifest: Manifest,
@@ -153,7 +153,7 @@ def open_study(
     study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * worker + len(study.trials), n_startup_trials=6)
     return study
 
-
+# %% ../nbs/06d_sweep.ipynb #07f03cdb
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -173,7 +173,7 @@ def same_sweep(
             raise TrashsortingError(f"the folder holds a sweep with another {name}: choose another folder")
         study.set_user_attr(name, value)
 
-
+# %% ../nbs/06d_sweep.ipynb #af87fa61
 def work(
     number: int,  # Of the worker
     manifest: Manifest,
@@ -247,7 +247,7 @@ def plot_sweep(
         plt.close(axes.figure)
     return drawn
 
-
+# %% ../nbs/06d_sweep.ipynb #06723e2f
 def save_winner(
     study: optuna.Study,
     fixed: dict,
@@ -280,7 +280,7 @@ def wandb_sweep(
         "command": ["${program}", "sweep", "--data", data, "--out", str(folder), "--one", "${args_json_file}"],
     }
 
-
+# %% ../nbs/06d_sweep.ipynb #22d58a9b
 def run_one(
     manifest: Manifest,
     folder: Path,

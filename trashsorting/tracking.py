@@ -39,7 +39,7 @@ class PredictionRow:
     predicted: str  # What the model says
     confidence: float  # Of that, 0..1
 
-
+# %% ../nbs/06c_tracking.ipynb #4004ba37
 class Tracker:
     "The interface, and the tracker that keeps nothing."
 
@@ -234,7 +234,7 @@ class Trace(Callback):
             if not self.left:
                 self.profiler.stop()
 
-
+# %% ../nbs/06c_tracking.ipynb #49b6bd9d
 def run_callbacks(
     config: TrainConfig,
     folder: Path,  # Of the run

@@ -177,7 +177,7 @@ def folder_hash(
     )
     return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
-
+# %% ../nbs/02d_versions.ipynb #9e9f89e8
 def tracked_version(
     folder: Path,
 ) -> str | None:  # None: DVC does not track it
@@ -211,7 +211,7 @@ def data_version(
     }
     return version if folder_hash(md5s) == version else f"{version}-changed"
 
-
+# %% ../nbs/02d_versions.ipynb #849eed0f
 def commit(
     folder: Path,  # Somewhere in a git repository
 ) -> str | None:  # With "-dirty" where tracked files have changed; None: no repository
@@ -260,7 +260,7 @@ def closed(
     address = remote.fs.unstrip_protocol(remote.path)
     return DataError(f"{address} cannot be used: {reason}; {WAYS_OUT.format(remote=remote.name)}")
 
-
+# %% ../nbs/02d_versions.ipynb #47a31074
 def why_closed(
     error: Exception,  # What the bucket's client raised
 ) -> str:
