@@ -494,7 +494,7 @@ def compose_folder(
     seed: int = 0,  # Of everything that is drawn
     progress: bool = False,  # Show a bar
 ) -> dict:  # What `composites.json` in the folder says
-    "Composites of the photographs in part 'train'. Raises `DataError` for no photographs, no piece to cut out, or a folder of other composites, `MissingExtra` without OpenCV."
+    "Composites of part 'train'. Raises `DataError` for no pieces or a folder of other ones, `MissingExtra` without OpenCV."
     load_cv2()
     entries, out = manifest.part("train").entries, Path(out)
     begin_folder(out, seed=seed, n_each=n_each, side=side)

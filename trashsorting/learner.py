@@ -343,7 +343,7 @@ def fit(
     config: TrainConfig,
     cbs: Iterable[Callback] = (),  # More callbacks: of a tracker, of the recovery after a break
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
-    "The classifier, then the rest; the learner ends with the mean of its weights. Raises `TrashsortingError` where nothing may learn."
+    "The classifier, then the rest, ending with the mean of the weights. Raises `TrashsortingError` where nothing may learn."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
     average = [AverageWeights(config.average)] if config.average else []
     cbs = [log, *average, *cbs]

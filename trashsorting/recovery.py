@@ -31,7 +31,7 @@ MARGIN_BYTES = 20_000_000  # Executed notebook, pictures, log
 def bytes_needed(
     learn: Learner,  # From `create_learner`
 ) -> int:  # Of a run's folder
-    "The state after an epoch (weights, two moments, their mean) and its successor; checkpoint and exported file come later and need less."
+    "Twice the state after an epoch (weights, their mean, two moments). Checkpoint and exported file come later, need less."
     weights = sum(tensor.numel() * tensor.element_size() for tensor in learn.model.state_dict().values())
     return 8 * weights + MARGIN_BYTES
 

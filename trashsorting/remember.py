@@ -341,7 +341,8 @@ def fit_end(
     learned, cells = cut_off(file, folder / "body.onnx")
     board = photographs + other_cameras(photographs, folder)
     known = board + elsewhere
-    opinions = ask_words(numbers, card.architecture, card.preprocessing.input_size, known, progress)  # may lack its weights
+    size = card.preprocessing.input_size
+    opinions = ask_words(numbers, card.architecture, size, known, progress)  # first: it may lack its weights
     poor = poor_cameras(photographs + [those[0] for those in found], folder)
     features, frames = see(folder / "body.onnx", known + poor, card.preprocessing, progress)
     words = fit_words(features[: len(known)], opinions)

@@ -181,7 +181,7 @@ def folder_hash(
 def tracked_version(
     folder: Path,
 ) -> str | None:  # None: DVC does not track it
-    "What `FOLDER.dvc` says of a folder. Raises `DataError` for a file that DVC did not write, `MissingExtra` without PyYAML."
+    "What `FOLDER.dvc` says of a folder. Raises `DataError` where DVC did not write that, `MissingExtra` without PyYAML."
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
