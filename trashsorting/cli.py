@@ -19,9 +19,9 @@ import click
 from . import __version__
 from .cli_data import data
 from .cli_job import job
-from .cli_options import FILE, OUT_FILE, check_written, need
+from .cli_options import FILE, OUT_FILE, check_written
 from .cli_train import crossval, export, mix, quantize, remember, sweep, train
-from .core import SHIPPED_MODEL, Settings, TrashsortingError, csv_text, read_settings, write_json
+from .core import SHIPPED_MODEL, Settings, TrashsortingError, csv_text, need, read_settings, write_json
 
 # %% ../nbs/12_cli.ipynb #a5ac541e
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

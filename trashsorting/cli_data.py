@@ -21,8 +21,8 @@ from trashsorting.cli_options import (
     SOURCE_SPLIT_OPTION,
     check_written,
     logged,
-    need,
 )
+from .core import need
 
 # %% ../nbs/11c_cli_data.ipynb #1d267725
 @click.group()

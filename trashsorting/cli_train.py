@@ -26,9 +26,8 @@ from trashsorting.cli_options import (
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
     logged,
-    need,
 )
-from .core import SHIPPED_MODEL, TrashsortingError
+from .core import SHIPPED_MODEL, TrashsortingError, need
 
 # %% ../nbs/11b_cli_train.ipynb #2c21c6c3
 def training_notebook() -> Path:

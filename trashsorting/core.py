@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['Labels', 'SHIPPED_MODEL', 'MAX_BYTES', 'MAX_PIXELS', 'Seconds', 'Origins', 'Key', 'PREFIX', 'NEAR', 'Interval',
-           'TrashsortingError', 'DataError', 'ModelError', 'MissingExtra', 'check_labels', 'split_list', 'is_plain',
-           'check_key', 'Settings', 'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap', 'Evaluation',
-           'PairedComparison', 'Speedup', 'Quantization', 'Source', 'Provenance', 'CrossValidation', 'ModelCard',
-           'card_path', 'check_out_file', 'file_sha256', 'read_card', 'write_card', 'csv_text', 'write_json',
-           'folder_quota', 'cpu_quota', 'count_cores']
+           'TrashsortingError', 'DataError', 'ModelError', 'MissingExtra', 'need', 'check_labels', 'split_list',
+           'is_plain', 'check_key', 'Settings', 'read_settings', 'Card', 'Preprocessing', 'ClassFigures', 'Bootstrap',
+           'Evaluation', 'PairedComparison', 'Speedup', 'Quantization', 'Source', 'Provenance', 'CrossValidation',
+           'ModelCard', 'card_path', 'check_out_file', 'file_sha256', 'read_card', 'write_card', 'csv_text',
+           'write_json', 'read_table', 'find_columns', 'read_csv', 'folder_quota', 'cpu_quota', 'count_cores']
 
 # %% ../nbs/00_core.ipynb #9e4fb515
 import csv
 import hashlib
+import importlib.util
 import json
 import math
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.resources import files
@@ -57,6 +59,16 @@ class MissingExtra(TrashsortingError):
         extra: str,  # The name of the extra that brings it: "train"
     ):
         super().__init__(f"{what} needs the '{extra}' extra: pip install 'trashsorting[{extra}]'")
+
+# %% ../nbs/00_core.ipynb #ce031cc9
+def need(
+    module: str,  # What must be importable; the top of its name, without a dot
+    what: str,  # What needs it, as the subject of a sentence: "Training"
+    extra: str,  # The name of the extra that brings it
+) -> None:
+    "Raise `MissingExtra` unless a module is installed."
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(what, extra)
 
 # %% ../nbs/00_core.ipynb #8a053aad
 def check_labels(
@@ -272,7 +284,7 @@ class Source(Card):
     "One of the places that a data set's photographs came from."
 
     name: str = Field(
-        min_length=1, pattern=r"^[\w.-]+$", description="short: a folder of this name holds its photographs"
+        min_length=1, pattern=r"^\w[\w.-]*$", description="short: a folder of this name holds its photographs"
     )
     where: str = Field(description="a folder, a zip of one, or a name on the hub")
     licence: str = Field("", description="under which its photographs may be used; empty: not known")
@@ -420,6 +432,64 @@ def write_json(
     "Write a document as indented JSON, and make its folder."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+# %% ../nbs/00_core.ipynb #120a581d
+def read_table(
+    path: Path,  # A table
+) -> str:  # Its text, with the line ends that it has
+    "Read UTF-8 or UTF-16. Raises `DataError` with the line for any other encoding."
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        text = data.decode("utf-16" if data[:2] in (BOM_UTF16_BE, BOM_UTF16_LE) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        hint = "save it as 'CSV UTF-8' (Excel's list of formats has it)"
+        raise DataError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8; {hint}") from None
+    if "\0" in text:
+        raise DataError(f"{path}: holds bytes that are no text; a CSV is needed")
+    if not text.strip(' \t\r\n,;"'):
+        raise DataError(f"{path}: is empty; a CSV is needed")
+    return text
+
+# %% ../nbs/00_core.ipynb #f827646c
+def find_columns(
+    path: Path,  # What an error names
+    head: list[str],  # The first row
+    columns: tuple[str, ...],  # The names that must be there
+) -> list[str]:  # The name of each column; those that must be there as they are spelt here
+    "Name the columns of a table. Raises `DataError` for one that is missing or is there twice."
+    known = {column.casefold(): column for column in columns}
+    names = [known.get(name.strip().casefold(), name.strip()) for name in head]
+    for column in columns:
+        if (n := names.count(column)) != 1:
+            said = f"no column '{column}'" if not n else f"{n} columns are called '{column}'"
+            raise DataError(f"{path}: {said}; needs the columns {','.join(columns)}, has {','.join(names)[:200]}")
+    return names
+
+# %% ../nbs/00_core.ipynb #354c5adc
+def read_csv(
+    path: Path,  # Separated by commas, semicolons or tabs; its first row is the head
+    columns: tuple[str, ...],  # The columns that must be there
+) -> list[tuple[int, dict[str, str]]]:  # Of each row: the line that it ends in, and its values by column
+    "Read a table. Raises `DataError` for one that cannot be read, lacks a column, or has no row."
+    text = read_table(path)
+    separator = max(",;\t", key=text.lstrip().splitlines()[0].count)
+    reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        (_, head), *rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: cannot be read as CSV: {error}") from None
+    names = find_columns(path, head, columns)
+    if not rows:
+        raise DataError(f"{path}: has a head and no rows")
+    for line, row in rows:
+        if any(row[len(names) :]):
+            said = f"has {len(row)} values for {len(names)} columns; a name with '{separator}' in it stands in quotes"
+            raise DataError(f"{path}, line {line}: {said}")
+    return [(line, dict(zip(names, row + [""] * len(names), strict=False))) for line, row in rows]
 
 # %% ../nbs/00_core.ipynb #c4a54746
 def folder_quota(
