@@ -7,7 +7,7 @@ __all__ = ['IN_MEMORY', 'MOST_HEAD', 'OTHERS', 'MOST_UNPACKED', 'BLOCK', 'DAMAGE
            'archive_kind', 'Member', 'open_zip', 'zip_members', 'tar_members', 'check_members', 'explained', 'extract',
            'read_note', 'place_unpacked', 'innermost', 'unpack']
 
-# %% ../nbs/01b_archive.ipynb #8f2ca7db
+# %% ../nbs/01b_archive.ipynb #6d378fa2
 import gzip
 import json
 import lzma
@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from .core import DataError
 from .log import bar
 
-# %% ../nbs/01b_archive.ipynb #247e779c
+# %% ../nbs/01b_archive.ipynb #99a995e2
 IN_MEMORY = {
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 }
@@ -44,7 +44,7 @@ class TarHead(tarfile.TarInfo):
             raise tarfile.ReadError("one of its heads is too long")
         return head
 
-# %% ../nbs/01b_archive.ipynb #42536dd2
+# %% ../nbs/01b_archive.ipynb #49b4d91b
 def is_tar(
     archive: Path,  # A file
 ) -> bool:
@@ -55,7 +55,7 @@ def is_tar(
         return False
     return True
 
-# %% ../nbs/01b_archive.ipynb #7958faf8
+# %% ../nbs/01b_archive.ipynb #6e8443e2
 OTHERS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 
 
@@ -79,7 +79,7 @@ def archive_kind(
     said = "neither a zip nor a tar" if start else "the file is empty (0 bytes)"
     raise DataError(f"{name}: {said}; name a folder, a zip or a tar")
 
-# %% ../nbs/01b_archive.ipynb #e35aadbd
+# %% ../nbs/01b_archive.ipynb #f110d944
 @dataclass(frozen=True)
 class Member:
     "One file of an archive."
@@ -89,7 +89,7 @@ class Member:
     is_file: bool  # Not a link, a pipe or a device
     info: zipfile.ZipInfo | tarfile.TarInfo  # What its library knows of it
 
-# %% ../nbs/01b_archive.ipynb #201be0bf
+# %% ../nbs/01b_archive.ipynb #1784fad8
 def open_zip(
     archive: Path,
 ) -> zipfile.ZipFile:
@@ -99,18 +99,17 @@ def open_zip(
     except UnicodeDecodeError:
         return zipfile.ZipFile(archive)
 
-# %% ../nbs/01b_archive.ipynb #4783098c
+# %% ../nbs/01b_archive.ipynb #c10e45eb
 def zip_members(
     opened: zipfile.ZipFile,
 ) -> Iterator[Member]:
     "The files of a zip."
     for info in opened.infolist():
-        path = info.filename.replace("\\", "/")
-        if not path.endswith("/"):
+        if not info.filename.endswith(("/", "\\")):
             mode = stat.S_IFMT(info.external_attr >> 16)
-            yield Member(path, info.file_size, mode in (0, stat.S_IFREG), info)
+            yield Member(info.filename, info.file_size, mode in (0, stat.S_IFREG), info)
 
-# %% ../nbs/01b_archive.ipynb #624e045b
+# %% ../nbs/01b_archive.ipynb #b09cf57e
 def tar_members(
     opened: tarfile.TarFile,
 ) -> Iterator[Member]:
@@ -123,7 +122,7 @@ def tar_members(
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it ends in the middle of its list")
 
-# %% ../nbs/01b_archive.ipynb #09a8bdfb
+# %% ../nbs/01b_archive.ipynb #16fc2193
 MOST_UNPACKED = 20 * 2**30  # bytes
 BLOCK = 2**12  # bytes that the smallest file takes
 
@@ -135,7 +134,7 @@ def check_members(
     "Let through what may be unpacked. Raises `DataError` for what leads out, a link, a name twice, or too much."
     size, paths = 0, set()
     for member in members:
-        parts = PurePosixPath(member.path).parts
+        parts = PurePosixPath(member.path.replace("\\", "/")).parts
         path = "/".join(parts)
         size += max(member.size, BLOCK)
         if size > MOST_UNPACKED:
@@ -149,7 +148,7 @@ def check_members(
         paths.add(path)
         yield replace(member, path=path)
 
-# %% ../nbs/01b_archive.ipynb #090d3245
+# %% ../nbs/01b_archive.ipynb #ed52316b
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -178,7 +177,7 @@ def explained(
         hint = "pack it again without a password, as an ordinary zip (deflate)"
         raise DataError(f"{name}: cannot be unpacked: {error}; {hint}") from None
 
-# %% ../nbs/01b_archive.ipynb #a982efe0
+# %% ../nbs/01b_archive.ipynb #0c8ff2f9
 def extract(
     archive: Path,  # A zip or a tar
     into: Path,  # An empty folder
@@ -198,7 +197,7 @@ def extract(
     if not any(into.iterdir()):
         raise DataError(f"{name}: there are no files in it")
 
-# %% ../nbs/01b_archive.ipynb #2e416dc2
+# %% ../nbs/01b_archive.ipynb #4fa49371
 UNPACKED = ".unpacked"  # in a folder that was unpacked into: the names of what came from an archive, as JSON
 
 
@@ -215,7 +214,7 @@ def read_note(
         raise DataError(f"{note}: not a list of what was unpacked here; unpack into another folder") from None
     return names
 
-# %% ../nbs/01b_archive.ipynb #ff316901
+# %% ../nbs/01b_archive.ipynb #c6f8b4e4
 def place_unpacked(
     new: Path,  # What came out of the archive, on the same disk
     old: Path,  # An empty folder there, for what is replaced
@@ -237,7 +236,7 @@ def place_unpacked(
         os.replace(new / name, into / name)
     note.write_text(json.dumps(names), encoding="utf-8")
 
-# %% ../nbs/01b_archive.ipynb #d0c485cd
+# %% ../nbs/01b_archive.ipynb #30ba70de
 def innermost(
     root: Path,  # A folder
 ) -> Path:  # The folder in it, or itself
@@ -248,7 +247,7 @@ def innermost(
             return root
         root = inner[0]
 
-# %% ../nbs/01b_archive.ipynb #4bc043e6
+# %% ../nbs/01b_archive.ipynb #4643b833
 def unpack(
     archive: Path,  # A zip or a tar with one folder per class, or with folders around those
     into: Path,  # A folder that is not there yet, is empty, or was unpacked into before: that is then replaced

@@ -76,7 +76,7 @@ def find_places(
     **typed: Path | str | None,  # data, split, composites, start, teachers, out, where they were typed
 ) -> dict:  # The same, with the places as absolute paths; addresses in a bucket as they are
     "Say where a run's data is and where it goes. Raises `TrashsortingError` or `UsageError`."
-    from trashsorting.dataset import WORDS
+    from trashsorting.dataset import WORDS, is_word
     from trashsorting.headless import PLACES, check_places
 
     places = {name: str(typed.get(name) or given.get(name) or "") for name in PLACES}
@@ -86,7 +86,7 @@ def find_places(
     places["out"] = places["out"].rstrip("/")
     check_places(**places | ({"out": "a bucket"} if is_remote(places["out"]) else {}))
     data, split = places["data"], places["split"]
-    elsewhere = data in WORDS or is_remote(data)
+    elsewhere = is_word(data) or is_remote(data)
     if not (elsewhere or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
     if split and not Path(split).is_file():

@@ -416,7 +416,7 @@ def read_split(
             raise DataError(f"{path}, line {line}: {file} is listed twice, as {split[file]} and as {(label, part)}")
     return split
 
-# %% ../nbs/02_dataset.ipynb #eed38e36
+# %% ../nbs/02_dataset.ipynb #5d3e153d
 Listed = TypeVar("Listed")
 
 
@@ -475,16 +475,18 @@ def split_csv(
     rows += [(item.file, Path(item.file).parts[0], NO_SPLIT) for item in manifest.left_out]
     return csv_text([("file", "label", "split"), *sorted(rows)])
 
-# %% ../nbs/02_dataset.ipynb #8c38140d
+# %% ../nbs/02_dataset.ipynb #6ca6a9c2
 @contextmanager
 def named(
     source: str | Path,  # What the user gave
-    into: Path,  # Where it was unpacked, drawn or fetched to, if it was
+    into: Path,  # Where it was unpacked, drawn or fetched to; of a folder on this machine nothing was
 ) -> Iterator[None]:
     "Errors about photographs name what the user gave, not where it was put meanwhile."
     try:
         yield
     except DataError as error:
+        if not is_remote(source) and Path(source).is_dir():
+            raise
         fetched = Path(into) / Path(source).name  # a folder that came from a bucket
         said = str(error).replace(str(fetched), str(source)) if is_remote(source) else str(error)
         raise DataError(said.replace(str(into), str(source))) from None
@@ -534,7 +536,7 @@ def fetch_trashnet(
         raise DataError(f"{HUB_ARCHIVES['garythung/trashnet']}: expected {TRASHNET_COUNTS}, found {counts}")
     return root
 
-# %% ../nbs/02_dataset.ipynb #f69f367e
+# %% ../nbs/02_dataset.ipynb #8fe93905
 WORDS = ("hub", "sample", *HUB_SOURCES)
 
 
@@ -550,7 +552,7 @@ def is_word(
         log.warning("%s: this is the one in %s; the word means more only where there is none", source, folder.resolve())
     return not is_here
 
-# %% ../nbs/02_dataset.ipynb #9c4da619
+# %% ../nbs/02_dataset.ipynb #8961a4b1
 def open_word(
     word: str,  # One of `WORDS`
     into: Path,  # As for `open_source`
@@ -583,7 +585,7 @@ def open_source(
     with step(f"opening {source}"):
         return unpack(place, into, str(source), progress)
 
-# %% ../nbs/02_dataset.ipynb #eb541e7b
+# %% ../nbs/02_dataset.ipynb #30f29fa2
 def parse_sources(
     path: Path,  # JSON: a list of names from `HUB_SOURCES` and of objects with the fields of `Source`
 ) -> tuple[Source, ...]:  # One or more, as they stand there
