@@ -346,7 +346,7 @@ def list_folder(
     listing = Listing(root, [], [], [], [], [])
     around = map(os.stat, root.resolve().parents)
     seen = {(status.st_dev, status.st_ino) for status in around}
-    waiting, links = [root], []
+    waiting, links = [root], list[Path]()
     while waiting or links:
         for path in enter(listing, waiting.pop() if waiting else links.pop(0), seen):
             if is_clutter(path.name) or not os.path.isdir(path):
