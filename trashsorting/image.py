@@ -179,7 +179,7 @@ def to_rgb(
         picture = picture.convert("RGB")
     return picture if turn is None else picture.transpose(turn)
 
-# %% ../nbs/01_image.ipynb #dd9e495b
+# %% ../nbs/01_image.ipynb #daa33677
 def check_size(
     data: bytes,  # A file, or its beginning if that is longer than the limit
     max_bytes: int,  # The largest accepted file, bytes
@@ -197,7 +197,7 @@ def open_rgb(
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
     least_side: int | None = None,  # How small a JPEG may be decoded, see `decode`
 ) -> Image.Image:  # Upright, mode RGB
-    "Read a photograph from bytes or a file. Raises a kind of `ImageError` that names the file, or `OSError` for an unreadable one."
+    "Read a photograph from bytes or a file. Raises a kind of `ImageError` or, for a file that cannot be read, `OSError`; both name the file."
     data = source
     try:
         if not isinstance(data, bytes):
@@ -209,6 +209,9 @@ def open_rgb(
         if isinstance(source, bytes):
             raise
         raise type(error)(f"{source}: {error}") from error
+    except OSError as error:
+        error.filename = error.filename or str(source)
+        raise
 
 # %% ../nbs/01_image.ipynb #d2db13ac
 def crop_box(
