@@ -121,12 +121,12 @@ def test_class_folders_are_found_beside_stray_files(photographs, tmp_path):
         tmp_path / "deep.zip", {**stray, **{f"a/b/c/{file}": data for file, data in photographs.items()}}
     )
     assert labels_of(archive, tmp_path / "data") == (LABELS, 10)
-    assert unpack(archive, tmp_path / "data") == tmp_path / "data/a/b/c"
+    assert open_source(archive, tmp_path / "data") == tmp_path / "data/a/b/c"
 
 
 def test_one_class_in_an_archive_is_one_class(photographs, tmp_path):
     members = {f"photos/{file}": data for file, data in photographs.items() if "glass" in file}
-    root = unpack(make_zip(tmp_path / "one.zip", members), tmp_path / "data")
+    root = open_source(make_zip(tmp_path / "one.zip", members), tmp_path / "data")
     assert read_folder(root, LABELS).labels == ("glass",)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IN_MEMORY', 'MOST_HEAD', 'OTHERS', 'MOST_UNPACKED', 'BLOCK', 'DAMAGED', 'UNPACKED', 'TarHead', 'is_tar',
            'archive_kind', 'Member', 'open_zip', 'zip_members', 'tar_members', 'check_members', 'explained', 'extract',
-           'read_note', 'place_unpacked', 'innermost', 'unpack']
+           'read_note', 'place_unpacked', 'unpack']
 
 # %% ../nbs/01b_archive.ipynb #6d378fa2
 import gzip
@@ -236,25 +236,14 @@ def place_unpacked(
         os.replace(new / name, into / name)
     note.write_text(json.dumps(names), encoding="utf-8")
 
-# %% ../nbs/01b_archive.ipynb #30ba70de
-def innermost(
-    root: Path,  # A folder
-) -> Path:  # The folder in it, or itself
-    "Go through folders that hold one folder of folders, whatever files lie beside that."
-    while True:
-        inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
-        if len(inner) != 1 or not any(path.is_dir() and path.name[0] != "." for path in inner[0].iterdir()):
-            return root
-        root = inner[0]
-
 # %% ../nbs/01b_archive.ipynb #4643b833
 def unpack(
-    archive: Path,  # A zip or a tar with one folder per class, or with folders around those
+    archive: Path,  # A zip or a tar
     into: Path,  # A folder that is not there yet, is empty, or was unpacked into before: that is then replaced
     name: str | None = None,  # What errors call the archive; None: its path
     progress: bool = False,  # Show a bar
-) -> Path:  # The folder that holds the class folders
-    "Unpack a data set. Raises `DataError` for what is no archive, may not be unpacked, or has something in its way."
+) -> Path:  # `into`
+    "Unpack an archive. Raises `DataError` for what is no archive, may not be unpacked, or has something in its way."
     name, into = name or str(archive), Path(into)
     is_new = not into.exists()
     with explained(name):
@@ -269,4 +258,4 @@ def unpack(
         finally:
             if is_new and not any(into.iterdir()):  # what is refused leaves nothing behind
                 into.rmdir()
-    return innermost(into)
+    return into

@@ -26,6 +26,7 @@ from trashsorting.cli_options import (
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
     logged,
+    say_left_out,
 )
 from .core import SHIPPED_MODEL, TrashsortingError, need
 
@@ -304,6 +305,7 @@ def sweep(
     asked = read_one(one) if one else {}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
+        say_left_out(manifest)
         make_folder(out)
         if one:
             run_one(manifest, out, asked, describe_source(data))
@@ -332,6 +334,7 @@ def divide(
         manifest = load_manifest(
             given["data"], Path(folder) / "data", given["split"] or None, given.get("seed", 0), progress=True
         )
+        say_left_out(manifest)
         train = manifest.part("train")
         paths = [train.root / entry.file for entry in train.entries]
         with step("looking for near-duplicates") as notes:
@@ -498,6 +501,7 @@ def remember(model: Path, data: str, split: Path | None, composites: Path, out: 
     before = read_card(model)
     with TemporaryDirectory() as folder, step("remembering"):
         manifest = load_manifest(data, Path(folder) / "data", split, before.provenance.seed)
+        say_left_out(manifest)
         card = remember(model, manifest, composites, out, progress=True)
     held = f"of the {card.evaluation.n} that were held out"
     click.echo(
@@ -548,7 +552,9 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
 
     seed = read_card(model).provenance.seed
     with TemporaryDirectory() as folder, step("quantizing"):
-        card = export_int8(model, load_manifest(data, Path(folder) / "data", split, seed), out, folds, progress=True)
+        manifest = load_manifest(data, Path(folder) / "data", split, seed)
+        say_left_out(manifest)
+        card = export_int8(model, manifest, out, folds, progress=True)
     click.echo(
         f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB"
     )

@@ -7,15 +7,15 @@ __all__ = ['SIDE', 'LUMA_WAVES', 'CHROMA_WAVES', 'CHROMA_BITS', 'COSINES', 'NOIS
            'MOST_GREY_BITS', 'LEAST_COSINE', 'LESS_COSINE', 'MAYBE_BITS', 'Links', 'BEHIND', 'GROUP_FIELDS', 'spectrum',
            'to_bits', 'fingerprint', 'distance', 'is_copy', 'fingerprint_files', 'to_unit', 'cosine_limit',
            'close_prints', 'close_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups',
-           'contradictions', 'what_is_done', 'settle', 'crossing', 'groups_csv', 'Doubt', 'out_of_fold', 'find_doubts',
-           'doubts_csv', 'pack_prints', 'unpack_prints', 'seen_before']
+           'contradictions', 'what_is_done', 'settle', 'keep_together', 'crossing', 'groups_csv', 'Doubt',
+           'out_of_fold', 'find_doubts', 'doubts_csv', 'pack_prints', 'unpack_prints', 'seen_before']
 
 # %% ../nbs/02b_curate.ipynb #a11abdaa
 import base64
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from .core import MissingExtra, ModelCard, count_cores, csv_text
-from .dataset import Entry, Manifest, fold_by_hash, leave_out, line_up
+from .dataset import SPLITS, Entry, Manifest, fold_by_hash, leave_out, line_up
 from .image import open_rgb
 from .log import bar
 
@@ -306,6 +306,19 @@ def settle(
         files = contradictions(group)
         reasons |= dict.fromkeys(files, f"one picture under several names: {', '.join(files)}")
     return leave_out(manifest, reasons)
+
+# %% ../nbs/02b_curate.ipynb #9cebe0c1
+def keep_together(
+    manifest: Manifest,  # Decided
+    groups: Iterable[Group],  # From `find_groups`
+) -> Manifest:  # With every group in one part
+    "Mend a split that tears groups apart, so that nothing like a held-out photograph is trained on."
+    parts = {entry.file: entry.split for entry in manifest.entries}
+    for group in groups:
+        files = [file for file in group.files if file in parts]
+        if files:
+            parts |= dict.fromkeys(files, max((parts[file] for file in files), key=SPLITS.index))
+    return replace(manifest, entries=tuple(replace(entry, split=parts[entry.file]) for entry in manifest.entries))
 
 # %% ../nbs/02b_curate.ipynb #315e5372
 def crossing(

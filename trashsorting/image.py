@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PASSES', 'TURNS', 'LEAST_FACTOR', 'LEAST_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes',
            'TooManyPixels', 'NotAnImage', 'DamagedImage', 'accepted', 'recognise', 'load_plugin', 'check_effort',
-           'open_header', 'decode', 'orientation', 'to_rgb', 'open_rgb', 'crop_box', 'resize', 'to_input', 'least_side']
+           'open_header', 'decode', 'orientation', 'to_rgb', 'check_size', 'open_rgb', 'crop_box', 'resize', 'to_input',
+           'least_side']
 
 # %% ../nbs/01_image.ipynb #d3bcdb2e
 import math
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from .core import MAX_BYTES, MAX_PIXELS, Preprocessing, TrashsortingError
+from .core import MAX_FILE_BYTES, MAX_PIXELS, Preprocessing, TrashsortingError
 
 # %% ../nbs/01_image.ipynb #9cb78d94
 class ImageError(TrashsortingError):
@@ -178,22 +179,39 @@ def to_rgb(
         picture = picture.convert("RGB")
     return picture if turn is None else picture.transpose(turn)
 
+# %% ../nbs/01_image.ipynb #daa33677
+def check_size(
+    data: bytes,  # A file, or its beginning if that is longer than the limit
+    max_bytes: int,  # The largest accepted file, bytes
+) -> None:
+    "Raise `EmptyImage` for no bytes, `TooManyBytes` for more than the limit."
+    if not data:
+        raise EmptyImage("the file is empty (0 bytes)")
+    if len(data) > max_bytes:
+        raise TooManyBytes(f"the file is larger than the limit of {max_bytes / 1e6:g} MB")
+
 # %% ../nbs/01_image.ipynb #3867cc22
 def open_rgb(
     source: bytes | str | Path,  # Encoded bytes, or the path of a file
-    max_bytes: int = MAX_BYTES,  # The largest accepted file, bytes
+    max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
     least_side: int | None = None,  # How small a JPEG may be decoded, see `decode`
 ) -> Image.Image:  # Upright, mode RGB
-    "Read a photograph from bytes or a file. Raises a kind of `ImageError`, or `OSError` for an unreadable file."
-    if not isinstance(source, bytes):
-        with open(source, "rb") as stream:
-            source = stream.read(max_bytes + 1)
-    if not source:
-        raise EmptyImage("the file is empty (0 bytes)")
-    if len(source) > max_bytes:
-        raise TooManyBytes(f"the file is larger than the limit of {max_bytes / 1e6:g} MB")
-    return to_rgb(decode(source, max_pixels, least_side))
+    "Read a photograph from bytes or a file. Raises a kind of `ImageError` or, for a file that cannot be read, `OSError`; both name the file."
+    data = source
+    try:
+        if not isinstance(data, bytes):
+            with open(data, "rb") as stream:
+                data = stream.read(max_bytes + 1)
+        check_size(data, max_bytes)
+        return to_rgb(decode(data, max_pixels, least_side))
+    except ImageError as error:
+        if isinstance(source, bytes):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    except OSError as error:
+        error.filename = error.filename or str(source)
+        raise
 
 # %% ../nbs/01_image.ipynb #d2db13ac
 def crop_box(

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from trashsorting.core import (
-    MAX_BYTES,
+    MAX_FILE_BYTES,
     MAX_PIXELS,
     SHIPPED_MODEL,
     ModelCard,
@@ -156,7 +156,7 @@ class Predictor:
     def predict_one(
         self,
         source: bytes | str | Path,  # Encoded bytes, or the path of a file
-        max_bytes: int = MAX_BYTES,  # The largest accepted file, bytes
+        max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
         max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
     ) -> Prediction:
         "Classify one photograph. Raises a kind of `ImageError`, or `OSError` for an unreadable file."
