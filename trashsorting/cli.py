@@ -287,9 +287,9 @@ def evaluate(
 ) -> None:
     """Measure a model on photographs.
 
-    DIR has one sub-folder per class (or is a zip of such a folder); it may hold fewer classes than the model knows.
-    Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own domain and the others
-    are compared with it; the JSON then holds the figures of each under its name.
+    DIR has one sub-folder per class (or is a zip or tar of such a folder); it may hold fewer classes than the model
+    knows. Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own
+    domain and the others are compared with it; the JSON then holds the figures of each under its name.
     """
     from trashsorting.evaluate import comparison, confusion_table, recall_comparison, table
     from trashsorting.predictor import Predictor

@@ -57,7 +57,7 @@ def sample(folder: Path, per_class: int) -> None:
 def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> None:
     """Write a data set's manifest: file, label, split, SHA-256, width, height.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.
+    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' or 'sample'.
     """
     from trashsorting.dataset import load_manifest
 
@@ -120,7 +120,8 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
 def import_(source: str, split: Path | None, seed: int, out: Path, replace_old: bool) -> None:
     """Prepare a folder of photographs for DVC, with its manifest.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' (TrashNet) or 'sample'.
+    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' (TrashNet) or
+    'sample'.
     """
     from trashsorting.versions import import_data, next_steps
 
@@ -249,7 +250,7 @@ HASHES_OPTION = click.option(
 def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, seed: int, strict: bool) -> None:
     """Look for near-duplicates, pictures under several labels, and doubtful labels.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'. The
+    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' or 'sample'. The
     split.csv that --out leaves keeps every group in one part and leaves out ('none') what has several labels; give it
     to train and evaluate with --split. A split that came with the photographs is kept; a group that it tears apart is
     moved to its part that is farthest from training.

@@ -195,7 +195,7 @@ PARAMETERS_OPTION = click.option(
 @click.option(
     "--data",
     metavar="DIR",
-    help="A folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.",
+    help="A folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' or 'sample'.",
 )
 @SOURCE_SPLIT_OPTION
 @COMPOSITES_OPTION

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import MissingExtra, ModelCard, count_cores, csv_text
+from .core import ModelCard, count_cores, csv_text, need
 from .dataset import SPLITS, Entry, Manifest, fold_by_hash, leave_out, line_up
 from .image import open_rgb
 from .log import bar
@@ -170,11 +170,10 @@ def forest(
     blocks: Iterable[Links],  # Pairs of each block, the smaller index first
 ) -> Links:  # n - 1 pairs or fewer, that connect what the blocks connect
     "Keep the closest pairs that tie everything together: a minimum spanning forest. Raises `MissingExtra` without scipy."
-    try:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import minimum_spanning_tree
-    except ImportError:
-        raise MissingExtra("Looking for near-duplicates", "train") from None
+    need("scipy", "Looking for near-duplicates", "train")
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
     kept = np.empty((3, 0))
     for found in blocks:
         if found.shape[1]:
@@ -192,6 +191,7 @@ def components(
     links: Links,
 ) -> list[np.ndarray]:  # Indices of each group of two or more, sorted
     "What the pairs connect."
+    need("scipy", "Looking for near-duplicates", "train")
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -366,12 +366,11 @@ def out_of_fold(
     seed: int = 0,
 ) -> np.ndarray:  # (n, classes) probabilities, each by a classifier that did not see the photograph's group
     "Judge every photograph by a linear classifier of the other folds. Raises `DataError` or `MissingExtra`."
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise MissingExtra("Looking for wrong labels", "train") from None
+    need("sklearn", "Looking for wrong labels", "train")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     together = [group.files for group in groups]
     fewest = min(map(len, line_up(manifest, together).values()))
     folds = np.array(fold_by_hash(manifest, max(2, min(k, fewest)), together, seed))
@@ -389,10 +388,9 @@ def find_doubts(
     manifest: Manifest,
 ) -> tuple[Doubt, ...]:  # The most doubtful first
     "Photographs whose names are probably wrong. Raises `MissingExtra` without cleanlab."
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError:
-        raise MissingExtra("Looking for wrong labels", "train") from None
+    need("cleanlab", "Looking for wrong labels", "train")
+    from cleanlab.filter import find_label_issues
+
     targets = np.array([manifest.labels.index(entry.label) for entry in manifest.entries])
     worst = find_label_issues(targets, judged, return_indices_ranked_by="self_confidence", n_jobs=1)
     found = [(manifest.entries[at], judged[at]) for at in worst]

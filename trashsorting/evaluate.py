@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import Bootstrap, ClassFigures, Evaluation, Interval, Labels
+from .core import Bootstrap, ClassFigures, Evaluation, Interval, Labels, need
 
 # %% ../nbs/05_evaluate.ipynb #168427b2
 Z95 = 1.959964  # standard normal quantile at 0.975
@@ -363,6 +363,7 @@ def plot_confusion(
     path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw the confusion matrix; the shade is the share of the true class."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     confusion = np.array(evaluation.confusion)

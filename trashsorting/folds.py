@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import DataError, Evaluation, Labels, csv_text, read_csv
+from .core import DataError, Evaluation, Labels, csv_text, need, read_csv
 from .evaluate import evaluate, softmax
 
 # %% ../nbs/05c_folds.ipynb #7d1d0e83
@@ -153,6 +153,7 @@ def plot_mistakes(
     k: int = 12,  # How many at most, six in a row
 ):  # A matplotlib figure
     "Draw a contact sheet of the most confident mistakes; only the pictures that are drawn are opened."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     found = confident_mistakes(probabilities, targets, k)

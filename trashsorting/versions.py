@@ -22,7 +22,7 @@ from unicodedata import normalize
 
 from pydantic import TypeAdapter
 
-from .core import DataError, MissingExtra, Source
+from .core import DataError, Source, need
 from trashsorting.dataset import (
     OWN_MANIFEST,
     OWN_SOURCES,
@@ -190,10 +190,9 @@ def tracked_version(
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise MissingExtra(f"Reading {note.name}", "cloud") from None
+    need("yaml", f"Reading {note.name}", "cloud")
+    import yaml
+
     try:
         out = yaml.safe_load(note.read_bytes())["outs"][0]
         return out.get("md5") or folder_hash({one["relpath"]: one["md5"] for one in out["files"]})
@@ -246,6 +245,7 @@ def open_repository(
     folder: Path,  # The tracked folder
 ):  # A `dvc.repo.Repo`
     "The DVC repository that a folder is tracked in. Raises `DataError` where there is none."
+    need("dvc", "Keeping versions", "cloud")
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
