@@ -307,7 +307,7 @@ def test_a_folder_here_comes_before_what_a_word_stands_for(word, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     done = call("data", "manifest", word)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 5
-    assert f"{word}: this is the one in {tmp_path}; " in done.stderr
+    assert f"{word}: the one in {tmp_path} is read, and not the built-in source" in done.stderr
     (tmp_path / "sources.json").write_text(json.dumps([{"name": "one", "where": word}]), encoding="utf-8")
     assert len(call("data", "manifest", "sources.json").stdout.splitlines()) == 5
     # It is a path like any other for a run, too, which works in another folder.

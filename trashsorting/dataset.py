@@ -864,7 +864,7 @@ def is_word(
         return False
     is_here = (folder / source).exists()
     if is_here:
-        log.warning("%s: this is the one in %s; the word means more only where there is none", source, folder.resolve())
+        log.warning("%s: the one in %s is read, and not the built-in source of this name", source, folder.resolve())
     return not is_here
 
 # %% ../nbs/02_dataset.ipynb #8961a4b1
