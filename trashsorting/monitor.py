@@ -167,8 +167,9 @@ def check_counts(
         return
     size = workers * len(KINDS) * ROOM
     try:
-        with TemporaryFile(dir=folder, buffering=0) as file:
+        with TemporaryFile(dir=folder) as file:
             file.write(bytes(size))
+            file.flush()
     except OSError as error:
         raise CountsError(
             f"{FOLDER}={folder}: the workers cannot count there: {error.strerror}; "

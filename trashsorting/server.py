@@ -35,7 +35,7 @@ from .contract import Fault
 from .core import Settings, TrashsortingError, count_cores
 from .gate import problem
 from .log import log
-from .monitor import log_settings
+from .monitor import check_counts, log_settings
 
 try:
     from uvloop import Loop as EventLoop
@@ -352,6 +352,7 @@ def run(
     workers = workers or cores
     os.environ.update(share_cores(workers, settings, cores))
     with listen(host, port) as listener, shared_counts(workers):
+        check_counts(workers)
         threading.Thread(target=announce, args=(address(listener),), daemon=True).start()
         config = configure(settings, workers)
         if workers == 1:
