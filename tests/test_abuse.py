@@ -5,6 +5,7 @@ CHECK_FUZZ is the number of mutated uploads and CHECK_SCHEMATHESIS that of examp
 """
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -218,6 +219,7 @@ def test_what_is_not_http(server, request_):
         connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)
     assert not answer or answer.split()[1] in (b"400", b"404", b"414", b"422"), answer
+    assert not answer or set(json.loads(answer.rpartition(b"\r\n\r\n")[2])) == {"code", "detail"}, answer
     assert httpx.get(f"{server.url}/api/health").status_code == 200
 
 

@@ -29,7 +29,18 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-PROGRAMS = ["python", "locust", "trashsorting", "ruff", "mypy", "vulture", "nbdev_test", "pytest", "coverage", "jupyter"]
+PROGRAMS = [
+    "python",
+    "locust",
+    "trashsorting",
+    "ruff",
+    "mypy",
+    "vulture",
+    "nbdev_test",
+    "pytest",
+    "coverage",
+    "jupyter",
+]
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess:

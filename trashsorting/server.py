@@ -149,6 +149,11 @@ class Connection(TimedConnection):
         if self.cycle.response_complete and self.cycle.more_body:
             self.wind()
 
+    def send_400_response(self, msg: str) -> None:
+        "What is no HTTP is answered like every other fault."
+        self.transport.write(last_words(Fault("bad-request")))
+        self.transport.close()
+
     def pause_writing(self) -> None:
         "The client does not take what it is sent."
         super().pause_writing()
