@@ -49,21 +49,21 @@ class Traffic:
     draining: bool = False  # Whether new work is refused, because the service is about to stop
     held: int = 0  # Bytes of uploads that are kept, in memory or on disk
 
+    def fits(
+        self,
+        size: int,  # Bytes of an upload
+    ) -> bool:
+        "Whether there is room for it now."
+        return self.held + size <= self.most
+
     def hold(
         self,
         size: int,  # Bytes of an upload that have arrived
     ) -> None:
         "Count them. Raises `Fault` when they are too many."
-        self.check(size)
-        self.held += size
-
-    def check(
-        self,
-        size: int,  # Bytes of an upload
-    ) -> None:
-        "Raise `Fault` when there is no room for it now."
-        if self.held + size > self.most:
+        if not self.fits(size):
             raise Fault("uploads-full")
+        self.held += size
 
 # %% ../nbs/08b_gate.ipynb #4ece93af
 FORM_ROOM = 16_384  # Bytes that a form may need around its file
@@ -151,7 +151,7 @@ class LimitBody:
         fault = too_many_bytes(allowed, "batch" if path in self.larger else "file")
         if declared > allowed + FORM_ROOM:
             return await problem(fault)(scope, receive, send)
-        if self.traffic.held + declared > self.traffic.most:
+        if not self.traffic.fits(declared):
             return await problem(Fault("uploads-full"))(scope, receive, send)
         body = Body(receive, allowed + FORM_ROOM, self.seconds, fault, self.traffic)
         self.traffic.requests += 1
