@@ -35,7 +35,7 @@ from .contract import Fault
 from .core import Settings, TrashsortingError, count_cores
 from .gate import problem
 from .log import log
-from .monitor import log_settings
+from .monitor import check_counts, log_settings
 
 try:
     from uvloop import Loop as EventLoop
@@ -148,6 +148,11 @@ class Connection(TimedConnection):
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self.wind()
+
+    def send_400_response(self, msg: str) -> None:
+        "What is no HTTP is answered like every other fault."
+        self.transport.write(last_words(Fault("bad-request")))
+        self.transport.close()
 
     def pause_writing(self) -> None:
         "The client does not take what it is sent."
@@ -352,6 +357,7 @@ def run(
     workers = workers or cores
     os.environ.update(share_cores(workers, settings, cores))
     with listen(host, port) as listener, shared_counts(workers):
+        check_counts(workers)
         threading.Thread(target=announce, args=(address(listener),), daemon=True).start()
         config = configure(settings, workers)
         if workers == 1:
