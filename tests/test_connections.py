@@ -1,16 +1,11 @@
-"""How connections begin and end: early answers, offers of another protocol, too many at once, workers that do not start."""
+"""How connections begin and end, and the workers: early answers, offers of another protocol, crowds, failed starts."""
 
-import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest

@@ -59,7 +59,7 @@ def last_words(
     head += [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*head, b"", answer.body])
 
-# %% ../nbs/09a_server.ipynb #d25f72d5
+# %% ../nbs/09a_server.ipynb #85ff8742
 class Parser(httptools.HttpRequestParser):
     "httptools' parser of requests, which ignores the offer of another protocol."
 
@@ -90,7 +90,7 @@ class Parser(httptools.HttpRequestParser):
                 self.__init__(self.connection)  # type: ignore[misc]
                 super().feed_data(head)
 
-# %% ../nbs/09a_server.ipynb #b590b3d3
+# %% ../nbs/09a_server.ipynb #d33e4a0e
 class Transport:
     "A transport whose connection decides how it is closed."
 
@@ -154,7 +154,7 @@ class TimedConnection(HttpToolsProtocol):
         self.transport.write(last_words(fault))
         self.transport.close()
 
-# %% ../nbs/09a_server.ipynb #4072bb2b
+# %% ../nbs/09a_server.ipynb #8de07423
 class LingeringConnection(TimedConnection):
     "A client's connection that is not closed before the client could read the answer."
 
@@ -178,7 +178,7 @@ class LingeringConnection(TimedConnection):
         if self.rest < 0:
             self.transport.abort()
 
-# %% ../nbs/09a_server.ipynb #32f07d49
+# %% ../nbs/09a_server.ipynb #83b25b68
 PROBES = ("/api/health", "/api/ready")
 
 
@@ -193,13 +193,13 @@ def probes_only(
 
     return reserve
 
-# %% ../nbs/09a_server.ipynb #5f92c4e5
+# %% ../nbs/09a_server.ipynb #3d7e7d7c
 class GuestConnection(LingeringConnection):
     "A client's connection that may be one too many."
 
     def find_place(self) -> None:
         "Become a guest where the places are taken."
-        guests = [other for other in self.connections if other.guest]
+        guests = [other for other in cast(set[GuestConnection], self.connections) if other.guest]
         if len(self.connections) - len(guests) <= self.most:
             return
         self.guest, self.app = True, probes_only(self.app)
