@@ -1,11 +1,16 @@
 """How connections begin and end, and the workers: early answers, offers of another protocol, crowds, failed starts."""
 
+import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -187,3 +192,100 @@ def test_a_crowd_keeps_out_no_probe(serve, words):
         answer = httpx.post(f"{server.url}/api/predict", files={"file": GLASS}, timeout=LATE)
         assert (answer.status_code, answer.json()["code"]) == (503, "too-many-connections")
         assert "Traceback" not in server.said()
+
+
+# Addresses
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6")
+def test_every_address_is_of_both_kinds():
+    command = [sys.executable, "-m", "trashsorting", "serve", "--host", "::", "--port", "0", "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        port = process.stdout.readline().rpartition(":")[2].strip()
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{host}:{port}/api/health", timeout=LATE).status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(LATE) == 0
+
+
+# Workers that do not start, and workers that die
+
+
+def start(folder: Path, workers: int, broken: str = "", **environment: str) -> subprocess.Popen:
+    """The service, whose processes run a line of Python first; its standard error is the file `log`."""
+    (folder / "sitecustomize.py").write_text(broken, encoding="utf-8")
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "trashsorting", "serve", "--port", "0", "--workers", str(workers)]
+    with (folder / "log").open("w", encoding="utf-8") as log:
+        environment = {**os.environ, "PYTHONPATH": path, **environment}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+
+
+def lines(folder: Path) -> tuple[list[dict], list[str]]:
+    """What the log says: its lines of JSON, and the others."""
+    said = (folder / "log").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in said if line.startswith("{")], [line for line in said if line[:1] != "{"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_for_counts_that_takes_no_file_is_a_sentence(tmp_path, workers):
+    process = start(tmp_path, workers, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "nowhere"))
+    assert process.wait(LATE) == 1
+    records, (sentence,) = lines(tmp_path)
+    assert not records and sentence.startswith("trashsorting: PROMETHEUS_MULTIPROC_DIR: no file can be written in")
+
+
+WORKER = "import os, sys, time\nif '--multiprocessing-fork' in sys.orig_argv: "
+BROKEN = {
+    "raises": "import trashsorting.app as app\napp.create_app = lambda: print(missing)",
+    "exits": WORKER + "os._exit(7)",
+    "killed": WORKER + "os.kill(os.getpid(), 9)",
+}
+
+
+@pytest.mark.parametrize(("workers", "name"), [(1, "raises"), *((2, name) for name in BROKEN)])
+def test_workers_that_cannot_start_end_the_service(tmp_path, workers, name):
+    process = start(tmp_path, workers, BROKEN[name])
+    assert process.wait(LATE) == 1
+    records, others = lines(tmp_path)
+    assert others == ["trashsorting: the service could not start: the log says why"]
+    said = [record["message"] for record in records]
+    if name == "raises":
+        assert (
+            1 <= said.count("the service cannot start") <= workers
+            and "'missing' is not defined" in records[0]["traceback"]
+        )
+    else:
+        ended = "exit status 7" if name == "exits" else "SIGKILL"
+        assert len(said) == 3 and all(f"has ended: {ended}" in message for message in said)
+
+
+def test_a_signal_is_heard_while_a_worker_starts(tmp_path):
+    "Which it never does, because it sleeps."
+    process = start(tmp_path, 2, WORKER + "time.sleep(99)")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: len(children.read_text(encoding="utf-8").split()) >= 3)  # and the tracker of resources
+    time.sleep(1)
+    began = time.monotonic()
+    process.terminate()
+    assert process.wait(LATE) == 0 and time.monotonic() - began < 9  # a platform may give ten
+
+
+def both_answer(server: Server) -> bool:
+    """Ask, and say whether each of two workers has answered by now."""
+    assert httpx.get(f"{server.url}/api/health", timeout=LATE).status_code == 200
+    workers = server.workers()
+    return len(workers) == 2 and {*workers} <= {line["pid"] for line in server.lines()}
+
+
+def test_a_worker_that_dies_is_named_and_replaced(serve):
+    with serve(workers=2) as server:
+        for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGKILL):
+            wait_until(lambda: both_answer(server))
+            victim = server.workers()[0]
+            os.kill(victim, number)
+            wait_until(lambda: f"worker {victim} has ended: {number.name}" in server.said())  # noqa: B023
+        wait_until(lambda: both_answer(server))
+        assert server.said().count("has ended") == 4 and server.process.poll() is None
