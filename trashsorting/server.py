@@ -383,16 +383,17 @@ class Door(asyncio.AbstractServer):
         "Take connections until the door is closed."
         while True:
             await self.knock()
-            await asyncio.sleep(courtesy(len(self.held)))
+            held = len(self.held)
+            await asyncio.sleep(courtesy(held))
             try:
-                accepted, _ = self.listener.accept()
+                for _ in range(min(max(held, 1), MANY)):
+                    accepted, _ = self.listener.accept()
+                    await self.let_in(accepted)
             except (BlockingIOError, ConnectionAbortedError):  # another worker was quicker, or the client has left
                 continue
             except OSError as error:  # too many open files, for instance
                 log.error("no connection can be taken: %s", error)
                 await asyncio.sleep(1)
-            else:
-                await self.let_in(accepted)
 
     async def let_in(self, accepted: socket.socket) -> None:
         "Make a connection of a socket."
@@ -421,7 +422,7 @@ class SharedLoop(EventLoop):
         "What uvicorn asks for, for each socket."
         return Door(make, sock)
 
-# %% ../nbs/09a_server.ipynb #9d537647
+# %% ../nbs/09a_server.ipynb #d41ff96e
 def try_folder(
     folder: str,  # From PROMETHEUS_MULTIPROC_DIR
 ) -> None:
@@ -453,7 +454,7 @@ def shared_counts(
         finally:
             del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
-# %% ../nbs/09a_server.ipynb #dc32b3df
+# %% ../nbs/09a_server.ipynb #00b69937
 def make_app() -> ASGIApp:
     "The application, for uvicorn. Ends the process when it cannot be made."
     from trashsorting.app import create_app  # takes long, and the process that only watches the workers has no use for it
@@ -491,7 +492,7 @@ def configure(
         timeout_worker_healthcheck=HUNG,
     )
 
-# %% ../nbs/09a_server.ipynb #ca110361
+# %% ../nbs/09a_server.ipynb #49471a67
 class Watch(Multiprocess):
     "uvicorn's supervisor, which never waits for the answer of a worker."
 
@@ -526,7 +527,7 @@ class Watch(Multiprocess):
             worker.process.kill()  # without effect on one that has ended
             worker.process.join()
 
-# %% ../nbs/09a_server.ipynb #146c36d1
+# %% ../nbs/09a_server.ipynb #56aee96a
 FAILURES = 3  # Workers that end one after the other before they serve; then the service ends
 
 
@@ -559,7 +560,7 @@ class Crew(Watch):
             self.failed = True
             self.should_exit.set()
 
-# %% ../nbs/09a_server.ipynb #55adbe9b
+# %% ../nbs/09a_server.ipynb #ce1efd93
 def run_alone(
     config: uvicorn.Config,
     listener: socket.socket,
@@ -575,7 +576,7 @@ def run_alone(
         return True
     return False
 
-# %% ../nbs/09a_server.ipynb #562e6955
+# %% ../nbs/09a_server.ipynb #c4c6d326
 def run_crew(
     config: uvicorn.Config,
     listener: socket.socket,
