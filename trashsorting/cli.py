@@ -11,6 +11,7 @@ __all__ = ['MODEL_OPTION', 'JSON_OPTION', 'cli', 'find_pictures', 'answer', 'ans
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -359,6 +360,9 @@ def serve(host: str, port: int, workers: int | None) -> None:
 # %% ../nbs/12_cli.ipynb #fbc5b26e
 def main() -> None:
     "The `trashsorting` command: what goes wrong is a sentence on standard error, and the exit status says so."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed ends no command
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
