@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 
 import numpy as np
@@ -236,12 +237,14 @@ def keep_decoded(
                 break
         notes.append(str(photographs))
 
-# %% ../nbs/03_dataloaders.ipynb #89a079ae
+# %% ../nbs/03_dataloaders.ipynb #a95c634f
 LOST_WORKER = re.compile(r"shared memory|/torch_\w+>|DataLoader worker \(pid|bus error", re.IGNORECASE)
 
-# %% ../nbs/03_dataloaders.ipynb #cddd1467
+# %% ../nbs/03_dataloaders.ipynb #f059658e
 @contextmanager
-def name_workers() -> Iterator[None]:
+def name_workers(
+    loading: bool = False,  # Whether nothing else is done there: then only shared memory can be full
+) -> Iterator[None]:
     "Within the context a fault of the processes that load is a `TrashsortingError` that names `num_workers`."
     try:
         yield
@@ -250,19 +253,20 @@ def name_workers() -> Iterator[None]:
             raise
         raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from None
     except (RuntimeError, OSError) as error:
-        if not LOST_WORKER.search(str(error)):
+        full = loading and isinstance(error, OSError) and error.errno == ENOSPC
+        if not full and not LOST_WORKER.search(str(error)):
             raise
         raise TrashsortingError(
             "the processes that load photographs were killed, or had too little shared memory (/dev/shm): load in one "
             "process with num_workers 0 (-p num_workers 0), or give them more, say with docker run --shm-size=1g"
         ) from error
 
-# %% ../nbs/03_dataloaders.ipynb #3ceeaf97
+# %% ../nbs/03_dataloaders.ipynb #ca8465e4
 class Loader(TfmdDL):
     "fastai's loader, with `name_workers`."
 
     def __iter__(self):
-        with name_workers():
+        with name_workers(loading=True):
             yield from super().__iter__()
 
 # %% ../nbs/03_dataloaders.ipynb #e4bce077

@@ -133,7 +133,7 @@ def run_trial(
     finally:
         (out / "checkpoint.pth").unlink(missing_ok=True)
 
-# %% ../nbs/06d_sweep.ipynb #2b554cdf
+# %% ../nbs/06d_sweep.ipynb #3a0cf3a8
 def storage_url(
     file: Path,  # SQLite's
 ) -> str:
