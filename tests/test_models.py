@@ -1,4 +1,4 @@
-"""Model files of other exporters, of runs that diverged, and files that are no models: a sentence when they are opened."""
+"""Model files of other exporters, of runs that diverged, and files that are no models: refused in a sentence."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,11 @@ from starlette.testclient import TestClient
 from trashsorting.app import create_app, load_predictor
 from trashsorting.contract import NO_MODEL
 from trashsorting.core import SHIPPED_MODEL, ModelError, card_path, file_sha256, read_card, read_settings, write_card
-from trashsorting.dataset import draw_picture, draw_sample
+from trashsorting.dataset import draw_picture, draw_sample, load_manifest
 from trashsorting.predictor import Predictor
 
 SIDE, N = 32, 6
+WEIGHTS = np.linspace(-1, 1, 3 * N).reshape(3, N)
 GLASS = encode(draw_picture("glass", 0, (64, 48)))
 WHITE, BLACK = (encode(Image.new("RGB", (64, 48), colour)) for colour in ("white", "black"))
 CARD = read_card(SHIPPED_MODEL)
@@ -29,7 +30,7 @@ def write_model(
     shape=("batch", 3, SIDE, SIDE),
     kind: int = TensorProto.FLOAT,
     output: str = "logits",
-    weights=np.linspace(-1, 1, 3 * N).reshape(3, N),
+    weights: np.ndarray = WEIGHTS,
     more: tuple[str, ...] = (),  # Further inputs
     nodes: tuple[tuple[str, str], ...] = (("GlobalAveragePool", ""),),  # Before the classifier: operator, domain
     gives: tuple | None = (None, N),  # The declared shape of the output
@@ -120,7 +121,9 @@ def test_bytes_that_are_no_model_are_a_sentence(path, content):
     path.write_bytes(content)
     add_card(path)
     done = call("predict", "-", "--model", path)
-    assert done.returncode == 1 and "ONNX Runtime cannot open it (" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 1 and "ONNX Runtime cannot open it (" in done.stderr and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_weights_in_a_missing_file_are_named(path):
@@ -173,8 +176,6 @@ def test_nothing_is_made_of_a_model_that_diverged(path, tmp_path, command):
     folder = draw_sample(tmp_path / "photos", per_class=5)
     out = tmp_path / "manifest.csv"
     assert call("data", "manifest", folder, "--out", out).returncode == 0
-    from trashsorting.dataset import load_manifest
-
     manifest = load_manifest(str(folder), tmp_path / "data", None, 0)
     write_model(path, weights=np.full((3, N), np.nan))
     card = json.loads(card_path(path).read_bytes())
