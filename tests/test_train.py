@@ -189,7 +189,7 @@ for size in ("64k", "8k"):  # too little for a batch, and for the locks of the p
 
 def test_too_little_shared_memory_names_num_workers(tmp_path):
     "In a name space of its own, where /dev/shm is another one."
-    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]  # noqa: S108
     if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("!!! a small /dev/shm was not tried: mounting one takes root and a name space of its own")
     script = [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY, str(draw_sample(tmp_path / "sample", 4))]
