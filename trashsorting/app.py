@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'PLAIN', 'MAX_FIELDS', 'MAX_FIELD_BYTES', 'SPOOL', 'bearer', 'api', 'probes', 'TopK', 'WithTiming', 'FILE',
-           'Label', 'PAGE', 'SWAGGER', 'DOCS_POLICY', 'image_fault', 'problems', 'answer_fault', 'answer_image_error',
-           'answer_invalid', 'answer_http', 'answer_unexpected', 'add_fault_handlers', 'plain_fault', 'AnswerProblems',
-           'AnswerHead', 'form_fault', 'sent_form', 'sent_file', 'sent_files', 'load_predictor', 'keep_model', 'is_key',
-           'check_key', 'loaded_predictor', 'open_queue', 'open_upload', 'classify', 'count_prediction', 'make_answer',
-           'server_timing', 'form', 'predict', 'batch_item', 'predict_batch', 'health', 'ready', 'has_already',
-           'make_etag', 'model_info', 'Endpoints', 'endpoints', 'Explanation', 'explain_picture', 'check_label',
-           'explain_upload', 'explain', 'read_page', 'inline_hash', 'page_headers', 'add_page', 'add_docs',
-           'add_metrics', 'fill_state', 'add_layers', 'create_app']
+           'Label', 'PAGE', 'SWAGGER', 'DOCS_POLICY', 'image_fault', 'problems', 'answer_fault', 'model_fault',
+           'answer_model_error', 'answer_image_error', 'answer_invalid', 'answer_http', 'answer_unexpected',
+           'add_fault_handlers', 'plain_fault', 'AnswerProblems', 'AnswerHead', 'form_fault', 'sent_form', 'sent_file',
+           'sent_files', 'load_predictor', 'keep_model', 'is_key', 'check_key', 'loaded_predictor', 'open_queue',
+           'open_upload', 'classify', 'count_prediction', 'make_answer', 'server_timing', 'form', 'predict',
+           'batch_item', 'predict_batch', 'health', 'ready', 'has_already', 'make_etag', 'model_info', 'Endpoints',
+           'endpoints', 'Explanation', 'explain_picture', 'check_label', 'explain_upload', 'explain', 'read_page',
+           'inline_hash', 'page_headers', 'add_page', 'add_docs', 'add_metrics', 'fill_state', 'add_layers',
+           'create_app']
 
 # %% ../nbs/09_app.ipynb #c7af0564
 import asyncio
@@ -122,6 +123,19 @@ async def answer_fault(request: Request, fault: Fault) -> JSONResponse:
     "What was raised by its code."
     return problem(fault)
 
+# %% ../nbs/09_app.ipynb #96389af0
+def model_fault(
+    found: ModelError,  # Raised while a photograph was classified
+) -> Fault:  # What the client is told
+    "A model that cannot answer, with the reason in the log."
+    log.error("the model cannot answer: %s", found)
+    return Fault("no-model", "the model gave no answer that can be used: the service's log says why; export it again")
+
+# %% ../nbs/09_app.ipynb #98238040
+async def answer_model_error(request: Request, found: ModelError) -> JSONResponse:
+    "A model that runs but cannot answer: 503."
+    return problem(model_fault(found))
+
 # %% ../nbs/09_app.ipynb #d832a45f
 async def answer_image_error(request: Request, found: ImageError) -> JSONResponse:
     "A picture that cannot be used: 413, 415 or 422."
@@ -156,6 +170,7 @@ def add_fault_handlers(
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         Fault: answer_fault,
         ImageError: answer_image_error,
+        ModelError: answer_model_error,
         RequestValidationError: answer_invalid,
         HTTPException: answer_http,
         Exception: answer_unexpected,
@@ -473,6 +488,9 @@ async def batch_item(
     "Wait for one file of a batch. Raises `ClientDisconnect`."
     try:
         prediction, spent = await queue.result(job, gone)
+    except ModelError as found:
+        fault = model_fault(found)
+        return BatchItem(status=fault.status, problem=fault.problem())
     except (ImageError, Fault) as found:
         fault = image_fault(found) if isinstance(found, ImageError) else found
         return BatchItem(status=fault.status, problem=fault.problem())

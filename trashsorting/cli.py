@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -391,6 +392,9 @@ def serve(host: str, port: int, workers: int | None) -> None:
 # %% ../nbs/12_cli.ipynb #fbc5b26e
 def main() -> None:
     "The `trashsorting` command: what goes wrong is a sentence on standard error, and the exit status says so."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed ends no command
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
