@@ -47,7 +47,7 @@ from trashsorting.core import (
     need,
     read_csv,
 )
-from .image import ImageError, check_size, decode, to_rgb
+from .image import ImageError, check_bytes, decode, to_rgb
 from .log import bar, log, step
 
 # %% ../nbs/02_dataset.ipynb #016a76e4
@@ -510,7 +510,7 @@ def inspect(
     try:
         with open(path, "rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
-        check_size(data, MAX_FILE_BYTES)
+        check_bytes(data, MAX_FILE_BYTES)
         picture = decode(data)
         to_rgb(picture)
     except (ImageError, OSError) as error:

@@ -6,10 +6,11 @@
 __all__ = ['FORMATS', 'MAX_SIDE', 'MAX_SEGMENTS', 'MAX_FILL', 'MARKER', 'SCAN', 'END', 'WITHOUT_LENGTH', 'MAX_SCANS',
            'MAX_SCANNED', 'MAX_CHUNKS', 'COLOUR_NOTES', 'UPRIGHT_NOTES', 'TURNS', 'MAX_PROFILE', 'SRGB_PRIMARIES',
            'D50', 'BRADFORD', 'MODES', 'LEAST_FACTOR', 'LEAST_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes',
-           'TooManyPixels', 'NotAnImage', 'DamagedImage', 'accepted', 'recognise', 'load_plugin', 'check_size',
+           'TooManyPixels', 'NotAnImage', 'DamagedImage', 'accepted', 'recognise', 'load_plugin', 'check_dimensions',
            'jpeg_header', 'count_scans', 'check_scans', 'png_chunks', 'can_read', 'without_notes', 'open_header',
            'boxes', 'avif_properties', 'clean_aperture', 'decode', 'orientation', 'srgb_transform', 'xyz_of_primaries',
-           'png_profile', 'profile_of', 'to_srgb', 'to_rgb', 'open_rgb', 'crop_box', 'resize', 'to_input', 'least_side']
+           'png_profile', 'profile_of', 'to_srgb', 'to_rgb', 'check_bytes', 'open_rgb', 'crop_box', 'resize',
+           'to_input', 'least_side']
 
 # %% ../nbs/01_image.ipynb #d3bcdb2e
 import math
@@ -100,7 +101,7 @@ def load_plugin(
 MAX_SIDE = 65_535  # Pixels
 
 
-def check_size(
+def check_dimensions(
     picture: Image.Image,  # Opened, not yet decoded
     max_pixels: int,  # The largest accepted width x height
 ) -> None:
@@ -253,7 +254,7 @@ def open_header(
         raise TooManyPixels(f"the picture is far over the limit of {max_pixels / 1e6:g} megapixels") from None
     except Exception as error:
         raise DamagedImage("the picture's header makes no sense") from error
-    check_size(picture, max_pixels)
+    check_dimensions(picture, max_pixels)
     if isinstance(picture, JpegImageFile):
         check_scans(picture, data, segments[-1][1])
     return picture
@@ -461,7 +462,7 @@ def to_rgb(
     return picture if turn is None else picture.transpose(turn)
 
 # %% ../nbs/01_image.ipynb #daa33677
-def check_size(
+def check_bytes(
     data: bytes,  # A file, or its beginning if that is longer than the limit
     max_bytes: int,  # The largest accepted file, bytes
 ) -> None:
@@ -484,7 +485,7 @@ def open_rgb(
         if not isinstance(data, bytes):
             with open(data, "rb") as stream:
                 data = stream.read(max_bytes + 1)
-        check_size(data, max_bytes)
+        check_bytes(data, max_bytes)
         return to_rgb(decode(data, max_pixels, least_side))
     except ImageError as error:
         if isinstance(source, bytes):

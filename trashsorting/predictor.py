@@ -329,7 +329,7 @@ def image_rgb(
 def to_picture(
     source: Source,  # A file's path, its bytes, the open file, a Pillow image, or an array as for `array_picture`
     least: int,  # How small a JPEG may be decoded, pixels
-    max_bytes: int = MAX_BYTES,  # The largest accepted file, bytes
+    max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height of a file
 ) -> Image.Image:  # Upright, mode RGB
     "Have a photograph in any form. Raises a kind of `ImageError`, `OSError` or `TypeError`."
