@@ -266,7 +266,7 @@ def evaluate_folder(
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split, of the first DIR.")
-@click.option("--part", help="Which part of the split of the first DIR to score.  [default: val with --split, else all]")
+@click.option("--part", help="Which part of the first DIR to score.  [default: val with --split, else all]")
 @JSON_OPTION
 @click.option(
     "--predictions",
@@ -289,8 +289,8 @@ def evaluate(
     """Measure a model on photographs.
 
     DIR has one sub-folder per class (or is a zip of such a folder); it may hold fewer classes than the model knows.
-    Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own domain and the others
-    are compared with it; the JSON then holds the figures of each under its name.
+    Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own domain and
+    the others are compared with it; the JSON then holds the figures of each under its name.
     """
     from trashsorting.evaluate import comparison, confusion_table, recall_comparison, table
     from trashsorting.predictor import Predictor

@@ -57,7 +57,8 @@ def sample(folder: Path, per_class: int) -> None:
 def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> None:
     """Write a data set's manifest: file, label, split, SHA-256, width, height.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.
+    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'. Where such
+    folders lie in train, valid and test, that is its split.
     """
     from trashsorting.dataset import load_manifest
 
