@@ -239,7 +239,7 @@ def test_what_is_found_is_used_or_left_out(odd):
     assert [item.file for item in manifest.left_out] == sorted(reasons)
 
 
-@pytest.mark.parametrize("command", ["manifest", "check", "report", "compose", "import", "evaluate"])
+@pytest.mark.parametrize("command", ["manifest", "check", "report", "import", "evaluate"])
 def test_every_command_names_what_it_leaves_out(command, odd, tmp_path):
     root, reasons, used = odd
     out = tmp_path / "out"
@@ -247,7 +247,6 @@ def test_every_command_names_what_it_leaves_out(command, odd, tmp_path):
         "manifest": ["data", "manifest", root],
         "check": ["data", "check", root, "--hashes-only"],
         "report": ["data", "report", root, "--hashes-only", "--out", out],
-        "compose": ["data", "compose", root, "--out", out, "-n", 1, "--side", 64],
         "import": ["data", "import", root, "--out", out],
         "evaluate": ["evaluate", root, "--predictions", out],
     }[command]

@@ -254,8 +254,8 @@ def manifest_from_csv(
 
 # %% ../nbs/02_dataset.ipynb #0b4f1e16
 CLUTTER = (  # In lower case
-    "@eadir", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "desktop.ini", "ehthumbs.db", "icon\r",
-    "lost+found", "system volume information", "thumbs.db",
+    "@eadir", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "desktop.ini", "ehthumbs.db",
+    "icon\r", "lost+found", "system volume information", "thumbs.db",
 )
 
 
@@ -440,8 +440,8 @@ def check_unparted(
     parts = [path.name for path in folders if part_of(path.name) and path.name not in (labels or ())]
     if len(parts) == len(folders) and parts:
         raise DataError(
-            f"{folders[0].parent}: {', '.join(parts)} are called like the parts of a split, but there are no class folders "
-            "in them; put each photograph into a folder that is called like its class"
+            f"{folders[0].parent}: {', '.join(parts)} are called like the parts of a split, but there are no class "
+            "folders in them; put each photograph into a folder that is called like its class"
         )
     if parts:
         others = ", ".join(path.name for path in folders if path.name not in parts)
@@ -519,13 +519,13 @@ def inspect(
 
 # %% ../nbs/02_dataset.ipynb #790f14a2
 MOST_LEFT_OUT = 0.05
-BESIDE = (".aae", ".csv", ".gpx", ".html", ".json", ".md", ".mov", ".mp4", ".pdf", ".txt", ".xml", ".xmp", ".yaml", ".yml")
+BESIDE = (".aae", ".csv", ".html", ".json", ".md", ".mov", ".mp4", ".pdf", ".txt", ".xml", ".xmp", ".yaml", ".yml")
 
 
 def check_left_out(
     manifest: Manifest,  # As read
 ) -> None:
-    "Raise `DataError` if more than 5 % of the files cannot be used; those known to lie beside photographs do not count."
+    "Raise `DataError` if more than 5 % of the files cannot be used; those of a kind in `BESIDE` do not count."
     counted = [item for item in manifest.left_out if item.reason != READ_ALREADY]
     bad = [item for item in counted if Path(item.file).suffix.lower() not in BESIDE]
     found = len(manifest.entries) + len(bad)
@@ -568,7 +568,7 @@ def read_folder(
     labels: Labels | None = None,  # The classes that may occur (fewer may); None: the sub-folders, two or more
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Every usable photograph; the split is the folders' own, or undecided
-    "Read a data set's folder. Raises `DataError` for no folder, no or unknown classes, an empty class, or too many bad files."
+    "Read a data set's folder. Raises `DataError` for no folder, impossible classes, or too many bad files."
     root = Path(root)
     find_data(root)
     listing = list_folder(root)
@@ -608,7 +608,7 @@ def left_out_lines(
     if manifest.ignored:
         names = sorted({Path(name).name for name in manifest.ignored})
         kinds = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        lines.append(f"ignored: {len(manifest.ignored)} files and folders, hidden or left by other programs ({kinds})")
+        lines.append(f"ignored: {len(manifest.ignored)} hidden or left by other programs ({kinds})")
     return lines
 
 # %% ../nbs/02_dataset.ipynb #b7002b98
@@ -682,11 +682,10 @@ def complete_split(
     divided = split_by_hash(replace(manifest, entries=chosen), seed, groups=groups)
     decided = {entry.file: entry for entry in divided.entries}
     if whole:
-        log.warning(
-            "%s: no part to validate on is given: about a fifth of the %d photographs to train on is held out for that; "
-            "the %d to test on stay so",
-            manifest.root, len(whole), sum(entry.split == "test" for entry in manifest.entries),
-        )
+        n_test = sum(entry.split == "test" for entry in manifest.entries)
+        stays = f"; the {n_test} to test on stay so" if n_test else ""
+        held_out = f"about a fifth of the {len(whole)} photographs to train on is held out for that"
+        log.warning("no part to validate on is given: %s%s", held_out, stays)
     return replace(manifest, entries=tuple(decided.get(entry.file, entry) for entry in manifest.entries))
 
 # %% ../nbs/02_dataset.ipynb #6e521ecf

@@ -479,7 +479,7 @@ def open_rgb(
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
     least_side: int | None = None,  # How small a JPEG may be decoded, see `decode`
 ) -> Image.Image:  # Upright, mode RGB
-    "Read a photograph from bytes or a file. Raises a kind of `ImageError` or, for a file that cannot be read, `OSError`; both name the file."
+    "Read a photograph. Raises a kind of `ImageError`, or `OSError` for an unreadable file; both name the file."
     data = source
     try:
         if not isinstance(data, bytes):
