@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,9 +22,9 @@ import click
 from . import __version__
 from .cli_data import data
 from .cli_job import job
-from .cli_options import FILE, OUT_FILE, check_written, need
+from .cli_options import FILE, OUT_FILE, check_written
 from .cli_train import crossval, export, mix, quantize, remember, sweep, train
-from .core import SHIPPED_MODEL, Settings, TrashsortingError, csv_text, read_settings, write_json
+from .core import SHIPPED_MODEL, Settings, TrashsortingError, csv_text, need, read_settings, write_json
 
 # %% ../nbs/12_cli.ipynb #a5ac541e
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -214,13 +215,12 @@ def open_part(
     part: str | None = None,  # Which part of the split; None: "val" of a file, all of the data set's own
 ):  # A `Manifest`
     "The photographs to measure a model on. Raises `DataError`."
-    from trashsorting.dataset import SPLITS, apply_split, open_manifest, recognise_own
+    from trashsorting.dataset import SPLITS, apply_split, named, open_manifest, recognise_own
 
     manifest = open_manifest(source, into, classes, progress=True)
-    if split:
-        return apply_split(manifest, split).part(part or "val")
-    if part:
-        return recognise_own(manifest).part(part)
+    if split or part:
+        with named(source, into):
+            return (apply_split(manifest, split) if split else recognise_own(manifest)).part(part or "val")
     sizes = Counter(entry.split for entry in manifest.entries if entry.split)
     if len(sizes) > 1:
         counts = ", ".join(f"{sizes[name]} {name}" for name in SPLITS if sizes[name])
@@ -288,9 +288,9 @@ def evaluate(
 ) -> None:
     """Measure a model on photographs.
 
-    DIR has one sub-folder per class (or is a zip of such a folder); it may hold fewer classes than the model knows.
-    Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own domain and
-    the others are compared with it; the JSON then holds the figures of each under its name.
+    DIR has one sub-folder per class (or is a zip or tar of such a folder); it may hold fewer classes than the model
+    knows. Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own
+    domain and the others are compared with it; the JSON then holds the figures of each under its name.
     """
     from trashsorting.evaluate import comparison, confusion_table, recall_comparison, table
     from trashsorting.predictor import Predictor
@@ -392,6 +392,9 @@ def serve(host: str, port: int, workers: int | None) -> None:
 # %% ../nbs/12_cli.ipynb #fbc5b26e
 def main() -> None:
     "The `trashsorting` command: what goes wrong is a sentence on standard error, and the exit status says so."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that cannot be printed ends no command
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

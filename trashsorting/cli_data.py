@@ -21,9 +21,9 @@ from trashsorting.cli_options import (
     SOURCE_SPLIT_OPTION,
     check_written,
     logged,
-    need,
     say_left_out,
 )
+from .core import need
 
 # %% ../nbs/11c_cli_data.ipynb #1d267725
 @click.group()
@@ -57,8 +57,8 @@ def sample(folder: Path, per_class: int) -> None:
 def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> None:
     """Write a data set's manifest: file, label, split, SHA-256, width, height.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'. Where such
-    folders lie in train, valid and test, that is its split.
+    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' or 'sample'. Where
+    such folders lie in train, valid and test, that is its split.
     """
     from trashsorting.dataset import load_manifest
 
@@ -121,7 +121,8 @@ def compose(source: str, split: Path | None, out: Path, n_each: int, side: int, 
 def import_(source: str, split: Path | None, seed: int, out: Path, replace_old: bool) -> None:
     """Prepare a folder of photographs for DVC, with its manifest.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' (TrashNet) or 'sample'.
+    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' (TrashNet) or
+    'sample'.
     """
     from trashsorting.versions import import_data, next_steps
 
@@ -172,7 +173,7 @@ def look_at(
     "Read photographs, and look for near-duplicates and wrong labels. Raises `DataError` or `MissingExtra`."
     from trashsorting.core import DataError
     from trashsorting.curate import find_doubts, find_groups, fingerprint_files, out_of_fold
-    from trashsorting.dataset import apply_split, open_manifest
+    from trashsorting.dataset import apply_split, named, open_manifest
     from trashsorting.log import step
 
     need("scipy", "Looking for near-duplicates", "train")
@@ -180,7 +181,8 @@ def look_at(
         for module in ("timm", "cleanlab"):
             need(module, "Looking at photographs through a network (without: --hashes-only)", "train")
     manifest = open_manifest(source, into, progress=True)
-    manifest = apply_split(manifest, split) if split else manifest
+    with named(source, into):
+        manifest = apply_split(manifest, split) if split else manifest
     say_left_out(manifest)
     paths = [manifest.root / entry.file for entry in manifest.entries]
     with step("comparing photographs") as notes:
@@ -249,7 +251,7 @@ HASHES_OPTION = click.option(
 def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, seed: int, strict: bool) -> None:
     """Look for near-duplicates, pictures under several labels, and doubtful labels.
 
-    DIR is a folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'. The
+    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' or 'sample'. The
     split.csv that --out leaves keeps every group in one part and leaves out ('none') what has several labels; give it
     to train and evaluate with --split. A split that came with the photographs is kept; a group that it tears apart is
     moved to its part that is farthest from training.
