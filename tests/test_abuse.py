@@ -876,6 +876,8 @@ def test_schemathesis(serve, tmp_path):
     (tmp_path / "pictures.py").write_text(
         HOOKS % [b64encode(data).decode() for data in (GLASS, JPEG, b"GIF89a")], encoding="utf-8"
     )
+    # A parameter that nobody documents is ignored, beside a good photograph, too.
+    (tmp_path / "schemathesis.toml").write_text("[generation]\nallow-extra-parameters = false\n", encoding="utf-8")
     # No schema says which bytes are a photograph: the check that all valid data is accepted has nothing to go by.
     command = [Path(sys.executable).parent / "schemathesis", "run", "--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", str(SCHEMATHESIS), "--seed", "1", "--request-timeout", "30", "--no-color"]

@@ -270,7 +270,7 @@ class Connection(GuestConnection):
         if self.cycle.response_complete and self.cycle.more_body:
             self.wind()
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, _msg: str) -> None:
         "What is no HTTP is answered like every other fault."
         self.transport.write(last_words(Fault("bad-request")))
         self.transport.close()
