@@ -1,4 +1,4 @@
-"""What parts of the server buy: `python bench/server_parts.py`, 5 minutes, a table with a row for each part left out.
+"""Who takes a connection: `python bench/server_parts.py`, 5 minutes, a table with a row for each kind of door.
 
 Each variant is the service of this working tree with a few lines of Python run first in all its processes. The variants
 take turns, and each figure is the median of the rounds. Processor time is what a busy machine disturbs least.
@@ -11,13 +11,13 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pictures import large_pictures, small_pictures
-from serve import family, finish, memory, processor_time, service, start_wrk
+from pictures import small_pictures
+from serve import family, finish, processor_time, service, start_wrk
 
 UVICORNS_DOOR = """
 import trashsorting.server as server
@@ -39,31 +39,7 @@ async def create_server(self, make, *, sock, **uvicorn):
 
 server.listen, server.SharedLoop.create_server = bind, create_server
 """
-STARLETTES_PARSER = """
-import trashsorting.app as app
-app.FormParser.in_memory = property(lambda self: False, lambda self, value: None)
-"""
-ALWAYS_SPOOLED = """
-import contextlib
-import trashsorting.gate as gate
-
-@contextlib.asynccontextmanager
-async def hold(self, size, files=1, seconds=0):
-    yield gate.SPOOL // files
-
-gate.Traffic.hold = hold
-"""
-AS_IT_COMES = """
-import trashsorting.gate as gate
-gate.gathered = lambda receive, least=0: receive
-"""
 DOORS = {"as it is": "", "uvicorn's door": UVICORNS_DOOR, "a socket each": OWN_SOCKETS}
-UPLOADS = {
-    "as it is": "",
-    "without Pieces": STARLETTES_PARSER,
-    "without hold": ALWAYS_SPOOLED,
-    "without gathered": AS_IT_COMES,
-}
 
 
 def new_connections(port: int, pid: int, clients: int, seconds: float) -> dict[str, float]:
@@ -123,52 +99,29 @@ def doors(port: int, pid: int, seconds: float, files: Sequence[Path]) -> dict[st
     return found | fewest(port, pid, 8, 0) | fewest(port, pid, 24, 0) | fewest(port, pid, 8, 0.02)
 
 
-def uploads(port: int, pid: int, seconds: float, files: Sequence[Path]) -> dict[str, float]:
-    "What depends on how an upload is read."
-    found = predictions(port, pid, 8, seconds, files) | predictions(port, pid, 64, seconds, files)
-    return found | {"MB of a worker": memory(pid)}
-
-
-def take_turns(
-    variants: dict[str, str],  # Name -> what is run first in its processes
-    measure: Callable[[int, int, float, Sequence[Path]], dict[str, float]],
-    files: Sequence[Path],
-    options: argparse.Namespace,
-) -> None:
-    "Print a table."
-    found = {name: [] for name in variants}
-    for _ in range(options.rounds):
-        for name, lines in variants.items():
-            with TemporaryDirectory() as folder:
-                (Path(folder) / "sitecustomize.py").write_text(lines, encoding="utf-8")
-                with service(options.workers, files[0].read_bytes(), folder) as (port, pid, _):
-                    finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", 8, 1, files))
-                    found[name].append(measure(port, pid, options.seconds, files))
-    names = list(next(iter(found.values()))[0])
-    print("\n| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for name, rounds in found.items():
-        middles = [statistics.median(figures[what] for figures in rounds) for what in names]
-        print(f"| {name} | " + " | ".join(f"{middle:.3g}" for middle in middles) + " |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
     parser.add_argument("--workers", type=int, default=2, help="of the service")
-    parser.add_argument("--rounds", type=int, default=3, help="in which the variants take turns")
+    parser.add_argument("--rounds", type=int, default=2, help="in which the variants take turns")
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
-    parser.add_argument("--parts", nargs="+", choices=["doors", "uploads"], default=["doors", "uploads"])
     options = parser.parse_args()
     if not shutil.which("wrk"):
         raise SystemExit("bench: wrk is missing: apt-get install wrk")
-    small = small_pictures(options.photos, 3)
+    found = {name: [] for name in DOORS}
     with TemporaryDirectory() as folder:
-        for part, pictures in (("doors", small), ("uploads", large_pictures(small))):
-            files = [Path(folder) / f"{part}{number}.jpg" for number in range(len(pictures))]
-            for file, picture in zip(files, pictures, strict=True):
-                file.write_bytes(picture)
-            if part in options.parts:
-                take_turns(DOORS if part == "doors" else UPLOADS, doors if part == "doors" else uploads, files, options)
+        file, first = Path(folder) / "photo.jpg", Path(folder) / "sitecustomize.py"
+        file.write_bytes(small_pictures(options.photos, 1)[0])
+        for name, lines in [*DOORS.items()] * options.rounds:
+            first.write_text(lines, encoding="utf-8")
+            with service(options.workers, file.read_bytes(), folder) as (port, pid, _):
+                finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", 8, options.seconds, [file]))
+                found[name].append(doors(port, pid, options.seconds, [file]))
+    names = list(found["as it is"][0])
+    print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
+    for name, rounds in found.items():
+        middles = [statistics.median(figures[what] for figures in rounds) for what in names]
+        print(f"| {name} | " + " | ".join(f"{middle:.3g}" for middle in middles) + " |")
 
 
 if __name__ == "__main__":

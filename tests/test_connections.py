@@ -237,14 +237,6 @@ def lines(folder: Path) -> tuple[list[dict], list[str]]:
     return [json.loads(line) for line in said if line.startswith("{")], [line for line in said if line[:1] != "{"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_for_counts_that_takes_no_file_is_a_sentence(tmp_path, workers):
-    with started(tmp_path, workers, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "nowhere")) as process:
-        assert process.wait(LATE) == 1
-    records, (sentence,) = lines(tmp_path)
-    assert not records and sentence.startswith("trashsorting: PROMETHEUS_MULTIPROC_DIR: no file can be written in")
-
-
 WORKER = "import os, sys, time\nif '--multiprocessing-fork' in sys.orig_argv: "
 BROKEN = {
     "raises": "import trashsorting.app as app\napp.create_app = lambda: print(missing)",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_HEAD', 'MAX_REST', 'PROBES', 'COURTESY', 'PATIENCE', 'MANY', 'KEEP_ALIVE', 'HUNG', 'FAILURES', 'last_words',
            'Parser', 'Transport', 'TimedConnection', 'LingeringConnection', 'probes_only', 'GuestConnection',
-           'Connection', 'listen', 'address', 'announce', 'share_cores', 'courtesy', 'Door', 'SharedLoop', 'try_folder',
+           'Connection', 'listen', 'address', 'announce', 'share_cores', 'courtesy', 'Door', 'SharedLoop',
            'shared_counts', 'make_app', 'configure', 'Watch', 'Crew', 'run_alone', 'run_crew', 'run']
 
 # %% ../nbs/09a_server.ipynb #e445f1a5
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import cast
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
@@ -427,29 +427,13 @@ class SharedLoop(EventLoop):
         "What uvicorn asks for, for each socket."
         return Door(make, sock)
 
-# %% ../nbs/09a_server.ipynb #d41ff96e
-def try_folder(
-    folder: str,  # From PROMETHEUS_MULTIPROC_DIR
-) -> None:
-    "Raise `TrashsortingError` where no file can be written."
-    try:
-        with TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise TrashsortingError(
-            f"PROMETHEUS_MULTIPROC_DIR: no file can be written in {folder}: {error.strerror}; make that folder, "
-            "name another one, or leave the variable out"
-        ) from None
-
 # %% ../nbs/09a_server.ipynb #91d21b3d
 @contextmanager
 def shared_counts(
     workers: int,
 ) -> Iterator[None]:
-    "Have `PROMETHEUS_MULTIPROC_DIR` set for several workers, or use the one that is. Raises `TrashsortingError`."
-    if named := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        try_folder(named)
-    if workers == 1 or named:
+    "Have `PROMETHEUS_MULTIPROC_DIR` set while several workers run; a folder that is set already is used and kept."
+    if workers == 1 or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         yield
         return
     with TemporaryDirectory(prefix="trashsorting-metrics-", ignore_cleanup_errors=True) as folder:
