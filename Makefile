@@ -12,6 +12,12 @@ quarto := $(shell command -v quarto 2>/dev/null)
 docs_path := PATH="$(CURDIR)/$(BIN):$(if $(quarto),,$(CURDIR)/tools:)$$PATH"
 readme_path := PATH="$(CURDIR)/$(BIN):$(CURDIR)/tools:$$PATH"
 
+# What a caller gives reaches commands by their environment and never by their text, where it could be a command itself.
+# It is taken as it stands: `make` would expand a $ in it.
+given := TAG TORCH ARGS TRASHNET OTHERS CV PORT URL SECONDS USERS DATA OUT SPLIT EPOCHS
+given := $(foreach name,$(given),$(if $(filter command environment,$(origin $(name))),$(name)))
+$(foreach name,$(given),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
+
 need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(MIN_PYTHON)".split("."))))' || { \
 	echo "trashsorting needs Python $(MIN_PYTHON) or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	echo "Name another one: make $(or $(firstword $(MAKECMDGOALS)),run) PYTHON=python$(MIN_PYTHON)" >&2; exit 1; }
@@ -23,8 +29,9 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+run load-arguments: export PORT := $(PORT)
 run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
-	@exec .venv-serve/bin/python -m trashsorting serve --port $(PORT)
+	@exec .venv-serve/bin/python -m trashsorting serve --port "$$PORT"
 
 # The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead: what is
 # imported is compiled then.
@@ -52,11 +59,11 @@ smoke: ## What a first user does, in an environment of its own: predict and serv
 	$(PYTHON) tools/smoke.py
 
 test-torch: ## Training on TORCH=oldest or newest that settings.ini allows, in an environment of its own
-	$(PYTHON) tools/test_torch.py $(or $(TORCH),oldest)
+	$(PYTHON) tools/test_torch.py "$${TORCH:-oldest}"
 
 wheel: ## The wheel, into dist (TAG=v1.2.3 must then be what settings.ini says)
-	@test -z "$(TAG)" || test "$(TAG)" = "v$(VERSION)" || { \
-		echo "the tag is $(TAG), and settings.ini says $(VERSION)" >&2; exit 1; }
+	@test -z "$$TAG" || test "$$TAG" = "v$(VERSION)" || { \
+		echo "the tag is $$TAG, and settings.ini says $(VERSION)" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv-build
 	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
 	.venv-build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -85,6 +92,7 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 
 # A file's tests share what its fixtures made; tests/conftest.py says which file begins first.
 pytest := pytest -n 2 --dist loadfile --no-loadscope-reorder
+with_args := PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$ARGS"
 
 # One process a core: threads of two on the same cores wait for each other.
 test coverage: export OMP_NUM_THREADS = 1
@@ -92,10 +100,10 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
 	$(in_venv) nbdev_test --flags slow
-	$(in_venv) $(pytest) $(ARGS)
+	$(in_venv) $(with_args) $(pytest)
 
 check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
-	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 pytest $(ARGS)
+	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 $(with_args) pytest
 
 lint: setup ## ruff: rules everywhere, layout where nbdev does not write; types; dead code
 	$(BIN)/ruff check . tools/quarto
@@ -104,16 +112,16 @@ lint: setup ## ruff: rules everywhere, layout where nbdev does not write; types;
 	$(BIN)/vulture
 
 measured: setup ## What the model says of photographs, for its card: TRASHNET=folder OTHERS="folder folder" CV=folder
-	@test -n "$(TRASHNET)" && test -n "$(OTHERS)" && test -n "$(CV)" || { \
+	@test -n "$$TRASHNET" && test -n "$$OTHERS" && test -n "$$CV" || { \
 		echo "make measured needs TRASHNET (with images/ and split.csv), OTHERS (folders with one sub-folder a class)" >&2; \
 		echo "and CV, the folder that trashsorting crossval filled" >&2; exit 2; }
 	export $(in_venv) && set -e && mkdir -p nbs/measured && \
-	trashsorting evaluate "$(TRASHNET)/images" --split "$(TRASHNET)/split.csv" --predictions nbs/measured/val.csv && \
-	for folder in $(OTHERS); do \
+	trashsorting evaluate "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --predictions nbs/measured/val.csv && \
+	for folder in $$OTHERS; do \
 		trashsorting evaluate "$$folder" --predictions "nbs/measured/$$(basename "$$folder").csv"; done && \
-	trashsorting data check "$(TRASHNET)/images" --split "$(TRASHNET)/split.csv" --out .venv/.check && \
-	cp .venv/.check/groups.csv nbs/measured/trashnet_groups.csv && cp "$(CV)/predictions.csv" nbs/measured/out_of_fold.csv && \
-	trashsorting stress "$(TRASHNET)/images" --split "$(TRASHNET)/split.csv" --json nbs/measured/stress.json
+	trashsorting data check "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --out .venv/.check && \
+	cp .venv/.check/groups.csv nbs/measured/trashnet_groups.csv && cp "$$CV/predictions.csv" nbs/measured/out_of_fold.csv && \
+	trashsorting stress "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --json nbs/measured/stress.json
 
 types: setup ## mypy on the modules
 	$(BIN)/mypy
@@ -127,7 +135,7 @@ coverage: setup ## Lines of the package that notebooks or tests run, from tools/
 	@rm -f .coverage .coverage.*
 	export $(in_venv) && printf '%s\n' $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)) | \
 		xargs -P 2 -n 1 coverage run tools/run_notebook.py > /dev/null
-	$(in_venv) coverage run -m $(pytest) $(ARGS)
+	$(in_venv) $(with_args) coverage run -m $(pytest)
 	$(in_venv) coverage combine --quiet
 	$(in_venv) coverage report
 
@@ -166,25 +174,26 @@ pre-commit: setup ## What every commit is checked for, over the whole tree, offl
 	$(in_venv) pre-commit run --all-files
 
 lab: hooks ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
-	$(in_venv) jupyter lab nbs $(ARGS)
+	$(in_venv) jupyter lab nbs $$ARGS
 
 lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
 	@command -v uv >/dev/null 2>&1 || test -x .venv-lock/bin/uv || { \
 		$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	PATH="$$PATH:$(CURDIR)/.venv-lock/bin" requirements/lock.sh $(if $(UPGRADE),--upgrade)
 
+load: export RUN_SECONDS := $(or $(SECONDS),30)
 load: load-arguments setup ## Put the service at URL=http://... under load, SECONDS=30 USERS=8; a table at the end
-	@$(BIN)/locust --locustfile bench/locustfile.py --host "$(URL)" --headless --users "$(or $(USERS),8)" --spawn-rate 100 --run-time "$(or $(SECONDS),30)s" --stop-timeout 60 --only-summary --loglevel WARNING
+	@$(BIN)/locust --locustfile bench/locustfile.py --host "$$URL" --headless --users "$${USERS:-8}" --spawn-rate 100 --run-time "$${RUN_SECONDS}s" --stop-timeout 60 --only-summary --loglevel WARNING
 
 load-arguments:
-	@test -n "$(URL)" || { \
+	@test -n "$$URL" || { \
 		echo "make load needs URL, the address of a service that you may put under load:" >&2; \
-		echo "  make load URL=http://127.0.0.1:$(PORT) [SECONDS=30] [USERS=8]" >&2; exit 2; }
+		echo "  make load URL=http://127.0.0.1:$$PORT [SECONDS=30] [USERS=8]" >&2; exit 2; }
 
 train: train-arguments setup ## A model: DATA=folder OUT=folder [SPLIT=split.csv] [EPOCHS=8]
-	$(in_venv) trashsorting train --data "$(DATA)" $(if $(SPLIT),--split "$(SPLIT)") --out "$(OUT)" $(if $(EPOCHS),-p epochs "$(EPOCHS)")
+	$(in_venv) trashsorting train --data "$$DATA" $${SPLIT:+--split "$$SPLIT"} --out "$$OUT" $${EPOCHS:+-p epochs "$$EPOCHS"}
 
 train-arguments:
-	@test -n "$(DATA)" && test -n "$(OUT)" || { \
+	@test -n "$$DATA" && test -n "$$OUT" || { \
 		echo "make train needs DATA (a folder with one sub-folder a class) and OUT (a folder for the model):" >&2; \
 		echo "  make train DATA=photos OUT=artifacts/model [SPLIT=split.csv] [EPOCHS=8]" >&2; exit 2; }

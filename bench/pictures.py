@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trashsorting.dataset import DRAW, SUFFIXES, draw_picture
+from trashsorting.dataset import DRAW, draw_picture
 from trashsorting.image import load_plugin, png_profile
 
 SMALL = (512, 384)
@@ -52,7 +52,7 @@ def small_pictures(
         labels = list(DRAW)
         drawn = [draw_picture(labels[seed % len(labels)], seed, SMALL) for seed in range(count)]
         return [to_jpeg(add_noise(picture, 4, seed)) for seed, picture in enumerate(drawn)]
-    files = sorted(path for path in folder.rglob("*") if SUFFIXES.get(path.suffix.lower()) == "JPEG")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not files:
         raise SystemExit(f"{folder}: no JPEG in this folder")
     return [files[place].read_bytes() for place in np.linspace(0, len(files) - 1, count).astype(int)]

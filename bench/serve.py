@@ -130,10 +130,11 @@ def predicts(port: int, picture: bytes) -> bool:
 
 
 @contextmanager
-def service(workers: int, picture: bytes) -> Iterator[tuple[int, int, float]]:
+def service(workers: int, picture: bytes, first: str = "") -> Iterator[tuple[int, int, float]]:
     "Run the service from this working tree: its port, its process, and seconds from start to first prediction."
     port, threads = free_port(), str(max(1, count_cores() // workers))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRASHSORTING_THREADS": threads}
+    path = os.pathsep.join(filter(None, [first, str(ROOT)]))  # a folder of modules to be found first
+    environment = {**os.environ, "PYTHONPATH": path, "TRASHSORTING_THREADS": threads}
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
     start = time.perf_counter()
     with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+", encoding="utf-8") as log:

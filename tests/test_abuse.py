@@ -5,6 +5,7 @@ CHECK_FUZZ is the number of mutated uploads and CHECK_SCHEMATHESIS that of examp
 """
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -218,6 +219,7 @@ def test_what_is_not_http(server, request_):
         connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)
     assert not answer or answer.split()[1] in (b"400", b"404", b"414", b"422"), answer
+    assert not answer or set(json.loads(answer.rpartition(b"\r\n\r\n")[2])) == {"code", "detail"}, answer
     assert httpx.get(f"{server.url}/api/health").status_code == 200
 
 
@@ -370,7 +372,8 @@ def test_too_many_connections(serve):
     with serve(TRASHSORTING_CONNECTIONS="10") as server:
         crowd = [connect(server) for _ in range(10)]
         try:
-            answer = httpx.get(f"{server.url}/api/health")
+            assert httpx.get(f"{server.url}/api/health").status_code == 200, "a probe is answered all the same"
+            answer = httpx.get(f"{server.url}/api/model/info")
             assert check_fault(answer) == "too-many-connections"
             assert answer.headers["retry-after"] == "1" and answer.headers["connection"] == "close"
             for connection in [connect(server) for _ in range(15)]:
@@ -378,7 +381,7 @@ def test_too_many_connections(serve):
         finally:
             for connection in crowd:
                 connection.close()
-        wait_until(lambda: httpx.get(f"{server.url}/api/health").status_code == 200)
+        wait_until(lambda: httpx.get(f"{server.url}/api/model/info").status_code == 200)
 
 
 def test_thousands_of_requests_at_once_are_work_for_each_of_them_alone():
@@ -471,6 +474,39 @@ def test_time_limits(serve, setting, code):
         wait_until(lambda: depth(server) == 0)
 
 
+def test_the_bytes_of_all_uploads_have_a_limit(serve):
+    "Ten places for a megabyte each: more at the same time is refused, early where the length is declared."
+    limits = {"TRASHSORTING_MAX_BYTES": "1000000", "TRASHSORTING_MAX_BATCH_BYTES": "1000000"}
+    with serve(TRASHSORTING_QUEUE="9", TRASHSORTING_PARALLEL="1", **limits) as server:
+        crowd = [connect(server) for _ in range(10)]
+        for connection in crowd:
+            connection.sendall(HEAD + b"Content-Length: 999999\r\n\r\n" + PART)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            assert predict(client, GLASS).status_code == 200, "declared, and not sent"
+            for connection in crowd:
+                connection.sendall(bytes(999_000))
+            wait_until(lambda: refused_early(server))
+            assert check_fault(predict(client, JPEG + bytes(900_000 - len(JPEG)))) == "uploads-full"
+            headers = {"content-type": "multipart/form-data; boundary=x"}
+            chunked = client.post("/api/predict", content=iter([PART, JPEG + bytes(900_000)]), headers=headers)
+            assert check_fault(chunked) == "uploads-full" and chunked.headers["retry-after"] == "1"
+            for connection in crowd:
+                connection.close()
+            wait_until(lambda: predict(client, JPEG + bytes(900_000 - len(JPEG))).status_code == 200)
+    assert "Traceback" not in server.said()
+
+
+def refused_early(server: Server) -> bool:
+    """Whether an upload is refused by what it declares."""
+    with connect(server) as connection:
+        connection.settimeout(0.5)
+        connection.sendall(HEAD + b"Content-Length: 900000\r\n\r\n")
+        try:
+            return connection.recv(12) == b"HTTP/1.1 503"
+        except TimeoutError:
+            return False
+
+
 def test_who_left_is_not_computed_for(serve):
     "One photograph, two requests at once on a connection, and a batch of three: they give their places back at once."
     one = HEAD + b"Content-Length: %d\r\n\r\n" % len(FORM) + FORM
@@ -496,6 +532,96 @@ def test_who_left_is_not_computed_for(serve):
             float(line.split()[-1]) for line in page.splitlines() if line.startswith("trashsorting_predictions_total{")
         )
     assert counted == 6 and "Traceback" not in server.said()
+
+
+# A thread that never comes back
+
+HANG = """
+import time
+from PIL import Image, ImageFile
+
+load = ImageFile.ImageFile.load
+
+def hang(picture):
+    while picture.size == (77, 55):
+        time.sleep(0.1)
+    return load(picture)
+
+ImageFile.ImageFile.load = hang
+"""
+ENDLESS_PICTURE = encode(Image.new("RGB", (77, 55)))
+
+
+@pytest.fixture
+def hanging(tmp_path) -> dict[str, str]:
+    """Environment of a service whose decoder hangs at one picture."""
+    (tmp_path / "sitecustomize.py").write_text(HANG, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, "TRASHSORTING_WORK_SECONDS": "1", "TRASHSORTING_PARALLEL": "1"}
+
+
+def check_stuck(lines: list[dict], pid: int) -> None:
+    """One line of the log says what was stuck, under its request's id, and nothing of the file."""
+    (stuck,) = [line for line in lines if "WORK_SECONDS" in line["message"]]
+    assert (stuck["level"], stuck["pid"], stuck["request_id"]) == ("error", pid, "stuck-1") and stuck["seconds"] > 2
+    assert "sitecustomize.py" in stuck["calls"] and "open_rgb" in stuck["calls"]
+
+
+def test_a_worker_that_is_stuck_is_replaced(serve, hanging):
+    "Who waits behind the photograph that hangs is answered soon; the other worker goes on, and a new one comes."
+    with serve(workers=2, **hanging) as server, ThreadPoolExecutor(8) as pool:
+        wait_until(lambda: len(server.workers()) == 2)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            assert check_fault(predict(client, ENDLESS_PICTURE, headers={"X-Request-ID": "stuck-1"})) == "too-slow"
+        victim = next(line["pid"] for line in server.lines() if line.get("request_id") == "stuck-1")
+        codes = Counter()
+        while victim in server.workers():
+            asked = [pool.submit(httpx.post, f"{server.url}/api/predict", files={"file": GLASS}) for _ in range(8)]
+            answers = [one.result() for one in asked]
+            codes.update("200" if answer.status_code == 200 else check_fault(answer) for answer in answers)
+        wait_until(lambda: len(server.workers()) == 2, 60)
+        print(dict(codes))
+        assert codes["200"] and codes.keys() <= {"200", "draining"}
+        assert httpx.get(f"{server.url}/api/ready").status_code == 200
+        assert Counter(answer.status_code for answer in storm(server, 8, GLASS)) == {200: 8}
+        assert "Traceback" not in server.said()
+    check_stuck(server.lines(), victim)
+
+
+def test_a_worker_that_is_alone_and_stuck_ends_with_a_status_of_its_own(serve, hanging):
+    "Whoever runs it starts it again. Until then it is alive and not ready."
+    with pytest.raises(AssertionError, match="twice"), serve(**hanging) as server:  # it does not end with 0
+        with ThreadPoolExecutor(2) as pool:
+            stuck = pool.submit(predict_at, server, ENDLESS_PICTURE, "stuck-1")
+            wait_until(lambda: depth(server) == 1)
+            waiting = pool.submit(predict_at, server, GLASS, "next")
+            statuses = Counter()
+            while server.process.poll() is None:
+                for path in ("ready", "health"):
+                    try:
+                        statuses[path, httpx.get(f"{server.url}/api/{path}").status_code] += 1
+                    except httpx.TransportError:
+                        statuses[path, "gone"] += 1
+                time.sleep(0.02)
+            assert (check_fault(stuck.result()), check_fault(waiting.result())) == ("too-slow", "draining")
+        assert server.process.returncode == 1 and statuses["ready", 503] and statuses["health", 200]
+        check_stuck(server.lines(), server.pid)
+
+
+def predict_at(server: Server, data: bytes, name: str) -> httpx.Response:
+    """A prediction that can be found in the log."""
+    return httpx.post(f"{server.url}/api/predict", files={"file": data}, headers={"X-Request-ID": name}, timeout=60)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_thread_that_is_stuck_does_not_keep_the_service_from_ending(serve, hanging, workers):
+    long = {**hanging, "TRASHSORTING_WORK_SECONDS": "60", "TRASHSORTING_GRACE_SECONDS": "3"}
+    with serve(workers=workers, **long) as server, ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(predict_at, server, ENDLESS_PICTURE, "stuck-1")
+        wait_until(lambda: depth(server) == 1)
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert check_fault(stuck.result()) == "draining"
 
 
 # Processes that die
@@ -613,8 +739,11 @@ def test_the_grace_period_ends(serve):
         time.sleep(0.5)
         start = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
+        answer = read_all(connection)
         assert server.process.wait(20) == 0
         assert time.monotonic() - start < 6
+    assert answer.startswith(b"HTTP/1.1 503 ") and b'"draining"' in answer and b"retry-after: 1" in answer.lower()
+    assert not [line for line in server.lines() if "traceback" in line]
 
 
 def test_a_second_ctrl_c_does_not_wait(serve):

@@ -276,8 +276,9 @@ def test_a_folder_is_searched_for_files_only(sample, tmp_path):
     (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     done = call("predict", tmp_path, "--json")
     found = {Path(one["file"]).relative_to(tmp_path).as_posix(): one.get("error") for one in json.loads(done.stdout)}
-    assert found == {"folder.jpg/a.png": None, "good.png": None, "lost.jpg": "No such file or directory"}
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    pipe = "it is no file but a pipe, a socket or a device"
+    assert found == {"f.jpg": pipe, "folder.jpg/a.png": None, "good.png": None, "lost.jpg": "the link leads nowhere"}
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 2
 
 
 def test_a_misspelt_parameter_waits_for_no_torch(tmp_path):

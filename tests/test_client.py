@@ -5,14 +5,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from time import sleep
 
 import pytest
 from conftest import encode
 
 from trashsorting.client import Client, Refused, Unreachable
+from trashsorting.contract import Fault
 from trashsorting.dataset import draw_picture
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
@@ -135,6 +137,53 @@ def test_who_never_answers_is_not_waited_for_without_end():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with pytest.raises(Unreachable, match="timed out"):
             Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2, retries=0).health()
+
+
+@contextmanager
+def hanging_up(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Reads a head, answers this, and closes; remembers each head. What is still sent makes the system reset it."""
+    heads = []
+
+    def refuse(door: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = door.accept()
+                heads.append(connection.recv(1000))
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                if answer:
+                    connection.recv(1_000_000)
+                    sleep(0.2)  # the answer has arrived, and the rest is not wanted
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        Thread(target=refuse, args=(door,), daemon=True).start()
+        yield f"http://127.0.0.1:{door.getsockname()[1]}", heads
+        door.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_answer_is_read_although_the_file_could_not_be_sent():
+    body = Fault("too-many-bytes").problem().model_dump_json().encode()
+    answer = b"HTTP/1.1 413 No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+    with hanging_up(answer) as (url, heads):
+        with pytest.raises(Refused, match="too-many-bytes"):
+            Client(url).predict(bytes(50_000_000))
+        assert len(heads) == 1
+
+
+def test_a_file_that_is_refused_without_a_word_is_sent_once():
+    with hanging_up(b"") as (url, heads):
+        with pytest.raises(Unreachable, match="hung up before all was sent: is the file too large"):
+            Client(url).predict(bytes(50_000_000))
+        assert len(heads) == 1
+
+
+def test_what_the_service_refuses_is_sent_once(serve):
+    with serve(TRASHSORTING_MAX_BYTES="1000000") as server:
+        for size in (1_100_000, 5_000_000, 50_000_000):
+            with pytest.raises(Refused, match="limit of 1 MB"):
+                Client(server.url).predict(bytes(size))
+        assert sum(line.get("status") == 413 for line in server.lines()) == 3
 
 
 def test_a_full_queue_is_waited_for(serve):

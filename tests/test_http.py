@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from conftest import encode
 from PIL import Image
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from trashsorting.app import create_app
-from trashsorting.contract import BAD_FORM, NO_FILE, NO_MODEL, UNEXPECTED
+from trashsorting.contract import BAD_FORM, LONG_FIELD, NO_FILE, NO_FILENAME, NO_FILENAMES, NO_MODEL, UNEXPECTED
 from trashsorting.core import card_path, read_settings
 from trashsorting.dataset import draw_picture
 from trashsorting.image import load_plugin
@@ -104,6 +105,17 @@ def test_documentation_has_examples_and_faults(client):
                 assert isinstance(content["example"]["detail"], str)
 
 
+def test_an_application_that_is_mounted_keeps_its_limits_and_its_addresses(predictor):
+    outer, inner = Starlette(), create_app(predictor=predictor)
+    outer.mount("/trash", inner)
+    client = TestClient(outer, base_url="http://outer/trash/")
+    assert client.get("openapi.json").json()["servers"] == [{"url": "."}]
+    large = JPEG + bytes(6_000_000)  # two of them are more than a file may be, and less than a batch
+    assert batch(client, large, large, url="api/predict/batch").status_code == 200
+    page = client.get("metrics").text
+    assert 'requests_total{route="/api/predict/batch",status="200"}' in page
+
+
 def test_page(client):
     answer = client.get("/")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
@@ -152,10 +164,8 @@ def test_parameters_are_checked(client, query):
     assert query.split("=")[0] in answer.json()["detail"]
 
 
-def batch(client: httpx.Client, *files: bytes, **options) -> httpx.Response:
-    return client.post(
-        "/api/predict/batch", files=[("files", (f"{n}.jpg", data)) for n, data in enumerate(files)], **options
-    )
+def batch(client: httpx.Client, *files: bytes, url: str = "/api/predict/batch", **options) -> httpx.Response:
+    return client.post(url, files=[("files", (f"{n}.jpg", data)) for n, data in enumerate(files)], **options)
 
 
 def test_batch_answers_each_in_order_and_a_bad_file_does_not_spoil_the_rest(client):
@@ -202,9 +212,67 @@ def test_what_the_client_has_is_not_sent_again(client, path):
     assert "cache-control" in again.headers
 
 
-def test_the_page_has_a_head(client):
-    head = client.head("/")
-    assert (head.status_code, head.content) == (200, b"") and "content-security-policy" in head.headers
+GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics", "/docs", "/openapi.json"]
+
+
+@pytest.mark.parametrize("path", [*GETS, "/docs/swagger-ui.css"])
+def test_what_can_be_got_has_a_head(client, path):
+    head, got = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    same = {"content-type", "etag", "cache-control", "content-security-policy"}
+    assert {name: head.headers.get(name) for name in same} == {name: got.headers.get(name) for name in same}
+    assert path == "/metrics" or head.headers["content-length"] == str(len(got.content))
+
+
+def test_a_head_of_nothing(client, server):
+    missing, posted = client.head("/nowhere"), client.head("/api/predict")
+    assert (missing.status_code, posted.status_code, posted.headers["allow"]) == (404, 405, "POST")
+    assert missing.content == posted.content == b""
+    assert client.post("/api/health").headers["allow"] == "GET, HEAD"
+    client.head("/api/health", headers={"X-Request-ID": "head-1"})
+    (line,) = [line for line in server.lines() if line.get("request_id") == "head-1"]
+    assert (line["method"], line["route"], line["status"]) == ("HEAD", "/api/health", 200)
+
+
+@pytest.mark.parametrize(
+    "headers, status, code",
+    [({"Range": "bytes=a-b"}, 400, "bad-header"), ({"Range": "bytes=99999999-"}, 416, "bad-range")],
+)
+def test_what_a_library_refuses_is_a_problem(client, headers, status, code):
+    answer = client.get("/docs/swagger-ui.css", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (status, code) and answer.json()["detail"]
+    assert client.get("/docs/swagger-ui.css", headers={"Range": "bytes=0-9"}).status_code == 206
+
+
+ODD_PYTHON = """
+import warnings
+from PIL import ImageFile
+
+load = ImageFile.ImageFile.load
+
+def warn(picture):
+    warnings.warn("an odd picture")
+    return load(picture)
+
+ImageFile.ImageFile.load = warn
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_line_of_the_log_is_json(serve, tmp_path, workers):
+    "Also what Python itself has to say, under the id of the request that was answered."
+    (tmp_path / "sitecustomize.py").write_text(ODD_PYTHON, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with serve(workers=workers, PYTHONPATH=path, PYTHONWARNINGS="always") as server:
+        with httpx.Client(base_url=server.url, timeout=60, headers={"X-Request-ID": "odd-1"}) as client:
+            assert predict(client, GLASS).status_code == 200
+            with connect(server) as connection:
+                connection.sendall(b"no HTTP\r\n\r\n")
+                connection.recv(65_536)
+    plain = [line for line in server.said().splitlines() if not line.startswith("{")]
+    assert [line for line in plain if not line.startswith("trashsorting: ready at")] == []
+    warned = [line for line in server.lines() if "an odd picture" in line["message"]]
+    assert warned and all((line["level"], line["request_id"]) == ("warning", "odd-1") for line in warned)
 
 
 def test_a_key_is_wanted_where_it_costs_something(serve):
@@ -253,7 +321,9 @@ def test_other_sites_may_not_call_unless_they_are_named(serve, client):
         asked["Origin"] = "https://one.example"
         for what, status in [({"Headers": "authorization, x-request-id"}, 200), ({"Method": "DELETE"}, 400)]:
             more = {f"Access-Control-Request-{name}": value for name, value in what.items()}
-            assert httpx.options(f"{server.url}/api/predict", headers={**asked, **more}).status_code == status
+            answer = httpx.options(f"{server.url}/api/predict", headers={**asked, **more})
+            assert answer.status_code == status
+            assert status == 200 or answer.json()["code"] == "bad-header"
         large = httpx.post(f"{server.url}/api/predict", headers=asked, files={"file": bytes(11_000_000)})
         assert large.status_code == 413 and large.headers["access-control-allow-origin"] == "https://one.example"
         assert {"retry-after", "x-request-id"} <= {*large.headers["access-control-expose-headers"].split(", ")}
@@ -372,11 +442,13 @@ BAD_REQUESTS = {
     "nothing": ({}, 422, NO_FILE),
     "another field": ({"files": {"image": GLASS}}, 422, NO_FILE),
     "text in the field": ({"data": {"file": "a bottle"}}, 422, NO_FILE),
+    "no filename": ({"files": {"file": (None, b"a bottle")}}, 422, NO_FILENAME),
+    "no filename, as of curl -F file=<photo.jpg": ({"files": {"file": (None, GLASS)}}, 400, LONG_FIELD),
     "JSON": ({"json": {"file": "a bottle"}}, 422, NO_FILE),
     "the bare file": ({"content": GLASS, "headers": {"content-type": "image/png"}}, 422, NO_FILE),
     "two files": ({"files": [("file", GLASS), ("file", GLASS)]}, 400, BAD_FORM),
     "a thousand fields": ({"data": {str(n): "" for n in range(1000)}, "files": {"file": GLASS}}, 400, BAD_FORM),
-    "a long field": ({"data": {"note": "x" * 100_000}, "files": {"file": GLASS}}, 400, BAD_FORM),
+    "a long field": ({"data": {"note": "x" * 100_000}, "files": {"file": GLASS}}, 400, LONG_FIELD),
     "no boundary": ({"content": GLASS, "headers": {"content-type": "multipart/form-data"}}, 400, BAD_FORM),
     "not multipart": ({"content": GLASS, "headers": MULTIPART}, 400, BAD_FORM),
     "a part without a name": ({"content": b"--x\r\nA: b\r\n\r\nc\r\n--x--\r\n", "headers": MULTIPART}, 400, BAD_FORM),
@@ -393,6 +465,14 @@ def test_bad_request(client, name):
     request, status, detail = BAD_REQUESTS[name]
     answer = client.post("/api/predict", **request)
     assert (answer.status_code, answer.json()["detail"]) == (status, detail)
+
+
+def test_a_batch_whose_parts_have_no_filename(client):
+    for files in ([("files", (None, b"x"))], [("files", GLASS), ("files", (None, b"x"))]):
+        answer = client.post("/api/predict/batch", files=files)
+        assert (answer.status_code, answer.json()["detail"]) == (422, NO_FILENAMES)
+    long = client.post("/api/predict/batch", files=[("files", (None, GLASS))])
+    assert (long.status_code, long.json()) == (400, {"code": "bad-batch", "detail": LONG_FIELD})
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "hex", "nonsense"])

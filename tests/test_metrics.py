@@ -1,8 +1,15 @@
 """The numbers at /metrics: what they say, for one worker and for several."""
 
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -10,7 +17,9 @@ import pytest
 from conftest import encode
 from prometheus_client.parser import text_string_to_metric_families
 
+from trashsorting.contract import CODES
 from trashsorting.dataset import draw_picture
+from trashsorting.monitor import KINDS, ROOM
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
 
@@ -106,3 +115,144 @@ def test_summed_over_two_workers(serve):
     assert samples[("trashsorting_inference_seconds_count",)] == asked
     assert samples[("trashsorting_queue_depth",)] == 0
     assert not Path(folder.decode()).exists(), "the folder of the counts is removed at the end"
+
+
+# Where the counts are kept
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A file system in memory, of a size of its own."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system of a size of its own: {done.stderr.strip() or 'mount has failed'}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Mount one that is gone after the test; skips, loudly, where nobody may."""
+    with ExitStack() as stack:
+        yield lambda options: stack.enter_context(mounted(tmp_path / "disk", options))
+
+
+def predictions(server, number: int) -> Counter:
+    """Status codes of so many predictions, each on a connection of its own."""
+    asked = [httpx.post(f"{server.url}/api/predict", files={"file": GLASS}, timeout=30) for _ in range(number)]
+    return Counter(answer.status_code for answer in asked)
+
+
+def replace_a_worker(server) -> int:
+    """Kill one, and return the process that comes in its place."""
+    before = server.workers()
+    os.kill(before[0], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while len(fresh := set(server.workers()) - set(before)) != 1 or len(server.workers()) != 2:
+        assert time.monotonic() < deadline, "no worker came back"
+        time.sleep(0.05)
+    return fresh.pop()
+
+
+def answering(server, pid: int) -> Counter:
+    """Status codes of predictions, until this worker has answered some."""
+    codes, deadline = Counter(), time.monotonic() + 60
+    while sum(line["pid"] == pid and line.get("route") == "/api/predict" for line in server.lines()) < 3:
+        assert time.monotonic() < deadline, "it never answered"
+        codes += predictions(server, 4)
+    return codes
+
+
+def metrics_answers(server, number: int = 20) -> Counter:
+    """Status codes of /metrics, asked on connections of their own; each fault as documented."""
+    answers = [httpx.get(f"{server.url}/metrics", timeout=30) for _ in range(number)]
+    assert all(answer.json()["code"] == "no-metrics" for answer in answers if answer.status_code != 200)
+    return Counter(answer.status_code for answer in answers)
+
+
+def test_a_disk_that_fills_up_stops_no_prediction(serve, disk):
+    "What is counted has its room already. A worker that comes now has none: it counts alone, and says so."
+    folder = disk("size=4m")
+    with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
+        wait(lambda: len(list(folder.glob("counter_*.db"))) == 2)
+        with (folder / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4096))
+        for number in range(30):  # and some labels that were not there before
+            httpx.get(f"{server.url}/nowhere/{number}")
+        assert predictions(server, 20) == {200: 20} and metrics_answers(server) == {200: 20}
+        fresh = replace_a_worker(server)
+        assert answering(server, fresh).keys() == {200} and 200 in metrics_answers(server)
+        errors = [line for line in server.lines() if line["level"] == "error"]
+    assert [line["pid"] for line in errors if "counts alone" in line["message"]] == [fresh]
+    assert all("No space left" in line["message"] or "cannot be read" in line["message"] for line in errors)
+    assert "Traceback" not in server.said()
+
+
+def test_a_folder_that_is_removed_stops_no_prediction(serve, tmp_path):
+    folder = tmp_path / "counts"
+    folder.mkdir()
+    with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
+        wait(lambda: len(list(folder.glob("counter_*.db"))) == 2)
+        shutil.rmtree(folder)
+        assert predictions(server, 20) == {200: 20} and metrics_answers(server) == {503: 20}
+        fresh = replace_a_worker(server)
+        assert answering(server, fresh).keys() == {200} and metrics_answers(server) == {503: 20}
+        lines = Counter((line["pid"], line["message"][:20]) for line in server.lines() if line["level"] == "error")
+    assert lines and set(lines.values()) == {1}, "each worker says it once"
+    assert "Traceback" not in server.said()
+
+
+@pytest.mark.parametrize("options", ["size=64k", "size=256k", "ro"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_with_no_room_is_named_at_the_start(disk, options, workers):
+    check_refused(disk(options), workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_no_folder_is_named_at_the_start(tmp_path, workers):
+    (tmp_path / "file").touch()
+    check_refused(tmp_path / "file", workers)
+    check_refused(tmp_path / "nowhere", workers)
+
+
+def check_refused(folder: Path, workers: int) -> None:
+    """The service says in a sentence that it cannot count there, and ends with status 1."""
+    command = [sys.executable, "-m", "trashsorting", "serve", "--port", "0", "--workers", str(workers)]
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    print(done.stderr)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"PROMETHEUS_MULTIPROC_DIR={folder}" in done.stderr and "or leave the variable out" in done.stderr
+
+
+def test_all_labels_that_there_can_be_fit_into_the_room(tmp_path):
+    "A file that had to grow would be a file that can find no room."
+    code = f"""
+import trashsorting.monitor as monitor
+from trashsorting.app import create_app
+from trashsorting.predictor import Predictor
+app, predictor = create_app(), Predictor()
+metrics = app.state.metrics
+monitor.show_model(metrics, predictor.card)
+for number in range(30):
+    for status in {sorted({200, 304, 499, *(status for status, _ in CODES.values())})}:
+        metrics.requests.labels(f"/api/a-rather-long-address/{{number}}", status).inc()
+    metrics.seconds.labels(f"/api/a-rather-long-address/{{number}}").observe(1)
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    sizes = {file.name.rpartition("_")[0]: file.stat().st_size for file in tmp_path.iterdir()}
+    used = {file.name: int.from_bytes(file.read_bytes()[:4], sys.byteorder) for file in tmp_path.iterdir()}
+    print(used)
+    assert sizes == dict.fromkeys(KINDS, ROOM)
+
+
+def wait(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

@@ -3,8 +3,11 @@
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -574,3 +577,44 @@ def test_the_documentation_loads_nothing_from_elsewhere(browser, server, client)
         "off loopback it would ask its makers"
     )
     page.close()
+
+
+@contextmanager
+def behind_a_prefix(url: str, prefix: str) -> Iterator[str]:
+    """A proxy that serves a service under a prefix, which it takes away: the service does not know."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            inside = self.path.startswith(prefix)
+            answer = httpx.get(url + self.path.removeprefix(prefix)) if inside else httpx.Response(404)
+            self.send_response(answer.status_code)
+            for name in ("content-type", "content-security-policy"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("prefix", ["", "/trash", "/trash/can"])
+def test_the_documentation_sends_to_the_prefix_under_which_it_is(server, browser, prefix):
+    with behind_a_prefix(server.url, prefix) as address:
+        page = browser.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}/docs")
+        page.locator("#operations-default-health_api_health_get").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
+        page.close()
+    assert asked[-1] == f"{address}/api/health" and all(url.startswith(address) for url in asked if "http" in url[:4])

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pytest
 import yaml
 from test_repo import copy_repo
 
-from trashsorting.core import read_card
+from trashsorting.cli_train import run_notebook
+from trashsorting.core import TrashsortingError, read_card
 from trashsorting.headless import PLACES, TrainConfig, check_config
 
 BIN = Path(sys.executable).parent
@@ -150,6 +153,44 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
     made = nbformat.reads(files.cat(f"{bucket}/out.ipynb").decode(), 4)
     assert made.metadata.papermill.parameters == wrong and not made.metadata.papermill.exception
     assert read_card(tmp_path / "run" / "model.onnx").architecture == TINY["backbone"]
+
+
+# The notebook that a command runs
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code", "said"),
+    [
+        (None, "assert epochs == 3 and sys.executable == interpreter", None),
+        ("nowhere", "assert epochs == 3 and sys.executable == interpreter", None),
+        (None, "raise RuntimeError('odd')", r"^RuntimeError: odd\nThe notebook with the error in it: {executed}$"),
+        (
+            None,
+            "import os; os.kill(os.getpid(), 9)",
+            r"process died .*--resume\nThe notebook as far as .*: {executed}$",
+        ),
+    ],
+)
+def test_any_kernel_name_runs_here_and_every_end_is_a_sentence(tmp_path, monkeypatch, kernel, code, said):
+    folder = tmp_path / "100% {of} {0}"
+    folder.mkdir()
+    cells = [
+        nbformat.v4.new_code_cell(f"import sys\nepochs, interpreter = 1, {sys.executable!r}"),
+        nbformat.v4.new_code_cell(code),
+    ]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": kernel, "display_name": "?", "language": "R"}} if kernel else {}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / "source.ipynb")
+    monkeypatch.setattr("trashsorting.cli_train.training_notebook", lambda: folder / "source.ipynb")
+    executed = folder / "train.ipynb"
+    expected = (
+        pytest.raises(TrashsortingError, match=said.format(executed=re.escape(str(executed))))
+        if said
+        else nullcontext()
+    )
+    with expected:
+        run_notebook(folder, str(executed), {"epochs": 3})
+    assert any(cell.source == "# Parameters\nepochs = 3\n" for cell in nbformat.read(executed, 4).cells)
 
 
 # What the commands log

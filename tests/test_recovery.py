@@ -21,7 +21,7 @@ from trashsorting.compose import compose_folder
 from trashsorting.core import DataError, TrashsortingError
 from trashsorting.dataset import draw_sample, load_manifest, read_folder, split_by_hash
 from trashsorting.headless import TrainConfig
-from trashsorting.learner import FreezeNorm, create_learner, fit, save_run
+from trashsorting.learner import Diverged, FreezeNorm, create_learner, fit, save_run
 from trashsorting.mix import begin_with
 from trashsorting.recovery import FILE, Recovery, check_room
 
@@ -123,6 +123,33 @@ class PowerCut(Callback):
 
     def after_epoch(self):
         raise KeyboardInterrupt
+
+
+class Spoil(Callback):
+    "Makes the weights no numbers after some steps."
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def after_step(self):
+        self.steps -= 1
+        if self.steps <= 0:
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+
+def test_a_resumed_run_that_diverges_stops_too_and_keeps_its_last_good_epoch(tmp_path):
+    manifest = load_manifest("sample", tmp_path / "data", seed=CONFIG.seed)
+    learn = create_learner(manifest, CONFIG, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(learn, CONFIG, [Recovery(tmp_path, CONFIG, manifest, learn), PowerCut()])
+    kept = (tmp_path / FILE).read_bytes()
+    for _ in range(2):
+        learn = create_learner(manifest, CONFIG, tmp_path)
+        with pytest.raises(
+            Diverged, match=r"^epoch 2 of 2: train_loss is nan and valid_loss is nan, so the run has div"
+        ):
+            fit(learn, CONFIG, [Recovery(tmp_path, CONFIG, manifest, learn), Spoil(1)])
+        assert (tmp_path / FILE).read_bytes() == kept and not (tmp_path / "checkpoint.pth").exists()
 
 
 def test_with_other_composites_or_weights_it_is_another_run(tmp_path):

@@ -30,13 +30,22 @@ def launch(*words, **environment) -> subprocess.CompletedProcess:
     )
 
 
+def foreign_kernels(folder: Path) -> str:
+    'Where Jupyter finds a kernel "python3" that cannot be started, before it finds its own.'
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, request) -> Path:
-    "One finished run of two epochs on the drawn sample, with every default that it can afford."
-    out = tmp_path_factory.mktemp("runs") / "a"
+    "One finished run of two epochs on the drawn sample, in a folder and with a terminal that ask for trouble."
+    out = tmp_path_factory.mktemp("runs") / "a {0} {b} 100%s →"
+    odd = {"PYTHONIOENCODING": "cp1252", "JUPYTER_PATH": foreign_kernels(tmp_path_factory.mktemp("jupyter"))}
     start = time.perf_counter()
     rates = ("-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
-    done = launch("train", "--data", "sample", "--out", out, *SMALL, *rates)
+    done = launch("train", "--data", "sample", "--out", out, *SMALL, *rates, **odd)
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -84,6 +93,10 @@ def test_nothing_is_said_that_is_for_the_libraries_authors(run, tmp_path):
         assert "WARNING" not in said and "Warning" not in said
 
 
+def test_a_name_that_cannot_be_printed_is_escaped(run):
+    assert r"a {0} {b} 100%s \u2192/model.onnx" in (run / "stdout.txt").read_text(encoding="utf-8")
+
+
 def test_the_executed_notebook_holds_its_parameters_and_no_error(run):
     notebook = nbformat.read(run / "train.ipynb", 4)
     injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
@@ -128,6 +141,63 @@ def test_a_run_learns_from_another_and_says_so(run, tmp_path):
     (tmp_path / "run" / "run.json").unlink()
     refused = call("train", *words)
     assert refused.returncode == 1 and "there is no finished run in it" in refused.stderr
+
+
+TINY = (*SMALL, "-p", "backbone", "test_efficientnet", "-p", "pretrained", "false", "-p", "batch_size", "8")
+
+
+def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
+    done = call("train", "--data", "sample", "--out", tmp_path / "run", *TINY, "-p", "epochs", "2", "-p", "lr", "1e7")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "epoch 1 of 2: train_loss is nan and valid_loss is nan, so the run has diverged" in done.stderr
+    assert "a lower lr (now 1e+07)" in done.stderr and str(tmp_path / "run" / "train.ipynb") in done.stderr
+    assert not any((tmp_path / "run" / name).exists() for name in ("run.json", "checkpoint.pth", "recovery.pth"))
+
+
+@pytest.mark.parametrize("command", [("export",), ("mix", "--out", "mixed")])
+def test_weights_that_are_not_finite_are_refused(run, tmp_path, command):
+    broken = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "data"))
+    state = torch.load(broken / "checkpoint.pth", weights_only=True)
+    state["conv_stem.weight"][0, 0, 0, 0] = float("inf")
+    torch.save(state, broken / "checkpoint.pth")
+    name, *more = command
+    done = call(
+        name, *([broken, run] if more else [broken]), *[tmp_path / word if word == "mixed" else word for word in more]
+    )
+    assert done.returncode == 1 and f"{broken / 'checkpoint.pth'}: its weights are not finite" in done.stderr
+    assert not (broken / "model.onnx").exists() and not (tmp_path / "mixed").exists()
+
+
+LITTLE_MEMORY = """
+import pathlib, subprocess, sys
+from trashsorting.core import Preprocessing, TrashsortingError
+from trashsorting.dataloaders import make_dataloaders
+from trashsorting.dataset import read_folder, split_by_hash
+manifest = split_by_hash(read_folder(pathlib.Path(sys.argv[1])))
+preprocessing = Preprocessing(
+    input_size=64, crop_mode="squash", crop_pct=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+)
+loaders = make_dataloaders(manifest, preprocessing, batch_size=8, num_workers=1, augment=False)
+for size in ("64k", "8k"):  # too little for a batch, and for the locks of the processes
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    try:
+        next(iter(loaders.train))
+    except TrashsortingError as error:
+        print(size, error)
+"""
+
+
+def test_too_little_shared_memory_names_num_workers(tmp_path):
+    "In a name space of its own, where /dev/shm is another one."
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]  # noqa: S108
+    if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("!!! a small /dev/shm was not tried: mounting one takes root and a name space of its own")
+    script = [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY, str(draw_sample(tmp_path / "sample", 4))]
+    done = subprocess.run(["unshare", "-m", *script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["64k", "8k"]
+    assert all("num_workers 0 (-p num_workers 0), or give them more" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core import ModelError
+from .core import ModelError, need
 from trashsorting.evaluate import (
     N_BINS,
     area_under_risk,
@@ -30,6 +30,7 @@ def plot_reliability(
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
 ):  # A matplotlib figure
     "Draw how often the model is right against how sure it is, and how many photographs stand behind each point."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     count, confidence, right = calibration_bins(probabilities, targets)
@@ -184,6 +185,7 @@ def plot_risk_coverage(
     unsure_below: float | None = None,  # The threshold; None: no points
 ):  # A matplotlib figure
     "Draw the risk against the coverage for each set, with the threshold's place on each curve."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from .cli_train import PARAMETERS_OPTION, read_value
+from .core import need
 
 # %% ../nbs/11d_cli_job.ipynb #c54cf38d
 @click.group()
@@ -174,6 +175,7 @@ def job_deploy(
     The image is that of dockerfiles/api.dockerfile. With --canary 10 a tenth of the traffic goes to it: look, then
     `trashsorting job promote` or `trashsorting job rollback`.
     """
+    need("yaml", "Writing the service's document", "cloud")
     from trashsorting.deploy import Service, deploy, service_document, traffic
     from trashsorting.job import find_place, origin_labels, to_yaml
 

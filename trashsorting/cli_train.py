@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['KEEP_MEMORY', 'COMPOSITES_OPTION', 'PARAMETERS_OPTION', 'training_notebook', 'read_value', 'read_parameters',
-           'find_places', 'check_out', 'make_folder', 'notebook_of', 'run_notebook', 'train', 'read_one', 'sweep',
-           'divide', 'train_folds', 'crossval', 'mix', 'export', 'remember', 'quantize']
+           'find_places', 'check_out', 'make_folder', 'notebook_of', 'own_kernel', 'literal', 'check_notebook',
+           'failed', 'run_notebook', 'train', 'read_one', 'sweep', 'divide', 'train_folds', 'crossval', 'mix', 'export',
+           'remember', 'quantize']
 
 # %% ../nbs/11b_cli_train.ipynb #578067cb
+import builtins
 import json
 import logging
 import os
@@ -26,9 +28,9 @@ from trashsorting.cli_options import (
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
     logged,
-    need,
+    say_left_out,
 )
-from .core import SHIPPED_MODEL, TrashsortingError
+from .core import SHIPPED_MODEL, TrashsortingError, need
 
 # %% ../nbs/11b_cli_train.ipynb #2c21c6c3
 def training_notebook() -> Path:
@@ -77,7 +79,7 @@ def find_places(
     **typed: Path | str | None,  # data, split, composites, start, teachers, out, where they were typed
 ) -> dict:  # The same, with the places as absolute paths; addresses in a bucket as they are
     "Say where a run's data is and where it goes. Raises `TrashsortingError` or `UsageError`."
-    from trashsorting.dataset import WORDS
+    from trashsorting.dataset import WORDS, is_word
     from trashsorting.headless import PLACES, check_places
 
     places = {name: str(typed.get(name) or given.get(name) or "") for name in PLACES}
@@ -87,7 +89,7 @@ def find_places(
     places["out"] = places["out"].rstrip("/")
     check_places(**places | ({"out": "a bucket"} if is_remote(places["out"]) else {}))
     data, split = places["data"], places["split"]
-    elsewhere = data in WORDS or is_remote(data)
+    elsewhere = is_word(data) or is_remote(data)
     if not (elsewhere or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
     if split and not Path(split).is_file():
@@ -140,8 +142,62 @@ def notebook_of(
     nbformat.write(notebook, folder / "train.ipynb")
     return folder / "train.ipynb"
 
+# %% ../nbs/11b_cli_train.ipynb #156dfd71
+def own_kernel() -> type:  # A kernel manager, for nbclient
+    "Jupyter's client with the present interpreter as its only kernel."
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return OwnKernel
+
+# %% ../nbs/11b_cli_train.ipynb #a45c25f5
+def literal(
+    path: str,
+) -> str:  # For papermill
+    "A path in which braces are plain characters."
+    return path.replace("{", "{{").replace("}", "}}")
+
+# %% ../nbs/11b_cli_train.ipynb #5b8a464f
+def check_notebook(
+    path: Path,
+) -> None:
+    "Raise `TrashsortingError` for a training notebook that takes no parameters, or is none."
+    import nbformat
+
+    try:
+        cells = nbformat.read(path, 4).cells
+    except Exception as error:  # nbformat's own, JSON's and jsonschema's share no base
+        raise TrashsortingError(f"{path}: not a notebook ({type(error).__name__}): fetch nbs/train.ipynb again") from None
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
+        raise TrashsortingError(
+            f"{path}: no cell is tagged 'parameters', so that none could be set: tag the cell with the parameters"
+        )
+
 # %% ../nbs/11b_cli_train.ipynb #63e98b96
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
+
+# %% ../nbs/11b_cli_train.ipynb #101e7717
+def failed(
+    error: Exception,  # Of papermill, or of what it calls
+    executed: str,  # Where the executed notebook goes
+) -> TrashsortingError:
+    "A run that failed, in words, with the place of the notebook."
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):
+        named = f"{error.ename}: " if hasattr(builtins, error.ename) or not error.evalue else ""
+        return TrashsortingError(f"{named}{error.evalue}\nThe notebook with the error in it: {executed}")
+    if isinstance(error, DeadKernelError):
+        why = "the notebook's process died (killed by somebody, or for want of memory): after a whole epoch it goes on "
+        return TrashsortingError(f"{why}with --resume\nThe notebook as far as it came: {executed}")
+    said = (str(error).strip() or "no reason was given").partition("\n")[0]
+    what = f"the training notebook could not be run ({type(error).__name__}: {said})"
+    return TrashsortingError(f"{what}\nThe notebook as far as it came, if at all: {executed}")
 
 # %% ../nbs/11b_cli_train.ipynb #6884b9db
 def run_notebook(
@@ -151,7 +207,6 @@ def run_notebook(
 ) -> None:
     "Execute the training notebook. Raises `TrashsortingError` for a cell that fails."
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     from trashsorting.log import log, step
 
@@ -164,18 +219,15 @@ def run_notebook(
     heard = {"stdout_file": sys.stdout} if log.isEnabledFor(logging.WARNING) else {}
     heard |= {"stderr_file": sys.stderr} if log.isEnabledFor(logging.INFO) else {}
     heard |= {"extra_arguments": ["--log-level=ERROR"]}  # the kernel's own log: it warns of sockets on this machine
-    notebook = notebook_of(rank, scratch)
+    check_notebook(training_notebook())
+    kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": own_kernel()}
+    places = literal(str(notebook_of(rank, scratch))), literal(executed)
     try:
         with step("training") as notes:
             notes.append(", ".join(f"{name}={value}" for name, value in parameters.items()))
-            papermill.execute_notebook(notebook, executed, parameters, cwd=str(folder), progress_bar=False, **heard)
-    except papermill.PapermillExecutionError as error:
-        raise TrashsortingError(f"{error.evalue}\nThe notebook with the error in it: {executed}") from None
-    except DeadKernelError:
-        why = "killed by somebody, or for want of memory"
-        raise TrashsortingError(
-            f"the notebook's process died ({why}): after a whole epoch it goes on with --resume"
-        ) from None
+            papermill.execute_notebook(*places, parameters, cwd=str(folder), progress_bar=False, **kernel, **heard)
+    except Exception as error:  # those of papermill, nbclient, nbformat and Jupyter's client share no base
+        raise failed(error, executed) from None
 
 # %% ../nbs/11b_cli_train.ipynb #5e812d5b
 COMPOSITES_OPTION = click.option(
@@ -195,7 +247,7 @@ PARAMETERS_OPTION = click.option(
 @click.option(
     "--data",
     metavar="DIR",
-    help="A folder with one sub-folder per class, a zip of one, a JSON list of sources, 'hub' or 'sample'.",
+    help="A folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' or 'sample'.",
 )
 @SOURCE_SPLIT_OPTION
 @COMPOSITES_OPTION
@@ -305,6 +357,7 @@ def sweep(
     asked = read_one(one) if one else {}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
+        say_left_out(manifest)
         make_folder(out)
         if one:
             run_one(manifest, out, asked, describe_source(data))
@@ -333,6 +386,7 @@ def divide(
         manifest = load_manifest(
             given["data"], Path(folder) / "data", given["split"] or None, given.get("seed", 0), progress=True
         )
+        say_left_out(manifest)
         train = manifest.part("train")
         paths = [train.root / entry.file for entry in train.entries]
         with step("looking for near-duplicates") as notes:
@@ -499,6 +553,7 @@ def remember(model: Path, data: str, split: Path | None, composites: Path, out: 
     before = read_card(model)
     with TemporaryDirectory() as folder, step("remembering"):
         manifest = load_manifest(data, Path(folder) / "data", split, before.provenance.seed)
+        say_left_out(manifest)
         card = remember(model, manifest, composites, out, progress=True)
     held = f"of the {card.evaluation.n} that were held out"
     click.echo(
@@ -549,7 +604,9 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
 
     seed = read_card(model).provenance.seed
     with TemporaryDirectory() as folder, step("quantizing"):
-        card = export_int8(model, load_manifest(data, Path(folder) / "data", split, seed), out, folds, progress=True)
+        manifest = load_manifest(data, Path(folder) / "data", split, seed)
+        say_left_out(manifest)
+        card = export_int8(model, manifest, out, folds, progress=True)
     click.echo(
         f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import DataError, MissingExtra, count_cores, write_json
+from .core import DataError, count_cores, need, write_json
 from .dataset import Entry, Manifest
 from .image import open_rgb
 from .log import bar
@@ -28,10 +28,9 @@ from .log import bar
 # %% ../nbs/02e_compose.ipynb #de3196ff
 def load_cv2():
     "OpenCV with one thread, since photographs are worked on side by side. Raises `MissingExtra`."
-    try:
-        import cv2
-    except ImportError:
-        raise MissingExtra("Composing photographs", "train") from None
+    need("cv2", "Composing photographs", "train")
+    import cv2
+
     cv2.setNumThreads(1)
     return cv2
 

@@ -7,23 +7,23 @@ __all__ = ['SIDE', 'LUMA_WAVES', 'CHROMA_WAVES', 'CHROMA_BITS', 'COSINES', 'NOIS
            'MOST_GREY_BITS', 'LEAST_COSINE', 'LESS_COSINE', 'MAYBE_BITS', 'Links', 'BEHIND', 'GROUP_FIELDS', 'spectrum',
            'to_bits', 'fingerprint', 'distance', 'is_copy', 'fingerprint_files', 'to_unit', 'cosine_limit',
            'close_prints', 'close_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups',
-           'contradictions', 'what_is_done', 'settle', 'crossing', 'groups_csv', 'Doubt', 'out_of_fold', 'find_doubts',
-           'doubts_csv', 'pack_prints', 'unpack_prints', 'seen_before']
+           'contradictions', 'what_is_done', 'settle', 'keep_together', 'crossing', 'groups_csv', 'Doubt',
+           'out_of_fold', 'find_doubts', 'doubts_csv', 'pack_prints', 'unpack_prints', 'seen_before']
 
 # %% ../nbs/02b_curate.ipynb #a11abdaa
 import base64
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .core import MissingExtra, ModelCard, count_cores, csv_text
-from .dataset import Entry, Manifest, fold_by_hash, leave_out, line_up
+from .core import ModelCard, count_cores, csv_text, need
+from .dataset import SPLITS, Entry, Manifest, fold_by_hash, leave_out, line_up
 from .image import open_rgb
 from .log import bar
 
@@ -170,11 +170,10 @@ def forest(
     blocks: Iterable[Links],  # Pairs of each block, the smaller index first
 ) -> Links:  # n - 1 pairs or fewer, that connect what the blocks connect
     "Keep the closest pairs that tie everything together: a minimum spanning forest. Raises `MissingExtra` without scipy."
-    try:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import minimum_spanning_tree
-    except ImportError:
-        raise MissingExtra("Looking for near-duplicates", "train") from None
+    need("scipy", "Looking for near-duplicates", "train")
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
     kept = np.empty((3, 0))
     for found in blocks:
         if found.shape[1]:
@@ -192,6 +191,7 @@ def components(
     links: Links,
 ) -> list[np.ndarray]:  # Indices of each group of two or more, sorted
     "What the pairs connect."
+    need("scipy", "Looking for near-duplicates", "train")
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -307,6 +307,19 @@ def settle(
         reasons |= dict.fromkeys(files, f"one picture under several names: {', '.join(files)}")
     return leave_out(manifest, reasons)
 
+# %% ../nbs/02b_curate.ipynb #9cebe0c1
+def keep_together(
+    manifest: Manifest,  # Decided
+    groups: Iterable[Group],  # From `find_groups`
+) -> Manifest:  # With every group in one part
+    "Mend a split that tears groups apart, so that nothing like a held-out photograph is trained on."
+    parts = {entry.file: entry.split for entry in manifest.entries}
+    for group in groups:
+        files = [file for file in group.files if file in parts]
+        if files:
+            parts |= dict.fromkeys(files, max((parts[file] for file in files), key=SPLITS.index))
+    return replace(manifest, entries=tuple(replace(entry, split=parts[entry.file]) for entry in manifest.entries))
+
 # %% ../nbs/02b_curate.ipynb #315e5372
 def crossing(
     groups: Iterable[Group],
@@ -353,12 +366,11 @@ def out_of_fold(
     seed: int = 0,
 ) -> np.ndarray:  # (n, classes) probabilities, each by a classifier that did not see the photograph's group
     "Judge every photograph by a linear classifier of the other folds. Raises `DataError` or `MissingExtra`."
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise MissingExtra("Looking for wrong labels", "train") from None
+    need("sklearn", "Looking for wrong labels", "train")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     together = [group.files for group in groups]
     fewest = min(map(len, line_up(manifest, together).values()))
     folds = np.array(fold_by_hash(manifest, max(2, min(k, fewest)), together, seed))
@@ -376,10 +388,9 @@ def find_doubts(
     manifest: Manifest,
 ) -> tuple[Doubt, ...]:  # The most doubtful first
     "Photographs whose names are probably wrong. Raises `MissingExtra` without cleanlab."
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError:
-        raise MissingExtra("Looking for wrong labels", "train") from None
+    need("cleanlab", "Looking for wrong labels", "train")
+    from cleanlab.filter import find_label_issues
+
     targets = np.array([manifest.labels.index(entry.label) for entry in manifest.entries])
     worst = find_label_issues(targets, judged, return_indices_ranked_by="self_confidence", n_jobs=1)
     found = [(manifest.entries[at], judged[at]) for at in worst]

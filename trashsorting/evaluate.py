@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import Bootstrap, ClassFigures, Evaluation, Interval, Labels
+from .core import Bootstrap, ClassFigures, Evaluation, Interval, Labels, ModelError, need
 
 # %% ../nbs/05_evaluate.ipynb #168427b2
 Z95 = 1.959964  # standard normal quantile at 0.975
@@ -213,9 +213,11 @@ def evaluate(
     unsure_below: float | None = None,  # The card's threshold on the top-1 probability
     groups: np.ndarray | None = None,  # (n,) equal where photographs belong together, for the bootstrap
 ) -> Evaluation:
-    "Score predictions; `accuracy` is forced top-1. Raises `ValueError` for no photographs or shapes that do not fit."
+    "Score predictions; `accuracy` is forced top-1. Raises `ValueError` for shapes that do not fit, or `ModelError`."
     if len(targets) == 0 or probabilities.shape != (len(targets), len(classes)):
         raise ValueError(f"{len(targets)} targets and {len(classes)} classes do not fit {probabilities.shape}")
+    if n_bad := int((~np.isfinite(probabilities)).any(axis=1).sum()):
+        raise ModelError(f"{n_bad} of {len(targets)} answers are not finite (NaN or infinite): there is nothing to score")
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(targets, predicted, len(classes))
     per_class = {label: class_figures(confusion, index) for index, label in enumerate(classes)}
@@ -363,6 +365,7 @@ def plot_confusion(
     path: Path | None = None,  # Where to save a picture; None: nowhere
 ):  # A matplotlib figure
     "Draw the confusion matrix; the shade is the share of the true class."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     confusion = np.array(evaluation.confusion)

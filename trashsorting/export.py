@@ -42,7 +42,7 @@ from .dataloaders import make_dataloaders
 from .dataset import DRAWN
 from .evaluate import evaluate
 from .learner import Run, load_run
-from .predictor import open_session, score
+from .predictor import open_session, run_logits, score
 
 # %% ../nbs/07_export.ipynb #3a28216a
 class Explained(torch.nn.Module):
@@ -166,14 +166,14 @@ def check_parity(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],  # Inputs and targets: a learner's `dls.valid`
     file: Path,  # The exported ONNX file
 ) -> Parity:
-    "Compare file and network on the same arrays. Raises `ModelError` if one prediction differs."
+    "Compare file and network on the same arrays. Raises `ModelError` if one prediction differs, or is not finite."
     session, model = open_session(file), model.eval()
     agreed = n = 0
     difference = 0.0
     for inputs, _ in batches:
         with torch.inference_mode():
             ours = model(inputs).cpu().numpy()
-        theirs = session.run(["logits"], {"pixels": inputs.cpu().numpy()})[0]
+        theirs = run_logits(session, inputs.cpu().numpy())
         agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())
         n += len(ours)
         difference = max(difference, float(np.abs(ours - theirs).max()))

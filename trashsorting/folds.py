@@ -7,7 +7,6 @@ __all__ = ['Predictions', 'pool', 'save_predictions', 'load_predictions', 'evalu
            'fold_table', 'confident_mistakes', 'plot_mistakes']
 
 # %% ../nbs/05c_folds.ipynb #74194e7b
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import DataError, Evaluation, Labels, csv_text
+from .core import DataError, Evaluation, Labels, csv_text, need, read_csv
 from .evaluate import evaluate, softmax
 
 # %% ../nbs/05c_folds.ipynb #7d1d0e83
@@ -78,18 +77,14 @@ def load_predictions(
 ) -> Predictions:
     "Read predictions. Raises `DataError` for a file that is missing, or that holds no predictions."
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            head, *rows = csv.reader(stream)
-        classes = tuple(name.removeprefix("logit:") for name in head[3:])
-        if head[:3] != ["file", "label", "fold"] or not rows:
-            raise ValueError(f"the columns are {', '.join(head)}")
-        targets, folds = np.array([classes.index(row[1]) for row in rows]), np.array([int(row[2]) for row in rows])
-        logits = np.array([row[3:] for row in rows], dtype=np.float32)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+        rows = [row for _, row in read_csv(path, ("file", "label", "fold"))]
+        classes = tuple(name.removeprefix("logit:") for name in rows[0] if name.startswith("logit:"))
+        targets = np.array([classes.index(row["label"]) for row in rows])
+        folds = np.array([int(row["fold"]) for row in rows])
+        logits = np.array([[row[f"logit:{label}"] for label in classes] for row in rows], dtype=np.float32)
+    except (DataError, ValueError) as error:
         raise DataError(f"{path} holds no predictions: {error}") from None
-    return Predictions(classes, tuple(row[0] for row in rows), targets, folds, logits)
+    return Predictions(classes, tuple(row["file"] for row in rows), targets, folds, logits)
 
 # %% ../nbs/05c_folds.ipynb #bf9be022
 def evaluate_folds(
@@ -158,6 +153,7 @@ def plot_mistakes(
     k: int = 12,  # How many at most, six in a row
 ):  # A matplotlib figure
     "Draw a contact sheet of the most confident mistakes; only the pictures that are drawn are opened."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     found = confident_mistakes(probabilities, targets, k)

@@ -7,10 +7,10 @@ __all__ = ['FORMATS', 'MAX_SIDE', 'MAX_SEGMENTS', 'MAX_FILL', 'MARKER', 'SCAN', 
            'MAX_SCANNED', 'MAX_CHUNKS', 'COLOUR_NOTES', 'UPRIGHT_NOTES', 'LARGE_PIXELS', 'MMAP_THRESHOLD',
            'TRIM_THRESHOLD', 'TURNS', 'MAX_PROFILE', 'SRGB_PRIMARIES', 'D50', 'BRADFORD', 'MODES', 'LEAST_FACTOR',
            'LEAST_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes', 'TooManyPixels', 'NotAnImage', 'DamagedImage',
-           'accepted', 'recognise', 'load_plugin', 'check_sides', 'jpeg_header', 'count_scans', 'check_scans',
+           'accepted', 'recognise', 'load_plugin', 'check_dimensions', 'jpeg_header', 'count_scans', 'check_scans',
            'png_chunks', 'can_read', 'without_notes', 'open_header', 'boxes', 'avif_properties', 'clean_aperture',
            'return_memory', 'decode', 'orientation', 'srgb_transform', 'xyz_of_primaries', 'png_profile', 'profile_of',
-           'to_srgb', 'to_rgb', 'open_rgb', 'crop_box', 'resize', 'to_input', 'least_side']
+           'to_srgb', 'to_rgb', 'check_bytes', 'open_rgb', 'crop_box', 'resize', 'to_input', 'least_side']
 
 # %% ../nbs/01_image.ipynb #d3bcdb2e
 import ctypes
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
-from .core import MAX_BYTES, MAX_PIXELS, Preprocessing, TrashsortingError
+from .core import MAX_FILE_BYTES, MAX_PIXELS, Preprocessing, TrashsortingError
 
 # %% ../nbs/01_image.ipynb #9cb78d94
 class ImageError(TrashsortingError):
@@ -102,7 +102,7 @@ def load_plugin(
 MAX_SIDE = 65_535  # Pixels
 
 
-def check_sides(
+def check_dimensions(
     picture: Image.Image,  # Opened, not yet decoded
     max_pixels: int,  # The largest accepted width x height
 ) -> None:
@@ -255,7 +255,7 @@ def open_header(
         raise TooManyPixels(f"the picture is far over the limit of {max_pixels / 1e6:g} megapixels") from None
     except Exception as error:
         raise DamagedImage("the picture's header makes no sense") from error
-    check_sides(picture, max_pixels)
+    check_dimensions(picture, max_pixels)
     if isinstance(picture, JpegImageFile):
         check_scans(picture, data, segments[-1][1])
     return picture
@@ -479,22 +479,39 @@ def to_rgb(
         picture = picture.convert("RGB")
     return picture if turn is None else picture.transpose(turn)
 
+# %% ../nbs/01_image.ipynb #daa33677
+def check_bytes(
+    data: bytes,  # A file, or its beginning if that is longer than the limit
+    max_bytes: int,  # The largest accepted file, bytes
+) -> None:
+    "Raise `EmptyImage` for no bytes, `TooManyBytes` for more than the limit."
+    if not data:
+        raise EmptyImage("the file is empty (0 bytes)")
+    if len(data) > max_bytes:
+        raise TooManyBytes(f"the file is larger than the limit of {max_bytes / 1e6:g} MB")
+
 # %% ../nbs/01_image.ipynb #3867cc22
 def open_rgb(
     source: bytes | str | Path,  # Encoded bytes, or the path of a file
-    max_bytes: int = MAX_BYTES,  # The largest accepted file, bytes
+    max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
     least_side: int | None = None,  # How small a JPEG may be decoded, see `decode`
 ) -> Image.Image:  # Upright, mode RGB
-    "Read a photograph from bytes or a file. Raises a kind of `ImageError`, or `OSError` for an unreadable file."
-    if not isinstance(source, bytes):
-        with open(source, "rb") as stream:
-            source = stream.read(max_bytes + 1)
-    if not source:
-        raise EmptyImage("the file is empty (0 bytes)")
-    if len(source) > max_bytes:
-        raise TooManyBytes(f"the file is larger than the limit of {max_bytes / 1e6:g} MB")
-    return to_rgb(decode(source, max_pixels, least_side))
+    "Read a photograph. Raises a kind of `ImageError`, or `OSError` for an unreadable file; both name the file."
+    data = source
+    try:
+        if not isinstance(data, bytes):
+            with open(data, "rb") as stream:
+                data = stream.read(max_bytes + 1)
+        check_bytes(data, max_bytes)
+        return to_rgb(decode(data, max_pixels, least_side))
+    except ImageError as error:
+        if isinstance(source, bytes):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    except OSError as error:
+        error.filename = error.filename or str(source)
+        raise
 
 # %% ../nbs/01_image.ipynb #d2db13ac
 def crop_box(

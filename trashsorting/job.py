@@ -23,7 +23,7 @@ from urllib.parse import urlencode, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import MissingExtra, TrashsortingError
+from .core import MissingExtra, TrashsortingError, need
 from .headless import PLACES, check_config, check_places
 from .versions import commit, tracked_version
 
@@ -196,10 +196,9 @@ def to_yaml(
     document: dict[str, Any],
 ) -> str:  # Keys in the order they were written
     "A document for a person, and for `gcloud`. Raises `MissingExtra` without PyYAML."
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise MissingExtra("Printing YAML", "cloud") from None
+    need("yaml", "Printing YAML", "cloud")
+    import yaml
+
     apart = json.loads(json.dumps(document))  # what stands twice is written twice, and not by reference
     return yaml.safe_dump(apart, sort_keys=False, allow_unicode=True, width=110)
 

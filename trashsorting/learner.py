@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PACKAGED_WEIGHTS', 'LIBRARIES', 'load_packaged', 'hub_in_reach', 'create_backbone', 'backbone_preprocessing', 'embed',
-           'split_parameters', 'FreezeNorm', 'running_mean', 'AverageWeights', 'RunLog', 'set_seed', 'create_learner',
-           'fit', 'plot_history', 'save_run', 'Run', 'load_run']
+           'split_parameters', 'FreezeNorm', 'running_mean', 'AverageWeights', 'Diverged', 'not_finite',
+           'check_converging', 'RunLog', 'set_seed', 'create_learner', 'fit', 'plot_history', 'save_run', 'Run',
+           'load_run']
 
 # %% ../nbs/04_learner.ipynb #2b42fcb1
 import json
+import math
 import os
 import random
 import socket
@@ -30,7 +32,7 @@ import numpy as np
 import timm
 import torch
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback
+from fastai.callback.core import CancelFitException, Callback
 from fastai.callback.schedule import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -44,7 +46,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .compose import describe_composites, find_composites
 from .core import DataError, ModelError, Preprocessing, Source, TrashsortingError, csv_text, write_json
-from .dataloaders import make_dataloaders
+from .dataloaders import make_dataloaders, name_workers
 from .dataset import Manifest, manifest_from_csv
 from .headless import TrainConfig, check_config
 from .image import open_rgb, to_input
@@ -239,6 +241,32 @@ class AverageWeights(Callback):
     def after_fit(self):
         self.swap()
 
+# %% ../nbs/04_learner.ipynb #004804a1
+class Diverged(TrashsortingError):
+    "A run whose loss is not finite."
+
+# %% ../nbs/04_learner.ipynb #a90805e1
+def not_finite(
+    row: dict[str, float],  # Of the history
+) -> list[str]:  # Names of the losses
+    "Which losses of an epoch are NaN or infinite."
+    return [name for name, value in row.items() if name.endswith("loss") and not math.isfinite(value)]
+
+# %% ../nbs/04_learner.ipynb #e7482df9
+def check_converging(
+    rows: list[dict[str, float]],  # The history so far
+    config: TrainConfig,
+) -> None:
+    "Raise `Diverged`, with what to try, if the last epoch has a loss that is not finite."
+    if not rows or not (names := not_finite(rows[-1])):
+        return
+    epoch, rate = rows[-1]["epoch"], "head_lr" if rows[-1]["epoch"] <= config.freeze_epochs else "lr"
+    losses = " and ".join(f"{name} is {rows[-1][name]}" for name in names)
+    raise Diverged(
+        f"epoch {epoch} of {config.freeze_epochs + config.epochs}: {losses}, so the run has diverged: "
+        f"try a lower {rate} (now {getattr(config, rate):g}) or a larger batch_size (now {config.batch_size})"
+    )
+
 # %% ../nbs/04_learner.ipynb #9d4b4dfd
 class RunLog(Callback):
     "Print the progress of a run, and write a row to `history.csv` after each epoch."
@@ -276,9 +304,10 @@ class RunLog(Callback):
         self.say("done  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         row = {"epoch": len(self.rows) + 1, **figures, "seconds": time.monotonic() - self.start}
         self.rows.append({name: round(value, 6) for name, value in row.items()})
-        if rank_distrib():  # of several processes only the first writes
-            return
-        self.path.write_text(csv_text([row, *(one.values() for one in self.rows)]), encoding="utf-8")
+        if not rank_distrib():  # of several processes only the first writes
+            self.path.write_text(csv_text([row, *(one.values() for one in self.rows)]), encoding="utf-8")
+        if not_finite(self.rows[-1]):
+            raise CancelFitException
 
 # %% ../nbs/04_learner.ipynb #cfd683cf
 def set_seed(
@@ -343,17 +372,19 @@ def fit(
     config: TrainConfig,
     cbs: Iterable[Callback] = (),  # More callbacks: of a tracker, of the recovery after a break
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
-    "The classifier, then the rest, ending with the mean of the weights. Raises `TrashsortingError` where nothing may learn."
+    "The classifier, then the rest, ending with the mean of the weights. Raises `Diverged`, or `TrashsortingError`."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
     average = [AverageWeights(config.average)] if config.average else []
     cbs = [log, *average, *cbs]
-    with learn.no_bar(), learn.no_logging():
+    with learn.no_bar(), learn.no_logging(), name_workers():
         learn.freeze()
         if config.freeze_epochs:
             learn.fit_one_cycle(config.freeze_epochs, config.head_lr, cbs=cbs)
+            check_converging(log.rows, config)
         learn.freeze_to(len(learn.opt.param_lists) - 2)
         if config.epochs:
             learn.fit_one_cycle(config.epochs, config.lr, cbs=cbs)
+            check_converging(log.rows, config)
     written = learn.save("checkpoint.part", with_opt=False)
     if not rank_distrib():
         os.replace(written, written.with_name("checkpoint.pth"))
@@ -456,4 +487,6 @@ def load_run(
             f"{path}: not the weights of a {config.backbone} with {n_classes} classes ({type(error).__name__}): "
             "copy the run's folder again, or train it again"
         ) from error
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise ModelError(f"{path}: its weights are not finite (NaN or infinite): train it again, with a lower lr")
     return Run(folder, info, manifest, config, preprocessing, model.eval())

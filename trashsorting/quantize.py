@@ -43,7 +43,7 @@ from .dataset import Manifest
 from .evaluate import Z95, wilson
 from .export import forget_origins, revised_card
 from .image import least_side, open_rgb, to_input
-from .predictor import open_session, run_logits, score
+from .predictor import Predictor, open_session, run_logits, score
 
 # %% ../nbs/07a_quantize.ipynb #402a0b9f
 N_CALIBRATION = 100
@@ -285,7 +285,7 @@ def quantize(
     first: int = FLOAT_CONVOLUTIONS,  # How many convolutions at the start stay in float
 ) -> Path:  # `out`
     "Make the INT8 file of a float one, without its card. Raises `ModelError`, and what `open_rgb` raises."
-    card = read_card(file)
+    card = Predictor(file).card
     if card.quantization:
         raise ModelError(f"{file} is an INT8 file already: quantize the float file that it was made of")
     inputs = load_inputs(paths, card.preprocessing)

@@ -30,7 +30,6 @@ from trashsorting.core import (
     ModelError,
     Preprocessing,
     check_out_file,
-    read_card,
     write_card,
 )
 from .dataset import Manifest
@@ -38,7 +37,7 @@ from .export import revised_card, write_onnx
 from .image import least_side, open_rgb, to_input
 from .learner import create_backbone, embed
 from .log import bar
-from .predictor import open_session, score
+from .predictor import Predictor, open_session, score
 
 # %% ../nbs/07c_remember.ipynb #4bfc8768
 WORDS: dict[str, tuple[str, ...]] = {  # Class -> what ImageNet calls things that are made of it
@@ -367,7 +366,7 @@ def remember(
 ) -> ModelCard:  # Of the new file
     "Give a model a second classifier, of ImageNet's words. Raises `DataError` for other photographs, `ModelError`."
     check_out_file(file, out)
-    card = read_card(file)
+    card = Predictor(file).card
     if manifest.sha256 != card.provenance.manifest_sha256:
         raise DataError(f"{manifest.root}: not the photographs of {file}, or not divided as they were then")
     with TemporaryDirectory() as folder:

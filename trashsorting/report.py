@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import MissingExtra, count_cores
+from .core import count_cores, need
 from .curate import Doubt, Group, contradictions, crossing, what_is_done
 from .dataset import Manifest
 from .image import open_rgb
@@ -62,10 +62,9 @@ def new_figure(
     height: float,  # Inches
 ):  # A matplotlib figure
     "A figure that belongs to nobody's session. Raises `MissingExtra` without matplotlib."
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("Writing a report", "train") from None
+    need("matplotlib", "Writing a report", "train")
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 # %% ../nbs/02c_report.ipynb #fd807d52

@@ -8,7 +8,6 @@ __all__ = ['SIDE', 'CORRUPTIONS', 'PACKAGED', 'TEXTURES', 'reduce', 'spoil', 'co
            'logits_for']
 
 # %% ../nbs/06b_robustness.ipynb #e507745d
-import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from .core import MissingExtra, Preprocessing
+from .core import Preprocessing, need
 from .evaluate import wilson
 from .image import open_rgb, to_input
 from .predictor import run_logits
@@ -93,8 +92,7 @@ def corrupt(
     "Spoil a photograph. Raises `MissingExtra` without torchvision."
     if strength == 0:
         return picture
-    if importlib.util.find_spec("torchvision") is None:
-        raise MissingExtra("Spoiling photographs", "train")
+    need("torchvision", "Spoiling photographs", "train")
     import torch
     from torchvision.transforms.v2 import functional as transform
 
@@ -161,6 +159,7 @@ def plot_robustness(
     measured: Robustness,
 ):  # A matplotlib figure
     "Draw accuracy against strength, a small plot for each corruption, with 95 % Wilson intervals."
+    need("matplotlib", "Drawing", "train")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.9 * len(measured.right), 2.5), layout="constrained")
@@ -189,8 +188,7 @@ def packaged_photographs() -> dict[str, Image.Image]:  # RGB, by name
     "Photographs that scikit-image, scikit-learn and matplotlib ship. Raises `MissingExtra` without one of these."
     found: dict[str, Image.Image] = {}
     for package, (folder, names) in PACKAGED.items():
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra("The set of other things", "train")
+        need(package, "The set of other things", "train")
         found |= {name.split(".")[0]: open_rgb(Path(str(files(package))) / folder / name) for name in names.split()}
     return found
 

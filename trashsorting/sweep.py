@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'DISTRIBUTIONS', 'HEARTBEAT_S', 'STUDY', 'ENDED', 'check_space', 'read_space', 'suggest', 'Report',
-           'run_trial', 'open_study', 'n_ended', 'same_sweep', 'work', 'run_sweep', 'plot_sweep', 'save_winner',
-           'wandb_sweep', 'run_one']
+           'run_trial', 'storage_url', 'open_study', 'n_ended', 'same_sweep', 'work', 'run_sweep', 'plot_sweep',
+           'save_winner', 'wandb_sweep', 'run_one']
 
 # %% ../nbs/06d_sweep.ipynb #de08f79d
 import json
@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
+import sqlalchemy
 import torch
 import yaml
 from fastai.callback.core import Callback
@@ -28,7 +30,8 @@ from optuna.trial import TrialState
 from .core import TrashsortingError, count_cores
 from .dataset import Manifest
 from .headless import TrainConfig, check_config
-from .learner import create_learner, fit
+from .learner import Diverged, create_learner, fit
+from .log import log
 from .tracking import TrackCallback, start_tracker
 
 # %% ../nbs/06d_sweep.ipynb #ce937e38
@@ -116,15 +119,27 @@ def run_trial(
     space: dict[str, dict],
     fixed: dict,  # Parameters that are the same in every trial
 ) -> float:
-    "Train one configuration."
+    "Train one configuration. Raises `TrialPruned` for one that diverges; the study keeps the reason."
     config = check_config(**fixed, **suggest(trial, space))
     out = Path(folder) / f"trial{trial.number:04}"
     out.mkdir(exist_ok=True)
     learn = create_learner(manifest, config, out)
     try:
         return fit(learn, config, [Report(trial)])[-1]["accuracy"]
+    except Diverged as error:
+        trial.set_user_attr("diverged", str(error))
+        log.warning("trial %d: %s", trial.number, error)
+        raise optuna.TrialPruned(str(error)) from error
     finally:
         (out / "checkpoint.pth").unlink(missing_ok=True)
+
+# %% ../nbs/06d_sweep.ipynb #3a0cf3a8
+def storage_url(
+    file: Path,  # SQLite's
+) -> str:
+    "A file's address for Optuna, which fills in braces, and for SQLAlchemy, which reads what follows a question mark."
+    query = {"uri": "true"}
+    return sqlalchemy.URL.create("sqlite", database=f"file:{quote(str(file))}", query=query).render_as_string()
 
 # %% ../nbs/06d_sweep.ipynb #1cbd86bb
 HEARTBEAT_S = 30
@@ -141,7 +156,7 @@ def open_study(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = RDBStorage(
-            f"sqlite:///{Path(folder) / 'sweep.db'}",
+            storage_url(Path(folder) / "sweep.db"),
             engine_kwargs={"connect_args": {"timeout": 60}},
             heartbeat_interval=HEARTBEAT_S,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=2),
@@ -255,7 +270,8 @@ def save_winner(
 ) -> TrainConfig:
     "Write the best trial's whole configuration as YAML, to train with. Raises `TrashsortingError` if there is none."
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise TrashsortingError("no trial of the sweep came to its end")
+        diverged = [trial.user_attrs["diverged"] for trial in study.trials if "diverged" in trial.user_attrs]
+        raise TrashsortingError("no trial of the sweep came to its end" + (f"; the last: {diverged[-1]}" if diverged else ""))
     config = check_config(**fixed, **study.best_params)
     Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
     return config

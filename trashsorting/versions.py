@@ -18,32 +18,36 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unicodedata import normalize
 
 from pydantic import TypeAdapter
 
-from .core import DataError, MissingExtra, Source
+from .core import DataError, Source, need
 from trashsorting.dataset import (
     OWN_MANIFEST,
     OWN_SOURCES,
     Manifest,
     apply_split,
+    complete_split,
     manifest_from_csv,
+    named,
     open_manifest,
     own_sources,
-    split_by_hash,
+    spell,
 )
 from .log import step
 
 # %% ../nbs/02d_versions.ipynb #f0f9fa1e
 def keep_parts(
     manifest: Manifest,  # As read
-    seed: int,  # For `split_by_hash`
+    seed: int,  # For `complete_split`
 ) -> Manifest:  # Decided
     "Leave a photograph in the part that it was in; only new ones are decided."
-    decided, own = split_by_hash(manifest, seed), manifest.root / OWN_MANIFEST
+    decided, own = complete_split(manifest, seed), manifest.root / OWN_MANIFEST
     if not own.is_file():
         return decided
     listed = {entry.file: entry for entry in manifest_from_csv(own, manifest.root).entries}
+    listed = spell(listed, [entry.file for entry in decided.entries])
     entries = []
     for entry in decided.entries:
         known = listed.get(entry.file, entry)
@@ -76,14 +80,14 @@ def check_nothing_lost(
     "Raise `DataError` if the folder has a file that its list does not name, or one that was found unfit, and no copy is made."
     if not (into / OWN_MANIFEST).is_file():
         return
-    listed = {entry.file for entry in manifest_from_csv(into / OWN_MANIFEST, into).entries}
+    listed = {normalize("NFC", entry.file) for entry in manifest_from_csv(into / OWN_MANIFEST, into).entries}
     copied = {(manifest.root / entry.file).resolve() for entry in manifest.entries}
     unused = {(manifest.root / item.file).resolve(): item.reason for item in manifest.left_out}
     for path in sorted(into.rglob("*")):
         file, real = path.relative_to(into).as_posix(), path.resolve()
         if path.is_dir() or file in (OWN_MANIFEST, OWN_SOURCES) or real in copied:
             continue
-        if real in unused or file not in listed:
+        if real in unused or normalize("NFC", file) not in listed:
             reason = unused.get(real, f"{OWN_MANIFEST} does not list it")
             raise DataError(f"{into}: {file} would be lost ({reason}); move it elsewhere, then try again")
 
@@ -112,8 +116,8 @@ def swap(
 def import_data(
     source: str | Path,  # A folder, a zip of one, a JSON list of sources, "hub" or "sample"
     into: Path,  # The folder to make
-    split: Path | None = None,  # CSV with the columns file,label,split; None: the source's own, or `split_by_hash`
-    seed: int = 0,  # For `split_by_hash`
+    split: Path | None = None,  # CSV with the columns file,label,split; None: the source's own, or `complete_split`
+    seed: int = 0,  # For `complete_split`
     replace_old: bool = False,  # Whether a folder that was prepared before may be replaced
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Of the new folder
@@ -123,13 +127,14 @@ def import_data(
     into.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as work:
         found = open_manifest(source, Path(work) / "source", progress=progress)
-        manifest = apply_split(found, split) if split else keep_parts(found, seed)
+        with named(source, Path(work) / "source"):
+            manifest = complete_split(apply_split(found, split), seed) if split else keep_parts(found, seed)
         check_nothing_lost(into, manifest)
         with step("copying photographs") as notes:
             made = copy_photographs(manifest, Path(work) / "made")
             notes.append(f"{len(made.entries)} files")
         swap(made.root, into, Path(f"{work}-old"))
-    return Manifest(into, made.entries, made.left_out, made.sources)
+    return replace(made, root=into)
 
 # %% ../nbs/02d_versions.ipynb #6b317767
 def copy_photographs(
@@ -144,7 +149,7 @@ def copy_photographs(
         target = into / entries[-1].file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(manifest.root / entry.file, target)
-    made = Manifest(into, tuple(sorted(entries, key=lambda entry: entry.file)), manifest.left_out, manifest.sources)
+    made = replace(manifest, root=into, entries=tuple(sorted(entries, key=lambda entry: entry.file)))
     (into / OWN_MANIFEST).write_text(made.to_csv(), encoding="utf-8")
     if made.sources:
         (into / OWN_SOURCES).write_bytes(TypeAdapter(tuple[Source, ...]).dump_json(made.sources, indent=2))
@@ -185,10 +190,9 @@ def tracked_version(
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise MissingExtra(f"Reading {note.name}", "cloud") from None
+    need("yaml", f"Reading {note.name}", "cloud")
+    import yaml
+
     try:
         out = yaml.safe_load(note.read_bytes())["outs"][0]
         return out.get("md5") or folder_hash({one["relpath"]: one["md5"] for one in out["files"]})
@@ -241,6 +245,7 @@ def open_repository(
     folder: Path,  # The tracked folder
 ):  # A `dvc.repo.Repo`
     "The DVC repository that a folder is tracked in. Raises `DataError` where there is none."
+    need("dvc", "Keeping versions", "cloud")
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

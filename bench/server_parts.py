@@ -1,0 +1,175 @@
+"""What parts of the server buy: `python bench/server_parts.py`, 5 minutes, a table with a row for each part left out.
+
+Each variant is the service of this working tree with a few lines of Python run first in all its processes. The variants
+take turns, and each figure is the median of the rounds. Processor time is what a busy machine disturbs least.
+"""
+
+import argparse
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pictures import large_pictures, small_pictures
+from serve import family, finish, memory, processor_time, service, start_wrk
+
+UVICORNS_DOOR = """
+import trashsorting.server as server
+del server.SharedLoop.create_server
+"""
+OWN_SOCKETS = """
+import socket
+import trashsorting.server as server
+
+def bind(host, port):
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind((host, port))
+    return made
+
+async def create_server(self, make, *, sock, **uvicorn):
+    return await super(server.SharedLoop, self).create_server(make, sock=bind(*sock.getsockname()), backlog=2048)
+
+server.listen, server.SharedLoop.create_server = bind, create_server
+"""
+STARLETTES_PARSER = """
+import trashsorting.app as app
+app.FormParser.in_memory = property(lambda self: False, lambda self, value: None)
+"""
+ALWAYS_SPOOLED = """
+import contextlib
+import trashsorting.gate as gate
+
+@contextlib.asynccontextmanager
+async def hold(self, size, files=1, seconds=0):
+    yield gate.SPOOL // files
+
+gate.Traffic.hold = hold
+"""
+AS_IT_COMES = """
+import trashsorting.gate as gate
+gate.gathered = lambda receive, least=0: receive
+"""
+DOORS = {"as it is": "", "uvicorn's door": UVICORNS_DOOR, "a socket each": OWN_SOCKETS}
+UPLOADS = {
+    "as it is": "",
+    "without Pieces": STARLETTES_PARSER,
+    "without hold": ALWAYS_SPOOLED,
+    "without gathered": AS_IT_COMES,
+}
+
+
+def new_connections(port: int, pid: int, clients: int, seconds: float) -> dict[str, float]:
+    "Requests that each open a connection, a second, and the processor's milliseconds for one."
+    before = processor_time(pid)
+    words = ["wrk", "-t", "1", "-c", clients, "-d", f"{max(1, round(seconds))}s", "-H", "Connection: close"]
+    command = [str(word) for word in (*words, f"http://127.0.0.1:{port}/api/health")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    number = int(re.search(r"(\d+) requests in", said)[1])
+    rate = float(re.search(r"Requests/sec: *([\d.]+)", said)[1])
+    return {f"new/s, {clients}": rate, f"ms each, {clients}": 1000 * (processor_time(pid) - before) / max(number, 1)}
+
+
+def predictions(port: int, pid: int, clients: int, seconds: float, files: Sequence[Path]) -> dict[str, float]:
+    "Predictions a second, their tail, and the processor's milliseconds for one."
+    before = processor_time(pid)
+    found = finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", clients, seconds, files))
+    spent = 1000 * (processor_time(pid) - before) / found["answers"]
+    return {
+        f"predictions/s, {clients}": found["rate"],
+        f"p99 : p50, {clients}": found["p99"] / found["p50"],
+        f"ms each, {clients} ": spent,
+    }
+
+
+def fewest(port: int, pid: int, number: int, pause: float, times: int = 15) -> dict[str, float]:
+    "How many of so many connections the worker with the fewest has: the mean and the worst of some times."
+    counts = []
+    time.sleep(1)  # the connections of the measurement before are closed
+    for _ in range(times):
+        before = {worker: sockets(worker) for worker in family(pid)}
+        with ExitStack() as opened:
+            for _ in range(number):
+                opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+                time.sleep(pause)
+            time.sleep(0.2)
+            counts.append(min(sockets(worker) - had for worker, had in before.items()))
+        time.sleep(0.1)
+    kind = f"{number} in turn" if pause else f"{number} at once"
+    return {f"fewest of {kind}": statistics.mean(counts), f"worst of {kind}": min(counts)}
+
+
+def sockets(pid: int) -> int:
+    "How many a process has open."
+    links = list(Path(f"/proc/{pid}/fd").iterdir())
+    return sum("socket:" in str(link.readlink()) for link in links if link.is_symlink())
+
+
+def doors(port: int, pid: int, seconds: float, files: Sequence[Path]) -> dict[str, float]:
+    "What depends on who takes a connection."
+    found = new_connections(port, pid, 8, seconds)
+    with ExitStack() as held:
+        for _ in range(30):
+            held.enter_context(socket.create_connection(("127.0.0.1", port)))
+        found |= {f"{what}, 30 held": figure for what, figure in new_connections(port, pid, 8, seconds).items()}
+    found |= predictions(port, pid, 8, seconds, files)
+    return found | fewest(port, pid, 8, 0) | fewest(port, pid, 24, 0) | fewest(port, pid, 8, 0.02)
+
+
+def uploads(port: int, pid: int, seconds: float, files: Sequence[Path]) -> dict[str, float]:
+    "What depends on how an upload is read."
+    found = predictions(port, pid, 8, seconds, files) | predictions(port, pid, 64, seconds, files)
+    return found | {"MB of a worker": memory(pid)}
+
+
+def take_turns(
+    variants: dict[str, str],  # Name -> what is run first in its processes
+    measure: Callable[[int, int, float, Sequence[Path]], dict[str, float]],
+    files: Sequence[Path],
+    options: argparse.Namespace,
+) -> None:
+    "Print a table."
+    found = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, lines in variants.items():
+            with TemporaryDirectory() as folder:
+                (Path(folder) / "sitecustomize.py").write_text(lines, encoding="utf-8")
+                with service(options.workers, files[0].read_bytes(), folder) as (port, pid, _):
+                    finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", 8, 1, files))
+                    found[name].append(measure(port, pid, options.seconds, files))
+    names = list(next(iter(found.values()))[0])
+    print("\n| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
+    for name, rounds in found.items():
+        middles = [statistics.median(figures[what] for figures in rounds) for what in names]
+        print(f"| {name} | " + " | ".join(f"{middle:.3g}" for middle in middles) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
+    parser.add_argument("--workers", type=int, default=2, help="of the service")
+    parser.add_argument("--rounds", type=int, default=3, help="in which the variants take turns")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--parts", nargs="+", choices=["doors", "uploads"], default=["doors", "uploads"])
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        raise SystemExit("bench: wrk is missing: apt-get install wrk")
+    small = small_pictures(options.photos, 3)
+    with TemporaryDirectory() as folder:
+        for part, pictures in (("doors", small), ("uploads", large_pictures(small))):
+            files = [Path(folder) / f"{part}{number}.jpg" for number in range(len(pictures))]
+            for file, picture in zip(files, pictures, strict=True):
+                file.write_bytes(picture)
+            if part in options.parts:
+                take_turns(DOORS if part == "doors" else UPLOADS, doors if part == "doors" else uploads, files, options)
+
+
+if __name__ == "__main__":
+    main()

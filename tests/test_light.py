@@ -1,0 +1,170 @@
+"""The light install: what works in it, and which extra everything else asks for by name."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+from conftest import running
+
+from trashsorting.cli import cli
+from trashsorting.core import SHIPPED_MODEL
+from trashsorting.dataset import draw_sample
+
+ROOT = Path(__file__).parents[1]
+DOES = [
+    "--version",
+    "predict photos/glass",
+    "predict --json photos/glass/glass000.png",
+    "evaluate photos --json figures.json --predictions answers.csv",
+    "evaluate photos --unseen-only",
+    "evaluate sample",
+    "data sample drawn",
+    "data manifest photos --out manifest.csv",
+    "data manifest photos --split manifest.csv",
+    "data import photos --out prepared",
+    "serve --help",
+    "job --help",
+]
+NEEDS = [
+    ("evaluate hub", "train"),
+    ("evaluate garythung/trashnet", "train"),
+    ("evaluate sources.json", "train"),
+    ("evaluate gs://bucket/photos.zip", "cloud"),
+    ("stress photos", "train"),
+    ("data manifest hub", "train"),
+    ("data manifest gs://bucket/photos", "cloud"),
+    ("data import hub --out new", "train"),
+    ("data compose photos --out composites", "train"),
+    ("data check photos", "train"),
+    ("data check photos --hashes-only", "train"),
+    ("data report photos --out report", "train"),
+    ("data push photos", "cloud"),
+    ("data pull photos", "cloud"),
+    ("train --data photos --out new", "train"),
+    ("train --data hub --out new", "train"),
+    ("train --data photos --out gs://bucket/run", "train"),
+    ("sweep --data photos --out new", "train"),
+    ("crossval --data photos --out new", "train"),
+    ("mix run run --out new", "train"),
+    ("export run", "train"),
+    ("remember {model} --data photos --composites run --out new.onnx", "train"),
+    ("quantize {model} --data photos --out new.onnx", "train"),
+    ("job train --image {image} {places} --dry-run", "cloud"),
+    ("job train --image {image} {places} {project}", "cloud"),
+    ("job train --image {image} --bucket gs://bucket {places} --dry-run", "cloud"),
+    ("job list {project}", "cloud"),
+    ("job logs 1 {project}", "cloud"),
+    ("job cancel 1 {project}", "cloud"),
+    ("job deploy --image {image} --dry-run", "cloud"),
+    ("job deploy --image {image} {project}", "cloud"),
+]
+
+GIVEN = {
+    "model": str(SHIPPED_MODEL),
+    "image": "europe-west4-docker.pkg.dev/my-project/a/b:1",
+    "places": "--data gs://bucket/photos --out gs://bucket/run",
+    "project": "--project my-project --region europe-west4",
+}
+
+
+def link_package(name: str, into: Path) -> None:
+    "Make one installed distribution importable, and no other that shares a folder with it, as in google/."
+    files = [path for path in distribution(name).files or () if ".." not in path.parts]
+    packages = {path.parts[0] for path in files if path.parts[1:] == ("__init__.py",)}
+    for path in {path.parts[: 1 if path.parts[0] in packages else 2] for path in files}:
+        link = into.joinpath(*path)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(Path(str(distribution(name).locate_file(""))).joinpath(*path))
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory) -> dict[str, str]:
+    "The environment of a Python that has what requirements/serve.txt lists, and nothing else."
+    folder = tmp_path_factory.mktemp("light")
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/serve.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    for name in sorted(set(pinned)):
+        link_package(name, folder)
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    "What the commands are given: photographs, a split, and places that need not be more than there."
+    folder = tmp_path_factory.mktemp("folder")
+    draw_sample(folder / "photos", 2)
+    (folder / "run").mkdir()
+    (folder / "photos.dvc").write_text("outs:\n- md5: 0\n  path: photos\n", encoding="utf-8")
+    return folder
+
+
+def call(words: str, light: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+    "Run the command in the light install."
+    command = [sys.executable, "-S", "-m", "trashsorting", *words.split()]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **light}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("words", DOES)
+def test_the_light_install_does_what_it_promises(words, light, folder):
+    done = call(words, light, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "extra"), NEEDS)
+def test_what_needs_an_extra_names_it(words, extra, light, folder):
+    (folder / "sources.json").write_text('["garythung/trashnet"]', encoding="utf-8")
+    before = sorted(folder.rglob("*"))
+    done = call(words.format(**GIVEN), light | {"PATH": ""}, folder)  # without gcloud, too
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(
+        rf"trashsorting: .+ needs the '{extra}' extra: pip install 'trashsorting\[{extra}\]'\n", done.stderr
+    )
+    assert sorted(folder.rglob("*")) == before  # it is said before any work is done
+
+
+@pytest.mark.parametrize("word", ["promote", "rollback"])
+def test_what_needs_gcloud_alone_says_so(word, light, folder):
+    done = call(f"job {word} {GIVEN['project']}", light | {"PATH": ""}, folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no gcloud here: install the Google Cloud CLI" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_light_install_serves(light, tmp_path):
+    with running(tmp_path / "log", **light) as server:
+        photograph = draw_sample(tmp_path / "photos", 1, ("glass",)) / "glass/glass000.png"
+        answered = httpx.post(f"{server.url}/api/predict", files={"file": photograph.read_bytes()}, timeout=60)
+    assert answered.status_code == 200 and "all_probabilities" in answered.json()
+
+
+def names(group: click.Group, before: str = "") -> set[str]:
+    "Every command, with the groups that it is in."
+    inner = [names(one, f"{before}{name} ") for name, one in group.commands.items() if isinstance(one, click.Group)]
+    single = {before + name for name, one in group.commands.items() if not isinstance(one, click.Group)}
+    return single.union(*inner)
+
+
+def test_every_command_was_tried():
+    tried = [*DOES, *(words for words, _ in NEEDS), *(f"job {word}" for word in ("promote", "rollback"))]
+    assert {name for name in names(cli) if not any(words.startswith(name) for words in tried)} == set()
+
+
+def test_the_light_install_is_light(light):
+    modules = ["torch", "fastai", "timm", "matplotlib", "scipy", "sklearn", "cv2", "yaml", "fsspec", "dvc", "cleanlab"]
+    modules += ["google.auth", "google.api_core", "huggingface_hub", "papermill", "optuna", "wandb", "pandas", "nbdev"]
+    code = f"""for name in {modules}:
+    try: __import__(name)
+    except ModuleNotFoundError: continue
+    print(name)"""
+    environment = {**os.environ, **light}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
