@@ -244,6 +244,15 @@ def test_a_picture_without_pixels_is_an_error_in_words():
         open_rgb(jpeg(0, (64, 0), scan(1, 2, 3)))
 
 
+def test_a_broken_exif_does_not_fill_the_log(tmp_path):
+    entries = b"".join(struct.pack("<HHII", number, 7, 100, 2**31) for number in range(60_000))
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 60_000) + entries + bytes(4)
+    (tmp_path / "broken.png").write_bytes(with_chunks(chunk(b"eXIf", exif)))
+    code = "import sys; from trashsorting.image import open_rgb; open_rgb(sys.argv[1])"
+    words = [sys.executable, "-c", code, tmp_path / "broken.png"]
+    assert subprocess.run(words, check=True, capture_output=True).stderr == b""
+
+
 # Notes in a PNG
 
 MEGABYTES = zlib.compress(bytes(2_000_000))

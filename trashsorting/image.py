@@ -17,6 +17,7 @@ import ctypes
 import math
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -356,6 +357,9 @@ TURNS = {  # EXIF orientation -> how to bring the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 def orientation(
