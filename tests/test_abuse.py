@@ -94,6 +94,12 @@ def jpeg_of_size(width: int, height: int) -> bytes:
     return JPEG[:at] + struct.pack(">HH", height, width) + JPEG[at + 4 :]
 
 
+def jpeg_of_scans(number: int) -> bytes:
+    """A JPEG of fifty megapixels whose components come by themselves, in scans without data."""
+    start, picture = JPEG.index(b"\xff\xda"), jpeg_of_size(7071, 7071)
+    return picture[:start] + number * bytes.fromhex("ffda0008010100003f00") + b"\xff\xd9"
+
+
 ZEROS = zlib.compress(bytes(200_000_000), 9)
 HOSTILE = {
     "1 pixel": (encode(Image.new("RGB", (1, 1))), 200),
@@ -105,8 +111,15 @@ HOSTILE = {
     "a PNG of 4 gigapixels": (png(65_535, 65_535, data=ZEROS), 413),
     "a PNG of no width": (png(0, 100), (415, 422)),
     "more pixels in the data than in the header": (png(10, 10, data=ZEROS), 200),
-    "a text that unpacks to 200 MB": (png(10, 10, chunk(b"zTXt", b"a\0\0" + ZEROS), data=ZEROS), 422),
-    "a colour profile that unpacks to 200 MB": (png(10, 10, chunk(b"iCCP", b"a\0\0" + ZEROS), data=ZEROS), 422),
+    "a text that unpacks to 200 MB": (png(10, 10, chunk(b"zTXt", b"a\0\0" + ZEROS), data=ZEROS), 200),
+    "a colour profile that unpacks to 200 MB": (png(10, 10, chunk(b"iCCP", b"a\0\0" + ZEROS), data=ZEROS), 200),
+    "a text with a wrong checksum": (png(10, 10, chunk(b"tEXt", b"a\0b")[:-4] + bytes(4), data=ZEROS), 200),
+    "800,000 chunks": (png(10, 10, 800_000 * chunk(b"tIME", b""), data=ZEROS), 422),
+    "one pixel wide and 50 million high": (png(1, 50_000_000, data=ZEROS), 413),
+    "50 million pixels wide": (png(50_000_000, 1, data=ZEROS), 413),
+    "2 million segments": (JPEG[:2] + 2_000_000 * b"\xff\xe5\0\2" + JPEG[2:], 422),
+    "400 scans": (jpeg_of_scans(400), 422),
+    "60 segments with a profile": (JPEG[:2] + 60 * (b"\xff\xe2\xff\xff" + bytes(65_533)) + JPEG[2:], 200),
     "a JPEG of 4 gigapixels": (jpeg_of_size(65_500, 65_500), 413),
     "a JPEG of 40 megapixels with data for few": (jpeg_of_size(8000, 5000), (200, 422)),
     "JPEG and ZIP": (JPEG + b"PK\x03\x04" + bytes(1000), 200),

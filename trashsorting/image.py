@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_SIDE', 'MAX_SEGMENTS', 'MAX_FILL', 'MARKER', 'SCAN', 'END', 'WITHOUT_LENGTH', 'MAX_SCANS',
-           'MAX_SCANNED', 'MAX_CHUNKS', 'COLOUR_NOTES', 'UPRIGHT_NOTES', 'TURNS', 'MAX_PROFILE', 'SRGB_PRIMARIES',
-           'D50', 'BRADFORD', 'MODES', 'LEAST_FACTOR', 'LEAST_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes',
-           'TooManyPixels', 'NotAnImage', 'DamagedImage', 'accepted', 'recognise', 'load_plugin', 'check_dimensions',
-           'jpeg_header', 'count_scans', 'check_scans', 'png_chunks', 'can_read', 'without_notes', 'open_header',
-           'boxes', 'avif_properties', 'clean_aperture', 'decode', 'orientation', 'srgb_transform', 'xyz_of_primaries',
-           'png_profile', 'profile_of', 'to_srgb', 'to_rgb', 'check_bytes', 'open_rgb', 'crop_box', 'resize',
-           'to_input', 'least_side']
+           'MAX_SCANNED', 'MAX_CHUNKS', 'COLOUR_NOTES', 'UPRIGHT_NOTES', 'LARGE_PIXELS', 'MMAP_THRESHOLD',
+           'TRIM_THRESHOLD', 'TURNS', 'MAX_PROFILE', 'SRGB_PRIMARIES', 'D50', 'BRADFORD', 'MODES', 'LEAST_FACTOR',
+           'LEAST_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes', 'TooManyPixels', 'NotAnImage', 'DamagedImage',
+           'accepted', 'recognise', 'load_plugin', 'check_dimensions', 'jpeg_header', 'count_scans', 'check_scans',
+           'png_chunks', 'can_read', 'without_notes', 'open_header', 'boxes', 'avif_properties', 'clean_aperture',
+           'return_memory', 'decode', 'orientation', 'srgb_transform', 'xyz_of_primaries', 'png_profile', 'profile_of',
+           'to_srgb', 'to_rgb', 'check_bytes', 'open_rgb', 'crop_box', 'resize', 'to_input', 'least_side']
 
 # %% ../nbs/01_image.ipynb #d3bcdb2e
+import ctypes
 import math
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -97,7 +99,7 @@ def load_plugin(
             ) from None
         register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
-# %% ../nbs/01_image.ipynb #1608648c
+# %% ../nbs/01_image.ipynb #8a095a68
 MAX_SIDE = 65_535  # Pixels
 
 
@@ -114,7 +116,7 @@ def check_dimensions(
     if picture.width * picture.height > max_pixels:
         raise TooManyPixels(f"the picture has {size} pixels; the limit is {max_pixels / 1e6:g} megapixels")
 
-# %% ../nbs/01_image.ipynb #fdd31786
+# %% ../nbs/01_image.ipynb #a599d59f
 MAX_SEGMENTS = 5_000
 MAX_FILL = 65_536  # Bytes between the segments of a header
 MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -140,10 +142,10 @@ def jpeg_header(
             position += max(2, int.from_bytes(data[position : position + 2], "big"))
     raise DamagedImage(f"the picture's header has more than {MAX_SEGMENTS:,} segments")
 
-# %% ../nbs/01_image.ipynb #c6d57ba6
+# %% ../nbs/01_image.ipynb #7a1e2d19
 def count_scans(
     data: bytes,  # A JPEG
-    start: int,  # Where its first scan begins
+    start: int,  # Where the length of its first scan stands, from `jpeg_header`
     most: int,  # Where to stop counting
 ) -> int:  # No more than `most` + 1
     "Count the scans of the first picture in a file. Raises `DamagedImage` for too many segments."
@@ -151,7 +153,7 @@ def count_scans(
     codes = values[1:]
     is_marker = (values[:-1] == 0xFF) & (codes >= 0xC0) & (codes & 0xF8 != 0xD0) & (codes != 0xFF)
     markers = np.flatnonzero(is_marker) + start
-    scans, position = 1, start
+    scans, position = 1, start + int.from_bytes(data[start : start + 2], "big")
     for _ in range(MAX_SEGMENTS):
         row = markers.searchsorted(position)
         if scans > most or row == len(markers) or (code := data[markers[row] + 1]) == END:
@@ -161,7 +163,7 @@ def count_scans(
         position += max(2, int.from_bytes(data[position : position + 2], "big"))
     raise DamagedImage(f"the picture has more than {MAX_SEGMENTS:,} segments between its scans")
 
-# %% ../nbs/01_image.ipynb #fbb9d4bd
+# %% ../nbs/01_image.ipynb #e53936e5
 MAX_SCANS = {"sequential": 8, "progressive": 40}
 MAX_SCANNED = 1_000_000_000  # Scans x pixels
 
@@ -169,7 +171,7 @@ MAX_SCANNED = 1_000_000_000  # Scans x pixels
 def check_scans(
     picture: JpegImageFile,  # Opened, not yet decoded
     data: bytes,  # What it was opened from
-    scan: int,  # Where its first scan begins, from `jpeg_header`
+    scan: int,  # Where the length of its first scan stands, from `jpeg_header`
 ) -> None:
     "Raise `DamagedImage` for a JPEG with more scans than a photograph has."
     kind = "progressive" if picture.info.get("progressive") else "sequential"
@@ -180,7 +182,7 @@ def check_scans(
         size = f"{picture.width} x {picture.height}"
         raise DamagedImage(f"the picture comes in more than {most} scans, too many for a {kind} JPEG of {size} pixels")
 
-# %% ../nbs/01_image.ipynb #19b9a290
+# %% ../nbs/01_image.ipynb #94901629
 MAX_CHUNKS = 20_000
 
 
@@ -199,7 +201,7 @@ def png_chunks(
         position += 12 + length
     raise DamagedImage(f"the picture is in more than {MAX_CHUNKS:,} pieces (the chunks of a PNG)")
 
-# %% ../nbs/01_image.ipynb #764d5826
+# %% ../nbs/01_image.ipynb #bbc19a13
 COLOUR_NOTES = ("iCCP", "sRGB", "gAMA", "cHRM")
 UPRIGHT_NOTES = ("eXIf", "tEXt Raw profile type exif", "zTXt Raw profile type exif", "iTXt XML:com.adobe.xmp")
 
@@ -219,7 +221,7 @@ def can_read(
             return False
     return True
 
-# %% ../nbs/01_image.ipynb #64a47731
+# %% ../nbs/01_image.ipynb #c1d026c9
 def without_notes(
     data: bytes,  # A PNG
 ) -> bytes:  # The same where nothing was left out
@@ -259,7 +261,7 @@ def open_header(
         check_scans(picture, data, segments[-1][1])
     return picture
 
-# %% ../nbs/01_image.ipynb #b0f38119
+# %% ../nbs/01_image.ipynb #78d2f3a6
 def boxes(
     data: memoryview,  # Of a file, or the content of a box
 ) -> list[tuple[bytes, memoryview]]:  # Name and content of each
@@ -274,7 +276,7 @@ def boxes(
         position = max(end, position + 8)
     return contents
 
-# %% ../nbs/01_image.ipynb #ceed6257
+# %% ../nbs/01_image.ipynb #0993dab6
 def avif_properties(
     data: bytes,  # An AVIF
 ) -> dict[bytes, memoryview]:  # Name -> content
@@ -295,7 +297,7 @@ def avif_properties(
             return dict(properties[int.from_bytes(index, "big") % essential - 1] for index in indices)
     return {}
 
-# %% ../nbs/01_image.ipynb #da6b1315
+# %% ../nbs/01_image.ipynb #3b3a98a5
 def clean_aperture(
     data: bytes,  # An AVIF
     size: tuple[int, int],  # Its width and height, pixels
@@ -311,6 +313,21 @@ def clean_aperture(
     inside = 0 <= box[0] < box[2] <= size[0] and 0 <= box[1] < box[3] <= size[1]
     return box if inside else None
 
+# %% ../nbs/01_image.ipynb #c6416fb8
+LARGE_PIXELS = 4_000_000
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # Numbers of glibc's <malloc.h>
+
+
+@cache
+def return_memory() -> None:
+    "Let freed memory go back to the system; without glibc, nothing is done."
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(MMAP_THRESHOLD, 4 * 2**20)
+        library.mallopt(TRIM_THRESHOLD, 32 * 2**20)
+    except (AttributeError, OSError, TypeError):
+        return
+
 # %% ../nbs/01_image.ipynb #6516c1b7
 def decode(
     data: bytes,  # An encoded picture
@@ -322,6 +339,8 @@ def decode(
     try:
         if least_side and isinstance(picture, JpegImageFile):
             picture.draft(None, (least_side, least_side))
+        if picture.width * picture.height > LARGE_PIXELS:
+            return_memory()
         picture.load()
     except Exception as error:
         raise DamagedImage("the picture is damaged or cut off") from error
@@ -340,6 +359,9 @@ TURNS = {  # EXIF orientation -> how to bring the picture upright
 }
 
 
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+
+
 def orientation(
     picture: Image.Image,  # As decoded
 ) -> int:  # EXIF orientation, 1 (upright) to 8
@@ -349,7 +371,7 @@ def orientation(
     except Exception:  # Broken metadata is no reason to refuse a good photograph.
         return 1
 
-# %% ../nbs/01_image.ipynb #23e65feb
+# %% ../nbs/01_image.ipynb #9bea5cf0
 MAX_PROFILE = 4_000_000  # Bytes; printers' profiles for CMYK have up to three million
 
 
@@ -371,7 +393,7 @@ def srgb_transform(
         return None
     return transform if np.abs(moved).max() > 2 else None
 
-# %% ../nbs/01_image.ipynb #a23ee8d9
+# %% ../nbs/01_image.ipynb #ab775546
 SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # x and y of white, red, green and blue
 D50 = (0.9642, 1, 0.8249)
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -388,7 +410,7 @@ def xyz_of_primaries(
     gain = (BRADFORD @ D50) / (BRADFORD @ white)
     return np.linalg.solve(BRADFORD, gain[:, None] * (BRADFORD @ scaled))
 
-# %% ../nbs/01_image.ipynb #910b14f1
+# %% ../nbs/01_image.ipynb #bdfda528
 def png_profile(
     gamma: float,  # Of the gAMA chunk: 0.45455 for most screens, 1 for linear light
     chromaticity: tuple[float, ...] = SRGB_PRIMARIES,  # Of the cHRM chunk
@@ -411,7 +433,7 @@ def png_profile(
     header = struct.pack(">I4xI4s4s4s12x4s28x12s48x", 280, 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp", illuminant)
     return header + struct.pack(">I", 6) + table + b"".join(tags)
 
-# %% ../nbs/01_image.ipynb #15e2347c
+# %% ../nbs/01_image.ipynb #93c9946c
 def profile_of(
     picture: Image.Image,  # As decoded
 ) -> bytes | None:  # ICC; None for sRGB
@@ -423,7 +445,7 @@ def profile_of(
         return png_profile(gamma, picture.info.get("chromaticity", SRGB_PRIMARIES))
     return None
 
-# %% ../nbs/01_image.ipynb #ef51bf37
+# %% ../nbs/01_image.ipynb #b87a6292
 MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # A profile's colour space -> the mode of its pictures
 
 
