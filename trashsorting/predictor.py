@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Bytes', 'Source', 'Outcome', 'BATCH_SIZE', 'CANNOT_EXPLAIN', 'Prediction', 'rank', 'reason', 'Session',
-           'open_session', 'run_network', 'run_logits', 'run_session', 'run_explained', 'heat_map', 'describe_values',
-           'check_inputs', 'check_outputs', 'Predictor', 'array_picture', 'read_source', 'image_rgb', 'to_picture',
+           'open_session', 'run_network', 'run_logits', 'run_session', 'run_explained', 'heat_map', 'array_picture',
+           'read_source', 'image_rgb', 'to_picture', 'describe_values', 'check_inputs', 'check_outputs', 'Predictor',
            'read_ahead', 'batches', 'classify', 'list_sources', 'predict_many', 'score']
 
 # %% ../nbs/06_predictor.ipynb #fc71b539
@@ -165,6 +165,66 @@ def heat_map(
     speaks = (evidence - evidence.mean(axis=0)).clip(min=0)
     return speaks[index] / (speaks.max() or 1)
 
+# %% ../nbs/06_predictor.ipynb #303ca7bc
+def array_picture(
+    array: np.ndarray,  # uint8, (height, width) or (height, width, 1, 3 or 4)
+) -> Image.Image:  # Mode L, RGB or RGBA
+    "An array as a picture. Raises `TypeError`, or `EmptyImage` for no pixels."
+    channels = array.shape[2:]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (1,), (3,), (4,)):
+        raise TypeError(
+            "an array must be uint8 (height, width, 3), or grey without the last axis or with 1, or with 4 for RGBA; "
+            f"this one is {array.dtype} {array.shape}"
+        )
+    if not array.size:
+        raise EmptyImage(f"the picture has {array.shape[1]} x {array.shape[0]} pixels")
+    return Image.fromarray(array[:, :, 0] if channels == (1,) else array)
+
+# %% ../nbs/06_predictor.ipynb #500ce2a8
+def read_source(
+    stream: BinaryIO,  # Opened with "rb", or like it
+    max_bytes: int,  # More than one byte beyond is not read
+) -> bytes:
+    "The rest of an open file. Raises `TypeError` for one that gives text."
+    data = stream.read(max_bytes + 1)
+    if not isinstance(data, bytes):
+        raise TypeError(f"a photograph's file must be opened with 'rb': this one gives {type(data).__name__}")
+    return data
+
+# %% ../nbs/06_predictor.ipynb #6312cb07
+def image_rgb(
+    picture: Image.Image,  # In any mode, perhaps not decoded yet
+) -> Image.Image:  # Upright, mode RGB
+    "A Pillow image as the network wants it. Raises `EmptyImage` for no pixels, `DamagedImage` where decoding fails."
+    if 0 in picture.size:
+        raise EmptyImage(f"the picture has {picture.width} x {picture.height} pixels")
+    try:
+        picture.load()
+    except Exception as error:  # Pillow's decoders raise whatever they meet.
+        raise DamagedImage(f"the picture cannot be decoded: {error}") from error
+    return to_rgb(picture)
+
+# %% ../nbs/06_predictor.ipynb #9ad42a1c
+def to_picture(
+    source: Source,  # A file's path, its bytes, the open file, a Pillow image, or an array as for `array_picture`
+    least: int,  # How small a JPEG may be decoded, pixels
+    max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
+    max_pixels: int = MAX_PIXELS,  # The largest accepted width x height of a file
+) -> Image.Image:  # Upright, mode RGB
+    "Have a photograph in any form. Raises a kind of `ImageError`, `OSError` or `TypeError`."
+    if isinstance(source, np.ndarray):
+        source = array_picture(source)
+    if isinstance(source, Image.Image):
+        return image_rgb(source)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    elif hasattr(source, "read"):
+        source = read_source(cast(BinaryIO, source), max_bytes)
+    if not isinstance(source, str | PathLike | bytes):
+        kinds = "a path, bytes, a file opened with 'rb', a Pillow image or an array"
+        raise TypeError(f"a photograph is {kinds}, not {type(source).__name__}")
+    return open_rgb(Path(source) if isinstance(source, PathLike) else source, max_bytes, max_pixels, least)
+
 # %% ../nbs/06_predictor.ipynb #14575f96
 def describe_values(
     values: Sequence,  # Inputs or outputs of a session
@@ -285,66 +345,6 @@ class Predictor:
         prediction = rank(self.card, rows[0])
         index = self.card.classes.index(label or prediction.predicted_class)
         return prediction, heat_map(evidence[0], index)
-
-# %% ../nbs/06_predictor.ipynb #303ca7bc
-def array_picture(
-    array: np.ndarray,  # uint8, (height, width) or (height, width, 1, 3 or 4)
-) -> Image.Image:  # Mode L, RGB or RGBA
-    "An array as a picture. Raises `TypeError`, or `EmptyImage` for no pixels."
-    channels = array.shape[2:]
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (1,), (3,), (4,)):
-        raise TypeError(
-            "an array must be uint8 (height, width, 3), or grey without the last axis or with 1, or with 4 for RGBA; "
-            f"this one is {array.dtype} {array.shape}"
-        )
-    if not array.size:
-        raise EmptyImage(f"the picture has {array.shape[1]} x {array.shape[0]} pixels")
-    return Image.fromarray(array[:, :, 0] if channels == (1,) else array)
-
-# %% ../nbs/06_predictor.ipynb #500ce2a8
-def read_source(
-    stream: BinaryIO,  # Opened with "rb", or like it
-    max_bytes: int,  # More than one byte beyond is not read
-) -> bytes:
-    "The rest of an open file. Raises `TypeError` for one that gives text."
-    data = stream.read(max_bytes + 1)
-    if not isinstance(data, bytes):
-        raise TypeError(f"a photograph's file must be opened with 'rb': this one gives {type(data).__name__}")
-    return data
-
-# %% ../nbs/06_predictor.ipynb #6312cb07
-def image_rgb(
-    picture: Image.Image,  # In any mode, perhaps not decoded yet
-) -> Image.Image:  # Upright, mode RGB
-    "A Pillow image as the network wants it. Raises `EmptyImage` for no pixels, `DamagedImage` where decoding fails."
-    if 0 in picture.size:
-        raise EmptyImage(f"the picture has {picture.width} x {picture.height} pixels")
-    try:
-        picture.load()
-    except Exception as error:  # Pillow's decoders raise whatever they meet.
-        raise DamagedImage(f"the picture cannot be decoded: {error}") from error
-    return to_rgb(picture)
-
-# %% ../nbs/06_predictor.ipynb #9ad42a1c
-def to_picture(
-    source: Source,  # A file's path, its bytes, the open file, a Pillow image, or an array as for `array_picture`
-    least: int,  # How small a JPEG may be decoded, pixels
-    max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
-    max_pixels: int = MAX_PIXELS,  # The largest accepted width x height of a file
-) -> Image.Image:  # Upright, mode RGB
-    "Have a photograph in any form. Raises a kind of `ImageError`, `OSError` or `TypeError`."
-    if isinstance(source, np.ndarray):
-        source = array_picture(source)
-    if isinstance(source, Image.Image):
-        return image_rgb(source)
-    if isinstance(source, bytearray | memoryview):
-        source = bytes(source)
-    elif hasattr(source, "read"):
-        source = read_source(cast(BinaryIO, source), max_bytes)
-    if not isinstance(source, str | PathLike | bytes):
-        kinds = "a path, bytes, a file opened with 'rb', a Pillow image or an array"
-        raise TypeError(f"a photograph is {kinds}, not {type(source).__name__}")
-    return open_rgb(Path(source) if isinstance(source, PathLike) else source, max_bytes, max_pixels, least)
 
 # %% ../nbs/06_predictor.ipynb #8feada98
 def read_ahead(
