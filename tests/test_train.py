@@ -209,7 +209,7 @@ def test_too_little_shared_memory_names_num_workers(tmp_path):
         ("run.json", {"preprocessing": {"input_size": 0}}, "the run cannot be read back: input_size: Input should"),
         ("run.json", {"config": None}, "the run cannot be read back: "),
         ("run.json", {"config": {"views": 16}}, "the run cannot be read back: unknown parameter 'views'; known are"),
-        ("manifest.csv", b"no", "not a manifest with the columns file,"),
+        ("manifest.csv", b"no", "no column 'file'; needs the columns file,label,"),
     ],
 )
 def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
