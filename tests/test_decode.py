@@ -338,7 +338,8 @@ def test_every_format_comes_out_in_srgb(name, format):
     load_plugin(format)
     options = {"WEBP": {"lossless": True}, "PNG": {}}.get(format, {"quality": 98})
     data = encode(Image.new("RGB", (64, 48), values), format, icc_profile=profile, **options)
-    assert np.abs(colour(data) - expected).max() <= (0 if format in ("PNG", "WEBP") else 8)
+    most = 0 if format in ("PNG", "WEBP") else 10  # AVIF stores 98 for 100, which is 9 less in sRGB
+    assert np.abs(colour(data) - expected).max() <= most
 
 
 @pytest.mark.parametrize("gamma, primaries", [(1, None), (1 / 1.8, None), (1 / 2.2, P3_PRIMARIES), (0.5, P3_PRIMARIES)])

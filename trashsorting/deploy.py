@@ -22,7 +22,7 @@ from .core import Settings
 from .job import Account, CloudError, Image, Label, Plan, to_yaml
 
 # %% ../nbs/10a_deploy.ipynb #aee77a75
-WORKER_BYTES = 200_000_000  # Resident, after large photographs
+WORKER_BYTES = 250_000_000  # Resident, after photographs of every kind
 DECODE_BYTES = 21  # A pixel, at worst, while it is decoded
 MEMORY_MIB = (512, 1024, 2048, 4096, 8192)  # What is asked for, one of these
 

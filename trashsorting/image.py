@@ -225,7 +225,7 @@ def can_read(
 def without_notes(
     data: bytes,  # A PNG
 ) -> bytes:  # The same where nothing was left out
-    "A PNG with its pixels, its colours and its orientation, and nothing else. Raises `DamagedImage` for too many chunks."
+    "A PNG with its pixels, colours and orientation, and nothing else. Raises `DamagedImage` for too many chunks."
     parts, seen = [data[:8]], set()
     for name, start, end in png_chunks(data):
         if name[0].islower() and name != "tRNS":
