@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from trashsorting.core import TrashsortingError
-from trashsorting.curate import find_groups, fingerprint_files, out_of_fold, settle
-from trashsorting.dataset import load_manifest
-from trashsorting.evaluate import wilson
-from trashsorting.learner import embed
+from trashsorting.core.errors import TrashsortingError
+from trashsorting.data.duplicates import find_groups, fingerprint_files, out_of_fold, settle
+from trashsorting.data.sources import load_manifest
+from trashsorting.evaluation.metrics import wilson
+from trashsorting.training.backbone import embed
 
 # The side in pixels that each was trained for.
 SIDES = {"tf_efficientnet_lite0": 224, "tf_efficientnet_lite1": 240, "tf_efficientnet_lite2": 260}

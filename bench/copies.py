@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trashsorting.curate import MOST_BITS, MOST_GREY_BITS, distance, fingerprint, fingerprint_files, is_copy
-from trashsorting.dataset import DRAW, draw_picture
-from trashsorting.evaluate import wilson
-from trashsorting.image import open_rgb
+from trashsorting.core.image import open_rgb
+from trashsorting.data.duplicates import MOST_BITS, MOST_GREY_BITS, distance, fingerprint, fingerprint_files, is_copy
+from trashsorting.data.sample import DRAW, draw_picture
+from trashsorting.evaluation.metrics import wilson
 
 NEAREST = 5  # Pairs of different photographs that are shown
 Copy = Callable[[Image.Image], Image.Image]

@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from trashsorting.curate import find_doubts, find_groups, fingerprint, fingerprint_files, out_of_fold
-from trashsorting.dataset import DRAW, Entry, Manifest, draw_picture, read_folder
+from trashsorting.data.duplicates import find_doubts, find_groups, fingerprint, fingerprint_files, out_of_fold
+from trashsorting.data.manifest import Entry, Manifest, read_folder
+from trashsorting.data.sample import DRAW, draw_picture
 
 DRAWN, FEATURES, TWINS = 300, 1280, 0.02
 
@@ -69,7 +70,7 @@ def worst(n: int) -> None:
 
 def command(n: int) -> None:
     "What `data check` does with n photographs of TrashNet's size, part by part."
-    from trashsorting.learner import embed
+    from trashsorting.training.backbone import embed
 
     with TemporaryDirectory() as folder:
         labels = sorted(DRAW)

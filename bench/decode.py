@@ -14,9 +14,10 @@ from tempfile import NamedTemporaryFile
 from pictures import COSTLY, costly_picture, large_pictures, small_pictures
 from PIL import Image
 
-from trashsorting.core import MAX_PIXELS, read_card, read_settings
-from trashsorting.deploy import DECODE_BYTES, WORKER_BYTES
-from trashsorting.image import MAX_SIDE, least_side, open_rgb, to_input
+from trashsorting.cloud.cloud_run import DECODE_BYTES, WORKER_BYTES
+from trashsorting.core.card import read_card
+from trashsorting.core.image import MAX_SIDE, least_side, open_rgb, to_input
+from trashsorting.core.settings import MAX_PIXELS, read_settings
 
 
 def milliseconds(function: Callable[[bytes], object], data: bytes) -> float:
@@ -32,7 +33,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pictures import large_pictures, small_pictures
-from trashsorting.predictor import Predictor
+from trashsorting.inference.predictor import Predictor
 
 def memory(what):
     lines = Path("/proc/self/status").read_text().splitlines()

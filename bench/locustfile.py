@@ -14,8 +14,8 @@ import gevent
 from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 
-from trashsorting.client import encode_form
-from trashsorting.dataset import DRAW, draw_picture
+from trashsorting.data.sample import DRAW, draw_picture
+from trashsorting.serving.client import encode_form
 
 LONGEST_WAIT = 10.0  # Seconds that a user waits at most when asked to come back later
 

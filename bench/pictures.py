@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trashsorting.dataset import DRAW, draw_picture
-from trashsorting.image import load_plugin, png_profile
+from trashsorting.core.image import load_plugin, png_profile
+from trashsorting.data.sample import DRAW, draw_picture
 
 SMALL = (512, 384)
 LARGE = (4032, 3024)  # twelve megapixels

@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from trashsorting.compose import find_composites
-from trashsorting.core import read_card
-from trashsorting.dataset import load_manifest
-from trashsorting.predictor import open_session, run_logits
-from trashsorting.quantize import (
+from trashsorting.core.card import read_card
+from trashsorting.data.cutpaste import find_composites
+from trashsorting.data.sources import load_manifest
+from trashsorting.export.quantize import (
     N_CALIBRATION,
     choose_photographs,
     load_inputs,
@@ -22,6 +21,7 @@ from trashsorting.quantize import (
     quantize,
     time_in_turns,
 )
+from trashsorting.inference.session import open_session, run_logits
 
 
 def centred(file: Path, inputs: np.ndarray) -> np.ndarray:

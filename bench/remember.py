@@ -13,10 +13,10 @@ import torch
 from scipy.special import expit
 from sklearn.metrics import log_loss
 
-from trashsorting.compose import find_composites
-from trashsorting.core import read_card
-from trashsorting.dataset import load_manifest
-from trashsorting.remember import (
+from trashsorting.core.card import read_card
+from trashsorting.data.cutpaste import find_composites
+from trashsorting.data.sources import load_manifest
+from trashsorting.export.zero_shot import (
     GATE_C,
     N_CAMERAS,
     ODDS,

@@ -27,9 +27,10 @@ from tempfile import TemporaryDirectory
 
 from pictures import large_pictures, small_pictures
 
-from trashsorting.client import Client, ClientError
-from trashsorting.core import count_cores, read_settings
-from trashsorting.predictor import Predictor
+from trashsorting.core.settings import read_settings
+from trashsorting.core.system import count_cores
+from trashsorting.inference.predictor import Predictor
+from trashsorting.serving.client import Client, ClientError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("load.lua")

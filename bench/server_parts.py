@@ -20,12 +20,12 @@ from pictures import small_pictures
 from serve import family, finish, processor_time, service, start_wrk
 
 UVICORNS_DOOR = """
-import trashsorting.server as server
+import trashsorting.serving.server as server
 del server.SharedLoop.create_server
 """
 OWN_SOCKETS = """
 import socket
-import trashsorting.server as server
+import trashsorting.serving.server as server
 
 def bind(host, port):
     made = socket.socket()

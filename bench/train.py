@@ -24,9 +24,9 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Learner
 
-from trashsorting.dataset import load_manifest
-from trashsorting.headless import TrainConfig
-from trashsorting.learner import create_learner
+from trashsorting.core.config import TrainConfig
+from trashsorting.data.sources import load_manifest
+from trashsorting.training.learner import create_learner
 
 WARM = 1  # steps that are not counted
 

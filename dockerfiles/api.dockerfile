@@ -1,7 +1,7 @@
 # The service: FastAPI and ONNX Runtime, no torch. Build it from the top of the repository:
 #   docker build -f dockerfiles/api.dockerfile -t trashsorting-api .
 #   docker run --rm -p 8080:8080 --read-only --tmpfs /tmp trashsorting-api
-# What reads HEIC brings an encoder under the GPL along (nbs/tutorial_serve says more). An image without it:
+# What reads HEIC brings an encoder under the GPL along (nbs/tutorials/serve says more). An image without it:
 #   docker build --build-arg HEIC=0 -f dockerfiles/api.dockerfile -t trashsorting-api .
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -29,9 +29,9 @@ COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # pip has compiled the packages, but the base brings its standard library uncompiled, and nobody can write it later:
 # one prediction compiles what serving imports of it. It is also the proof that the model is inside and answers.
-RUN python -c "import trashsorting.app, trashsorting.server; \
-    from trashsorting.core import SHIPPED_MODEL; \
-    from trashsorting.predictor import Predictor; \
+RUN python -c "import trashsorting.serving.app, trashsorting.serving.server; \
+    from trashsorting.core.settings import SHIPPED_MODEL; \
+    from trashsorting.inference.predictor import Predictor; \
     Predictor(SHIPPED_MODEL).warm_up()"
 # PORT is read by `trashsorting serve`; platforms that choose the port set it.
 ENV PORT=8080 \

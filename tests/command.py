@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from trashsorting.cli import main
+from trashsorting.cli.main import main
 
 
 def call(*words, **environment: str) -> CompletedProcess:

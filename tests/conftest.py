@@ -17,12 +17,22 @@ import pytest
 from gcs import Store, object_store
 from PIL import Image
 
-from trashsorting.core import read_settings
-from trashsorting.dataset import draw_picture
-from trashsorting.predictor import Predictor
+from trashsorting.core.settings import read_settings
+from trashsorting.data.sample import draw_picture
+from trashsorting.inference.predictor import Predictor
 
 START_SECONDS = 60
-LONG = ("crossval", "recovery", "train", "pipeline", "abuse", "sweep", "train_image", "image", "page")  # minutes each
+LONG = (
+    "crossval",
+    "checkpoint",
+    "train",
+    "pipeline",
+    "abuse",
+    "sweep",
+    "train_image",
+    "api_image",
+    "page",
+)  # minutes each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trashsorting.dataset import draw_sample
+from trashsorting.data.sample import draw_sample
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 

@@ -15,10 +15,14 @@ import pytest
 from command import call
 from PIL import Image
 
-from trashsorting import dataset
-from trashsorting.core import MAX_BYTES, MAX_FILE_BYTES, DataError
-from trashsorting.dataset import draw_picture, draw_sample, list_folder, load_manifest, read_folder
-from trashsorting.image import DamagedImage, TooManyBytes, open_rgb
+from trashsorting.cli.data import manifest as dataset
+from trashsorting.core.errors import DataError
+from trashsorting.core.image import DamagedImage, TooManyBytes, open_rgb
+from trashsorting.core.settings import MAX_BYTES, MAX_FILE_BYTES
+from trashsorting.data.listing import list_folder
+from trashsorting.data.manifest import read_folder
+from trashsorting.data.sample import draw_picture, draw_sample
+from trashsorting.data.sources import load_manifest
 
 LABELS = ("glass", "metal", "paper")
 SIZES = {"train": 6, "val": 3, "test": 2}  # photographs of each class
@@ -371,9 +375,10 @@ def test_a_photograph_over_the_limit_of_the_service_is_read_by_every_command(tmp
 
 
 def test_errors_about_a_photograph_name_its_file(tmp_path):
-    from trashsorting.curate import fingerprint_files
-    from trashsorting.predictor import Predictor, score
-    from trashsorting.report import brightness
+    from trashsorting.data.duplicates import fingerprint_files
+    from trashsorting.data.report import brightness
+    from trashsorting.inference.predictor import Predictor
+    from trashsorting.inference.session import score
 
     path = tmp_path / "cut.png"
     draw_picture("glass", 0).save(path)

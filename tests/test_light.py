@@ -12,9 +12,9 @@ import httpx
 import pytest
 from conftest import running
 
-from trashsorting.cli import cli
-from trashsorting.core import SHIPPED_MODEL
-from trashsorting.dataset import draw_sample
+from trashsorting.cli.main import cli
+from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.data.sample import draw_sample
 
 ROOT = Path(__file__).parents[1]
 DOES = [

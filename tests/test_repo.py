@@ -201,7 +201,7 @@ def test_a_module_edited_by_hand_is_found(tmp_path):
     before = module.read_text(encoding="utf-8")
     module.write_text(before.replace("class DataError", "class WrongData"), encoding="utf-8")
     done = run(*check_clean, cwd=tmp_path)
-    assert done.returncode == 1 and "nbdev_export changed 1 file(s):\n  trashsorting/core.py\n" in done.stderr
+    assert done.returncode == 1 and "nbdev_export changed 1 file(s):\n  trashsorting/core/card.py\n" in done.stderr
     assert module.read_text(encoding="utf-8") == before
     check(run(*check_clean, cwd=tmp_path))
 

@@ -42,7 +42,7 @@ def test_no_page_loses_its_opening(tmp_path, monkeypatch):
     (tmp_path / "00_core.ipynb").write_text(json.dumps({"cells": [{"source": source}]}), encoding="utf-8")
     monkeypatch.setattr(website, "NBS", tmp_path)
     assert website.dropped_openings() == [
-        "nbs/00_core.ipynb: the first cell holds more than title and one line: the page leaves it out"
+        "nbs/core/01_card.ipynb: the first cell holds more than title and one line: the page leaves it out"
     ]
 
 

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from trashsorting.cli import cli
-from trashsorting.core import SHIPPED_MODEL, Evaluation, card_path, file_sha256, read_card
-from trashsorting.curate import fingerprint_files, pack_prints
-from trashsorting.dataset import DRAWN, draw_sample
+from trashsorting.cli.main import cli
+from trashsorting.core.card import Evaluation, card_path, file_sha256, read_card
+from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.data.duplicates import fingerprint_files, pack_prints
+from trashsorting.data.sample import draw_sample
+from trashsorting.data.sources import DRAWN
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = {
@@ -137,7 +139,7 @@ def test_the_oldest_torch_is_the_one_in_settings(monkeypatch):
 
 def guide() -> str:
     "The commands of the guide to Google Cloud, each on one line."
-    cells = json.loads((ROOT / "nbs/google_cloud.ipynb").read_bytes())["cells"]
+    cells = json.loads((ROOT / "nbs/tutorials/google_cloud.ipynb").read_bytes())["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     return "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
 

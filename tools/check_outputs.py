@@ -70,7 +70,7 @@ def differences(path: Path) -> list[str]:
 
 def main(names: list[str]) -> int:
     paths = [Path(name) for name in names] or [
-        path for path in sorted(NBS.glob("*.ipynb")) if path.name != "train.ipynb"
+        path for path in sorted(NBS.rglob("*.ipynb")) if path.name != "train.ipynb"
     ]
     faults = [fault for path in paths for fault in differences(path)]
     print(*(f"check_outputs: {fault}" for fault in faults), sep="\n", end="\n" if faults else "", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from trashsorting.dataset import draw_picture
+from trashsorting.data.sample import draw_picture
 
 PICTURE = Path(__file__).parents[1] / "nbs" / "images" / "page.png"
 DRAWING = ("paper", 40)

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trashsorting.core import SHIPPED_MODEL, Evaluation, ModelError, file_sha256, read_card
-from trashsorting.export import ship
+from trashsorting.core.card import Evaluation, file_sha256, read_card
+from trashsorting.core.errors import ModelError
+from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.export.onnx import ship
 
 WORSE_RECALL = 0.10  # A class may lose this much at the most, or as much as one photograph if that is more
 

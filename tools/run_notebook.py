@@ -1,7 +1,7 @@
 """Runs a notebook so that coverage.py counts its exported cells as lines of the module that nbdev writes from them.
 
 `coverage run tools/run_notebook.py NOTEBOOK`. nbdev marks where each exported cell stands in its module by a line such
-as `# %% ../nbs/00_core.ipynb #1a2b3c4d`, with the cell's id. Here such a cell is compiled under the module's file name
+as `# %% ../nbs/core/01_card.ipynb #1a2b3c4d`, with the cell's id. Here such a cell is compiled under the module's file name
 and with its line numbers; all other cells run as IPython runs them. Thus a line counts if a notebook or a test executed
 it, and coverage.py adds up both without knowing of notebooks.
 """
@@ -30,7 +30,7 @@ class Shell(InteractiveShell):
 def places(notebook: Path) -> dict[str, tuple[Path, int]]:
     "By cell id: the module, and how many lines of it stand above the cell's first."
     found = {}
-    for module in PACKAGE.glob("*.py"):
+    for module in PACKAGE.rglob("*.py"):
         for number, line in enumerate(module.read_text(encoding="utf-8").splitlines(), 1):
             marker = MARKER.match(line)
             if marker and marker[1] == notebook.name:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK = """
-import sys; from pathlib import Path; from trashsorting.client import Client
+import sys; from pathlib import Path; from trashsorting.serving.client import Client
 print(Client(sys.argv[1]).predict(Path(sys.argv[2])).predicted_class)
 """
 START_SECONDS = 120

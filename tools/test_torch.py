@@ -37,7 +37,7 @@ def main(which: str) -> None:
         [*pip, "--no-deps", "--no-build-isolation", "--editable", "."],
         [python, "-c", "import torch; print('torch', torch.__version__)"],
         *([folder / "bin" / "nbdev_test", "--path", f"nbs/{name}.ipynb"] for name in NOTEBOOKS),
-        [python, "-m", "pytest", "tests/test_train.py"],
+        [python, "-m", "pytest", "tests/training/test_train.py"],
     ]
     for step in steps:
         subprocess.run(list(map(str, step)), cwd=ROOT, check=True)

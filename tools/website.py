@@ -1,14 +1,15 @@
-"""Finishes the website: `tools/website.py llms` writes `llms.txt`, `tools/website.py check` exits 1 on a fault.
+"""The website from the tree of notebooks: `tools/website.py sidebar|llms|check`.
 
-Faults are a link or an anchor that leads nowhere, a page that the sidebar does not name, an opening that nbdev would
-leave out, a public name without a docstring, and a name of a module's `__all__` that neither its page nor the reference
-shows.
+`sidebar` writes `nbs/sidebar.yml`, a section for each folder of notebooks. `llms` writes `_docs/llms.txt`. `check` exits
+1 on a broken link or anchor, a page that the sidebar does not name, a first cell that nbdev would cut, a public name
+without a docstring, and a name of a module's `__all__` that neither its page nor the reference shows.
 """
 
 import ast
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from configparser import ConfigParser
 from html.parser import HTMLParser
@@ -32,15 +33,51 @@ def address() -> str:
     return settings()["doc_host"] % settings() + settings()["doc_baseurl"] % settings() + "/"
 
 
+def packages() -> dict[str, str]:
+    "The packages in the order of their layers, each with the first line of its docstring."
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    layers = tomllib.loads(text)["tool"]["importlinter"]["contracts"][0]["layers"]
+    names = [name.strip() for layer in reversed(layers) for name in layer.split("|")]
+    sources = {name: (PACKAGE / name / "__init__.py").read_text(encoding="utf-8") for name in names}
+    return {name: (ast.get_docstring(ast.parse(source)) or name).split("\n")[0] for name, source in sources.items()}
+
+
+def notebooks(folder: str) -> list[str]:
+    "The notebooks of a folder, in the order of their numbers; relative to `nbs`."
+    return [path.relative_to(NBS).as_posix() for path in sorted((NBS / folder).glob("*.ipynb"))]
+
+
 def sections() -> Iterator[tuple[str, list[str]]]:
-    "The sidebar: each section with its sources; a page outside any is a section without a name."
-    for entry in yaml.safe_load((NBS / "sidebar.yml").read_bytes())["website"]["sidebar"]["contents"]:
-        yield ("", [entry]) if isinstance(entry, str) else (entry["section"], entry["contents"])
+    "The sidebar from the tree: each section with its sources; a page outside any is a section without a name."
+    for page in ("index.ipynb", "model_card.ipynb"):
+        yield "", [page]
+    for folder in ("tutorials", "explanations"):
+        yield folder.capitalize(), order_by_first_link(notebooks(folder))
+    for name in packages():
+        yield name, notebooks(name) + (["train.ipynb"] if name == "training" else [])
+    for page in ("reference.ipynb", "changelog.md"):
+        yield "", [page]
+
+
+def order_by_first_link(sources: list[str]) -> list[str]:
+    "Guides in the order in which the home page first links to them."
+    home = (NBS / "index.ipynb").read_text(encoding="utf-8")
+    return sorted(sources, key=lambda source: (home.find(source) < 0, home.find(source), source))
+
+
+def sidebar() -> str:
+    "The text of `nbs/sidebar.yml`."
+    contents: list = []
+    for section, sources in sections():
+        contents += [{"section": section, "contents": sources}] if section else sources
+    head = "# Written by `make export` from the tree of notebooks (tools/website.py sidebar).\n"
+    return head + yaml.safe_dump({"website": {"sidebar": {"contents": contents}}}, sort_keys=False)
 
 
 def page_name(source: str) -> str:
-    "The page that nbdev makes of a notebook: without its number."
-    return re.sub(r"^\d+[a-zA-Z0-9]*_", "", Path(source).stem) + ".html"
+    "The page that nbdev makes of a notebook: in the same folder, without the number."
+    path = Path(source)
+    return path.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", path.stem) + ".html").as_posix()
 
 
 def title(source: str) -> tuple[str, str]:
@@ -56,11 +93,13 @@ def title(source: str) -> tuple[str, str]:
 def dropped_openings() -> list[str]:
     "Notebooks whose first cell holds more than title, one quoted line and options: nbdev leaves the rest out."
     found = []
-    for path in sorted(NBS.glob("*.ipynb")):
+    for path in sorted(NBS.rglob("*.ipynb")):
         lines = "".join(json.loads(path.read_bytes())["cells"][0]["source"]).splitlines()
         more = [line for line in lines if line and not re.match(r"# |> |- [\w-]+: ", line)]
         if more or sum(line.startswith("> ") for line in lines) > 1:
-            found.append(f"nbs/{path.name}: the first cell holds more than title and one line: the page leaves it out")
+            found.append(
+                f"nbs/{path.relative_to(NBS)}: the first cell holds more than a title and one line; the rest is left out"
+            )
     return found
 
 
@@ -82,15 +121,18 @@ def public_names(module: Path) -> list[str]:
 
 
 def modules() -> dict[str, Path]:
-    "By the notebook that each is written from."
+    "Each module by the notebook that it is written from, relative to `nbs`."
     found = {}
-    for path in sorted(PACKAGE.glob("*.py")):
-        source = re.search(
-            r"# AUTOGENERATED! DO NOT EDIT! File to edit: \S*?([\w.-]+\.ipynb)", path.read_text(encoding="utf-8")
-        )
-        if source:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if source := re.search(r"# AUTOGENERATED! DO NOT EDIT! File to edit: \S*?nbs/(\S+\.ipynb)", text):
             found[source[1]] = path
     return found
+
+
+def dotted(path: Path) -> str:
+    "A module's name within the package: `core.image`."
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def missing_docstrings() -> list[str]:
@@ -107,7 +149,7 @@ def missing_docstrings() -> list[str]:
             methods = [one for one in inside if one.name[0] != "_"]
             for one, said in [(node, name), *((method, f"{name}.{method.name}") for method in methods)]:
                 if not ast.get_docstring(one):
-                    found.append(f"trashsorting/{path.name}:{one.lineno}: {said} has no docstring")
+                    found.append(f"{path.relative_to(ROOT)}:{one.lineno}: {said} has no docstring")
     return found
 
 
@@ -180,7 +222,7 @@ def unshown(site: dict[str, Page]) -> list[str]:
             if name in described and name.lower() not in places:
                 found.append(f"{page_name(source)}: {name} is public and not described there")
             if name not in listed:
-                found.append(f"reference.html: {path.stem}.{name} is public and not listed")
+                found.append(f"reference.html: {dotted(path)}.{name} is public and not listed")
     return found
 
 
@@ -213,12 +255,15 @@ def llms() -> str:
             defined = definitions(path) if path else {}
             for name in public_names(path) if path else []:
                 said = (ast.get_docstring(defined[name]) or "").split("\n")[0] if name in defined else "constant"
-                lines.append(f"  - `{path.stem}.{name}`: {said}")
+                lines.append(f"  - `{dotted(path)}.{name}`: {said}")
         lines.append("")
     return "\n".join(lines)
 
 
 def main(words: list[str]) -> int:
+    if words == ["sidebar"]:
+        (NBS / "sidebar.yml").write_text(sidebar(), encoding="utf-8")
+        return 0
     if words == ["llms"]:
         (SITE / "llms.txt").write_text(llms(), encoding="utf-8")
         return 0

@@ -1,5 +1,5 @@
 """`python -m trashsorting` is the `trashsorting` command, for a checkout that is not installed."""
 
-from trashsorting.cli import main
+from trashsorting.cli.main import main
 
 main()

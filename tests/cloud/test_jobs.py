@@ -1,0 +1,534 @@
+"""`trashsorting job` against stand-ins: Google's REST interface on loopback, and a `gcloud` that keeps a file."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import sysconfig
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import requests
+import yaml
+from click.testing import CliRunner
+
+from trashsorting.cli.main import cli
+from trashsorting.cloud.vertex import Cloud, CloudError, TrainingJob, find_run, list_runs, submit
+from trashsorting.core.errors import TrashsortingError
+from trashsorting.core.settings import read_settings
+from trashsorting.data.dvc import tracked_version
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = Path(sys.executable).parent / "trashsorting"
+IMAGE = "europe-west4-docker.pkg.dev/my-project/trashsorting/train:1"
+TRAIN = [
+    "job",
+    "train",
+    "--image",
+    IMAGE,
+    "--data",
+    "gs://bkt/photos",
+    "--out",
+    "gs://bkt/runs/one",
+    "-p",
+    "epochs",
+    "12",
+]
+PARENT = "/v1/projects/my-project/locations/europe-west4/customJobs"
+
+
+# Google on loopback
+
+
+class Google(BaseHTTPRequestHandler):
+    """Answers from a list of (status, JSON), the last for ever; None hangs up. Tokens are always given."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        body = self.rfile.read(int(self.headers["content-length"] or 0))
+        if self.path == "/token":
+            assert b"subject_token=signed-by-github" in body
+            given = {"access_token": "from-the-pool", "expires_in": 3600, "token_type": "Bearer"}
+            return self.reply(200, given | {"issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
+        if self.path == "/revoked":
+            return self.reply(400, {"error": "invalid_grant", "error_description": "The pool is gone."})
+        self.server.asked.append((self.command, self.path, self.headers["authorization"], json.loads(body or "null")))
+        answers = self.server.answers
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if answer is None:
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        self.reply(*answer)
+
+    do_GET = do_POST = answer
+
+    def reply(self, status, document):
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        pass
+
+
+@contextmanager
+def google(*answers):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Google) as server:
+        server.answers, server.asked, server.daemon_threads = list(answers), [], True
+        server.address = f"http://127.0.0.1:{server.server_port}"
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def refusal(status, message):
+    return status, {"error": {"code": status, "message": message, "status": "WHATEVER"}}
+
+
+def custom_job(state, number=42, **more):
+    name = f"projects/123/locations/europe-west4/customJobs/{number}"
+    common = {
+        "name": name,
+        "displayName": f"trashsorting-{number}",
+        "createTime": f"2026-01-31T09:00:{number % 60:02}Z",
+    }
+    return 200, common | {"state": f"JOB_STATE_{state}"} | more
+
+
+@pytest.fixture
+def login(tmp_path, monkeypatch):
+    "Workload identity federation, as a GitHub workflow has it: a file's token is exchanged, here by the stand-in."
+
+    def log_in(address, path="/token"):
+        (tmp_path / "github-token").write_text("signed-by-github", encoding="utf-8")
+        account = {
+            "type": "external_account",
+            "universe_domain": "example.test",  # Google's own would be asked where the account may be used
+            "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/github/providers/one",
+            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": f"{address}{path}",
+            "credential_source": {"file": str(tmp_path / "github-token")},
+        }
+        (tmp_path / "account.json").write_text(json.dumps(account), encoding="utf-8")
+        for name, value in {
+            "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json"),
+            "GOOGLE_CLOUD_PROJECT": "my-project",
+            "GOOGLE_CLOUD_REGION": "europe-west4",
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": address,
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_LOGGING": address,
+        }.items():
+            monkeypatch.setenv(name, value)
+
+    return log_in
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def said(*words) -> str:
+    "The sentence that a command ends with."
+    done = invoke(*words)
+    assert isinstance(done.exception, TrashsortingError), done.output + repr(done.exception)
+    return str(done.exception)
+
+
+# Training
+
+
+def test_what_a_dry_run_prints_is_what_is_sent(login):
+    printed = yaml.safe_load(invoke(*TRAIN, "--dry-run").stdout)
+    with google(custom_job("PENDING")) as server:
+        login(server.address)
+        done = subprocess.run([COMMAND, *TRAIN], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "42  trashsorting-42",
+        "gs://bkt/runs/one",
+        "what it says: trashsorting job logs 42",
+    ]
+    ((method, path, authorization, body),) = server.asked
+    assert (method, path, authorization) == ("POST", PARENT, "Bearer from-the-pool")
+    assert re.fullmatch(r"trashsorting-\d{8}-\d{6}-[0-9a-f]{7}", body["displayName"])
+    assert body | {"displayName": ""} == printed | {"displayName": ""}
+
+
+def test_the_request_in_full(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "data.dvc").write_text((ROOT / "data.dvc").read_text(encoding="utf-8"), encoding="utf-8")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "data"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+    monkeypatch.chdir(tmp_path)
+    words = ["job", "train", "--image", IMAGE, "--bucket", "gs://bkt/", "--machine", "g2-standard-8"]
+    words += ["--accelerator", "NVIDIA_L4", "--no-spot", "--hours", "1.5", "-p", "lr", "1e-3", "-p", "augment", "false"]
+    words += ["--service-account", "trainer@my-project.iam.gserviceaccount.com", "--dry-run"]
+    sent = yaml.safe_load(invoke(*words).stdout)
+    md5 = tracked_version(ROOT / "data").removesuffix(".dir")
+    name = sent["displayName"]
+    assert name.endswith(head[:7])
+    arguments = [
+        "--data",
+        f"gs://bkt/data/{md5}",
+        "--out",
+        f"gs://bkt/runs/{name}",
+        "-p",
+        "lr",
+        "0.001",
+        "-p",
+        "augment",
+        "false",
+    ]
+    machine = {"machineType": "g2-standard-8", "acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
+    pool = {"machineSpec": machine, "replicaCount": "1", "containerSpec": {"imageUri": IMAGE, "args": arguments}}
+    assert sent == {
+        "displayName": name,
+        "jobSpec": {
+            "workerPoolSpecs": [pool],
+            "scheduling": {"strategy": "STANDARD", "timeout": "5400s"},
+            "serviceAccount": "trainer@my-project.iam.gserviceaccount.com",
+        },
+        "labels": {"app": "trashsorting", "commit": head, "data": md5},
+    }
+    (tmp_path / "data.dvc").write_text((tmp_path / "data.dvc").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert yaml.safe_load(invoke(*words).stdout)["labels"]["commit"] == f"{head}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--machine", "e2-standard-4", "--accelerator", "NVIDIA_TESLA_T4"],
+            "does not carry NVIDIA_TESLA_T4; it goes with n1-",
+        ),
+        (["--hours", "nan"], "--hours"),
+        (["--out", "gs://bkt/photos/run"], "lies in --data"),
+        (["--out", "s3://bkt/run"], "--out: got 's3://bkt/run', wanted an address gs://BUCKET/FOLDER"),
+        (["--image", "train:latest"], "the tag latest does not say what runs"),
+        (["-p", "epochs", "many"], "epochs='many': must be a valid integer"),
+        (["-p", "lr", "-1"], "lr=-1: must be greater than or equal to"),
+        (["-p", "epoch", "3"], "unknown parameter 'epoch'; known are backbone, "),
+        (["-p", "out", "elsewhere"], "say --out instead"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_sent(words, sentence, login):
+    with google(custom_job("PENDING")) as server:
+        login(server.address)
+        assert sentence in said(*TRAIN, *words)
+        assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(400, ""), (401, "gcloud auth"), (403, "the API is not enabled"), (404, "look at the name"), (500, ""), (503, "")],
+)
+def test_a_refusal_is_a_sentence_and_the_job_is_not_sent_again(status, advice, login):
+    with google(refusal(status, "Because of this.")) as server:
+        login(server.address)
+        sentence = said(*TRAIN)
+    assert sentence.startswith(f"Because of this. ({status})") and advice in sentence and "Traceback" not in sentence
+    asked = {body["displayName"] for _, _, _, body in server.asked}
+    assert len(asked) == 1 and len(server.asked) <= (3 if status == 401 else 1), "google-auth renews its token on 401"
+
+
+def cloud(address, patience=5.0):
+    return Cloud(requests.Session(), "my-project", "europe-west4", address, address, first_wait=0.01, patience=patience)
+
+
+def a_job():
+    return TrainingJob(name="one", image=IMAGE, data="gs://bkt/photos", out="gs://bkt/runs/one")
+
+
+def test_quota_is_waited_for():
+    full = refusal(429, "Quota exceeded.")
+    with google(full, full, custom_job("PENDING")) as server:
+        assert submit(cloud(server.address), a_job()).id == "42"
+        assert len(server.asked) == 3
+
+
+def test_quota_that_does_not_come_back():
+    with (
+        google(refusal(429, "Quota exceeded.")) as server,
+        pytest.raises(CloudError, match=r"Quota exceeded. \(429\)\nthe quota is used up"),
+    ):
+        submit(cloud(server.address, patience=0.1), a_job())
+    assert len(server.asked) > 1
+
+
+def test_a_question_is_asked_again_and_an_order_is_not():
+    with google(refusal(503, "Busy."), None, refusal(429, "Slowly."), custom_job("RUNNING")) as server:
+        assert find_run(cloud(server.address), "42").state == "RUNNING"
+        assert len(server.asked) == 4
+    with (
+        google(None, custom_job("PENDING")) as server,
+        pytest.raises(CloudError, match=r"no usable answer from http.*: ConnectionError"),
+    ):
+        submit(cloud(server.address), a_job())
+    assert len(server.asked) == 1, "it may have arrived: a second one could be a second bill"
+
+
+def test_network_down(login):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with google(custom_job("PENDING")) as server:
+        login(server.address)
+        os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM"] = closed  # monkeypatch puts it back
+        assert said(*TRAIN).startswith(f"no usable answer from {closed}: ConnectionError\nlook at the network")
+    with pytest.raises(CloudError, match="no usable answer"):
+        find_run(cloud(closed, patience=0.1), "42")
+
+
+def test_what_is_no_answer_of_googles(login):
+    with google((200, {"hello": "world"})) as server:
+        login(server.address)
+        assert "not a job of Vertex AI's" in said(*TRAIN)
+
+
+def test_a_job_that_fails(login):
+    failed = custom_job(
+        "FAILED", error={"code": 9, "message": "The replica workerpool0-0 exited with a non-zero status of 1."}
+    )
+    with google(custom_job("QUEUED"), failed) as server:
+        login(server.address)
+        done = invoke(*TRAIN, "--wait")
+    assert done.exit_code == 1 and "42  trashsorting-42" in done.stdout
+    assert str(done.exception) == (
+        "job 42 has failed: The replica workerpool0-0 exited with a non-zero status of 1.\ntrashsorting job logs 42"
+    )
+    with google(custom_job("QUEUED"), custom_job("SUCCEEDED")) as server:
+        login(server.address)
+        done = invoke(*TRAIN, "--wait")
+    assert done.exit_code == 0 and done.stdout.endswith("succeeded\n")
+    assert [(method, path) for method, path, _, _ in server.asked] == [("POST", PARENT), ("GET", f"{PARENT}/42")]
+
+
+def test_list_reads_all_pages_and_shows_the_newest_first():
+    pages = [
+        (200, {"customJobs": [custom_job("RUNNING", 7)[1]], "nextPageToken": "more"}),
+        (200, {"customJobs": [custom_job("FAILED", 9)[1], custom_job("SUCCEEDED", 8, labels={"data": "4989fc48"})[1]]}),
+    ]
+    with google(*pages) as server:
+        assert [run.id for run in list_runs(cloud(server.address), most=2)] == ["9", "8"]
+    assert [path for _, path, _, _ in server.asked] == [
+        f"{PARENT}?filter=labels.app%3Dtrashsorting&pageSize=100",
+        f"{PARENT}?filter=labels.app%3Dtrashsorting&pageSize=100&pageToken=more",
+    ]
+
+
+def test_list_logs_and_cancel_as_commands(login):
+    listed = 200, {"customJobs": [custom_job("RUNNING", labels={"data": "4989fc48eb"})[1]]}
+    entries = [
+        (
+            200,
+            {
+                "entries": [{"timestamp": "2026-01-31T09:05:00.123Z", "textPayload": "pulling\n"}],
+                "nextPageToken": "more",
+            },
+        ),
+        (200, {"entries": [{"timestamp": "2026-01-31T09:06:00.123Z", "jsonPayload": {"message": "epoch 1"}}]}),
+    ]
+    with google(listed, custom_job("FAILED", error={"message": "exited"}), *entries, (200, {})) as server:
+        login(server.address)
+        table = invoke("job", "list").stdout.splitlines()
+        logs = invoke("job", "logs", "42")
+        ended = invoke("job", "cancel", "projects/1/locations/europe-west4/customJobs/42")
+    assert table[1].split() == ["42", "running", "2026-01-31T09:00:42", "4989fc48", "trashsorting-42"]
+    assert logs.stdout.splitlines() == ["2026-01-31T09:05:00 pulling", "2026-01-31T09:06:00 epoch 1"]
+    assert logs.stderr == "42: failed, exited\n" and ended.exit_code == 0
+    _, _, first, second, last = server.asked
+    assert first[1] == "/v2/entries:list" and first[3]["resourceNames"] == ["projects/my-project"]
+    assert (
+        'resource.type="ml_job" AND resource.labels.job_id="42"' in first[3]["filter"]
+        and second[3]["pageToken"] == "more"
+    )
+    assert (last[0], last[1], last[3]) == ("POST", f"{PARENT}/42:cancel", {})
+    assert "is no job's number" in said("job", "cancel", "../../models")
+
+
+# Logging in
+
+
+def test_without_a_login(monkeypatch, tmp_path):
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    for name, value in {"HOME": tmp_path, "CLOUDSDK_CONFIG": tmp_path, "NO_GCE_CHECK": "true"}.items():
+        monkeypatch.setenv(name, str(value))
+    where = ["--project", "my-project", "--region", "europe-west4"]
+    assert re.match(r"no credentials: .*\nlog in: gcloud auth application-default login", said(*TRAIN, *where))
+
+
+def test_a_login_that_was_revoked(login):
+    with google(custom_job("PENDING")) as server:
+        login(server.address, path="/revoked")
+        sentence = said(*TRAIN)
+    assert (
+        sentence.startswith("the login does not work: ") and "invalid_grant" in sentence and "gcloud auth" in sentence
+    )
+
+
+def test_without_a_project(monkeypatch):
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    assert said(*TRAIN) == "which project? Say --project, or set GOOGLE_CLOUD_PROJECT"
+
+
+def test_the_light_installation_names_the_extra():
+    code = "import sys; sys.modules['google.auth'] = sys.modules['yaml'] = None; from trashsorting.cli.main import main; main()"
+    where = ["--project", "my-project", "--region", "europe-west4"]
+    for words in ([*TRAIN, "--dry-run"], [*TRAIN, *where]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "pip install 'trashsorting[cloud]'" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# Serving
+
+GCLOUD = r"""#!{python} -S
+# Cloud Run in a file: keeps revisions and traffic, and answers in Cloud Run's words.
+import json, os, pathlib, sys
+sys.path.append({packages!r})
+words, store = sys.argv[1:], pathlib.Path(os.environ["STORE"])
+state = json.loads(store.read_bytes()) if store.exists() else {{"revisions": [], "traffic": [], "calls": []}}
+state["calls"].append(words)
+def settle(split):
+    newest = state["revisions"][-1]["metadata"]["name"]
+    state["traffic"] = [part | {{"revisionName": part.get("revisionName", newest)}} for part in split]
+if words[:3] == ["run", "services", "replace"]:
+    import yaml
+    wanted = yaml.safe_load(pathlib.Path(words[3]).read_bytes())
+    number = len(state["revisions"]) + 1
+    ready = {{"type": "Ready", "status": "True"}}
+    meta = {{"name": f"{{wanted['metadata']['name']}}-{{number:05}}"}}
+    meta["creationTimestamp"] = f"2026-01-31T09:00:{{number:02}}Z"
+    spec, status = wanted["spec"]["template"]["spec"], {{"conditions": [ready]}}
+    state["revisions"].append({{"metadata": meta, "spec": spec, "status": status}})
+    state["spec"] = wanted["spec"]
+    settle(wanted["spec"]["traffic"])
+elif words[:3] == ["run", "services", "update-traffic"]:
+    flag = words[4]
+    settle([{{"percent": 100}}] if flag == "--to-latest" else [{{"revisionName": flag.split("=")[1], "percent": 100}}])
+elif os.environ.get("REFUSE"):
+    print("ERROR: (gcloud.run) PERMISSION_DENIED", file=sys.stderr)
+    sys.exit(1)
+elif words[:3] == ["run", "services", "list"]:
+    if not state["revisions"]:
+        sys.exit(print("[]"))
+    assert words[3] == "--filter=metadata.name=trashsorting"
+    newest = state["revisions"][-1]["metadata"]["name"]
+    status = {{"latestReadyRevisionName": newest, "traffic": state["traffic"]}}
+    print(json.dumps([{{"spec": state["spec"], "status": status | {{"url": "https://trashsorting.example"}}}}]))
+elif words[:3] == ["run", "revisions", "list"]:
+    print(json.dumps(state["revisions"]))
+store.write_text(json.dumps(state))
+"""
+API = "europe-west4-docker.pkg.dev/my-project/trashsorting/api"
+WHERE = ["--project", "my-project", "--region", "europe-west4"]
+
+
+@pytest.fixture
+def cloud_run(tmp_path, monkeypatch):
+    "gcloud on the PATH; returns what is in its file."
+    program = tmp_path / "bin" / "gcloud"
+    program.parent.mkdir()
+    program.write_text(GCLOUD.format(python=sys.executable, packages=sysconfig.get_path("purelib")), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STORE", str(tmp_path / "store.json"))
+    return lambda: json.loads((tmp_path / "store.json").read_bytes())
+
+
+def shares(state) -> dict[str, int]:
+    return {part["revisionName"]: part["percent"] for part in state["traffic"]}
+
+
+def test_deploy_canary_promote_roll_back(cloud_run):
+    def do(*words):
+        done = invoke("job", *words, *WHERE)
+        assert done.exit_code == 0, done.output + repr(done.exception)
+        return done.stdout
+
+    assert do("deploy", "--image", f"{API}:1") == "https://trashsorting.example\n"
+    assert shares(cloud_run()) == {"trashsorting-00001": 100}
+    do("deploy", "--image", f"{API}:2", "--canary", "10")
+    assert shares(cloud_run()) == {"trashsorting-00001": 90, "trashsorting-00002": 10}
+    assert do("rollback") == "trashsorting: all traffic to trashsorting-00001\n"
+    assert shares(cloud_run()) == {"trashsorting-00001": 100}
+    do("deploy", "--image", f"{API}:3", "--canary", "50")
+    assert shares(cloud_run()) == {"trashsorting-00001": 50, "trashsorting-00003": 50}
+    do("promote")
+    assert shares(cloud_run()) == {"trashsorting-00003": 100}
+    do("rollback")
+    assert shares(cloud_run()) == {"trashsorting-00002": 100}
+    do("rollback", "--to", "trashsorting-00001")
+    assert shares(cloud_run()) == {"trashsorting-00001": 100}
+    do("deploy", "--image", f"{API}:4")
+    assert shares(cloud_run()) == {"trashsorting-00004": 100}
+    assert all(call[-5:] == [*WHERE, "--quiet"] for call in cloud_run()["calls"])
+
+
+def test_what_a_dry_run_prints_is_what_is_deployed(cloud_run):
+    words = ["job", "deploy", "--image", f"{API}:1", "--most", "2", "--api-key-secret", "the-key"]
+    printed = yaml.safe_load(invoke(*words, "--dry-run").stdout)
+    assert invoke(*words, *WHERE).exit_code == 0
+    (revision,) = cloud_run()["revisions"]
+    assert revision["spec"] == printed["spec"]["template"]["spec"]
+    annotations = printed["spec"]["template"]["metadata"]["annotations"]
+    assert (
+        annotations["autoscaling.knative.dev/minScale"] == "0"
+        and annotations["autoscaling.knative.dev/maxScale"] == "2"
+    )
+    assert annotations["run.googleapis.com/startup-cpu-boost"] == "true"
+    env = {one["name"]: one for one in revision["spec"]["containers"][0]["env"]}
+    assert env["TRASHSORTING_API_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "the-key", "key": "latest"}}
+
+
+def test_a_key_is_not_lost_by_forgetting_it(cloud_run):
+    words = ["job", "deploy", "--image", f"{API}:1", *WHERE]
+    assert invoke(*words, "--api-key-secret", "the-key").exit_code == 0
+    assert "asks for a key now: say --api-key-secret, or --drop-key" in said(*words)
+    assert len(cloud_run()["revisions"]) == 1
+    assert invoke(*words, "--drop-key").exit_code == 0 == invoke(*words).exit_code
+
+
+def test_what_cannot_be_deployed(cloud_run, monkeypatch):
+    assert "there is no service of this name" in said("job", "rollback", *WHERE)
+    canary = ["job", "deploy", "--image", f"{API}:1", "--canary", "10", *WHERE]
+    assert "deploy without --canary first" in said(*canary)
+    monkeypatch.setenv("REFUSE", "yes")
+    assert said(*canary).startswith("gcloud run services list --filter=metadata.name=trashsorting has failed with 1")
+    monkeypatch.setenv("PATH", "")
+    assert "there is no gcloud here" in said("job", "promote", *WHERE)
+
+
+def test_rollout_is_what_the_workflow_runs(cloud_run, monkeypatch):
+    for name, value in {
+        "GOOGLE_CLOUD_PROJECT": "my-project",
+        "GOOGLE_CLOUD_REGION": "europe-west4",
+        "SERVICE_ACCOUNT": "service@my-project.iam.gserviceaccount.com",
+        "API_KEY_SECRET": "the-key",  # pragma: allowlist secret
+        "PATH": f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for words in (["all", f"{API}:1"], ["canary", f"{API}:2"], ["rollback"], ["promote"]):
+        subprocess.run([ROOT / "tools/rollout", *words], cwd=ROOT, check=True, timeout=60)
+    state = cloud_run()
+    assert shares(state) == {"trashsorting-00002": 100}
+    assert state["revisions"][1]["spec"]["serviceAccountName"] == "service@my-project.iam.gserviceaccount.com"
+    assert "TRASHSORTING_API_KEY" in json.dumps(state["spec"])
+
+
+def test_the_variables_are_ones_that_the_service_reads(monkeypatch):
+    printed = yaml.safe_load(invoke("job", "deploy", "--image", f"{API}:1", "--dry-run").stdout)
+    (container,) = printed["spec"]["template"]["spec"]["containers"]
+    for one in container["env"]:
+        monkeypatch.setenv(one["name"], one["value"])
+    settings = read_settings()
+    found = settings.grace_seconds, settings.max_batch_bytes, settings.queue, settings.queue_seconds
+    assert found == (8, 28_000_000, 8, 10)

@@ -1,0 +1,118 @@
+"""Every command and program in the README and in the tutorials is executed, as it stands or by the table below."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trashsorting.data.sample import draw_picture, draw_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("tutorial_*.ipynb"))]
+ADDRESS = "http://127.0.0.1:8080"
+
+# What is executed instead, because the command itself takes minutes, or needs photographs.
+SHORTER = {
+    "trashsorting data check photos": "trashsorting data check photos --hashes-only",
+    "make load URL=http://127.0.0.1:8080 SECONDS=30 USERS=8": "make --dry-run load URL=http://127.0.0.1:8080 SECONDS=1",
+}
+# What another test executes, or what that test looks at, since there is no Docker here.
+ELSEWHERE = {
+    "make run": "test_run.py::test_a_stranger_gets_an_answer",
+    "make test": "test_repo.py::test_readme_is_what_the_notebook_makes",  # it is what runs this
+    "pip install .": "test_repo.py::test_wheel_is_complete",
+    "pip install '.[train]'": "test_repo.py::test_lock_holds_what_settings_ask_for",
+    "pip install '.[train,cloud]'": "test_repo.py::test_lock_holds_what_settings_ask_for",
+    "trashsorting serve --port 8080": "conftest.py::running",
+    "TRASHSORTING_MODEL=run/model.onnx trashsorting serve --port 8080": "conftest.py::running",
+    "trashsorting evaluate data --split data/manifest.csv --part val": "test_photographs.py::",
+    "trashsorting train": "test_train.py::",
+    "trashsorting crossval": "test_crossval.py::",
+    "trashsorting remember": "test_remember.py::test_the_command_makes_file_and_card",
+    "docker build": "test_image.py::test_it_is_small",
+    "docker run": "test_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
+    "docker compose up": "test_compose.py::test_they_find_each_other",
+    "HEIC=0 tools/push_image api REGISTRY": "test_http.py::test_a_service_without_heic_says_so_and_promises_nothing",
+    "trashsorting data pull": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "trashsorting data push": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "trashsorting data import photos": "test_dvc.py::test_the_tracked_data_is_made_again_from_the_photographs",
+    "dvc remote modify": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "dvc add": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "dvc repro": "test_pipeline.py::test_a_second_repro_runs_nothing",
+    "dvc metrics diff": "test_pipeline.py::test_a_parameter_reruns_what_depends_on_it_and_is_compared",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    "The fenced blocks of a language in a notebook's text."
+    cells = json.loads(page.read_bytes())["cells"]
+    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    "Each command once, without its comment."
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return list(dict.fromkeys(re.sub(r"\s+# .*$", "", line) for line in lines if line.strip()))
+
+
+def place_of(command: str) -> str | None:
+    "Where the table says that a command is executed; the longest entry that it starts with counts."
+    found = [known for known in ELSEWHERE if command == known or command.startswith(f"{known} ")]
+    return ELSEWHERE[max(found, key=len)] if found else None
+
+
+HERE = [command for command in commands() if not place_of(command)]
+
+
+def run(command: str, folder: Path, url: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    words = shlex.split(command.replace(ADDRESS, url))
+    where = ROOT if words[0] == "make" else folder
+    return subprocess.run(
+        words, cwd=where, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=150
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    "What the commands speak of: a photograph, and a folder of some with one sub-folder a class."
+    made = tmp_path_factory.mktemp("commands")
+    draw_picture("glass", 0, (512, 384)).save(made / "photo.jpg")
+    draw_sample(made / "photos", per_class=2)
+    return made
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_the_command_works(command, folder, server):
+    done = run(SHORTER.get(command, command), folder, server.url)
+    assert done.returncode == 0 and done.stdout, done.stdout + done.stderr
+    if command.startswith("curl"):
+        assert json.loads(done.stdout)["predicted_class"]
+
+
+@pytest.mark.parametrize("program", [block for page in PAGES for block in blocks(page, "python")])
+def test_the_program_works(program, folder, server):
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        exec(compile(program.replace(ADDRESS, server.url), "README", "exec"), {})  # noqa: S102
+    finally:
+        os.chdir(before)
+
+
+def test_the_table_is_about_what_is_written():
+    written = commands()
+    assert len(HERE) >= 5, "the README teaches by commands"
+    for known in [*SHORTER, *ELSEWHERE]:
+        assert any(command == known or command.startswith(f"{known} ") for command in written), (
+            f"nobody writes {known!r}"
+        )
+    for place in ELSEWHERE.values():
+        name, function = place.split("::")
+        assert f"def {function}" in (ROOT / "tests" / name).read_text(encoding="utf-8"), place

@@ -1,0 +1,209 @@
+"""The pipeline as a newcomer runs it: `dvc repro` in a fresh copy, on drawn pictures; and papermill, here and on gs://."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from test_repo import copy_repo
+
+from trashsorting.cli.train import run_notebook
+from trashsorting.core.card import read_card
+from trashsorting.core.config import PLACES, TrainConfig, check_config
+from trashsorting.core.errors import TrashsortingError
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "nbs" / "train.ipynb"
+TINY = {
+    "backbone": "test_efficientnet",
+    "pretrained": False,
+    "image_size": 64,
+    "freeze_epochs": 0,
+    "epochs": 1,
+    "batch_size": 8,
+    "num_workers": 0,
+}
+
+
+def run(*words, cwd: Path, fails: bool = False, **environment) -> str:
+    "Run a command with the environment of these tests; what it said."
+    variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    variables |= {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(cwd / ".dvc" / "tmp" / "site")} | environment
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=600
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def set_parameters(folder: Path, **values) -> None:
+    parameters = yaml.safe_load((folder / "params.yaml").read_bytes())
+    (folder / "params.yaml").write_text(yaml.safe_dump({**parameters, **values}, sort_keys=False), encoding="utf-8")
+
+
+# One set of names
+
+
+def test_notebook_configuration_and_file_have_the_same_parameters():
+    defaults = asdict(TrainConfig())
+    known = papermill.inspect_notebook(NOTEBOOK)
+    in_notebook = {name: eval(said["default"]) for name, said in known.items()}  # noqa: S307
+    in_file = yaml.safe_load((ROOT / "params.yaml").read_bytes())
+    wanted = {*PLACES, *defaults}
+    assert set(in_notebook) == wanted, "the parameters cell of nbs/train.ipynb is not PLACES and TrainConfig's fields"
+    assert set(in_file) == wanted, "params.yaml is not PLACES and TrainConfig's fields"
+    assert {name: in_notebook[name] for name in defaults} == defaults, "the notebook's defaults are not TrainConfig's"
+    assert check_config(**{name: in_file[name] for name in defaults})
+
+
+# dvc repro
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    "A copy of this repository with its own drawn data, after one `dvc repro`."
+    folder = copy_repo(tmp_path_factory.mktemp("pipeline") / "repository")
+    set_parameters(folder, **TINY)
+    run("git", "init", "-q", cwd=folder)
+    for name, value in (("user.name", "a"), ("user.email", "a@example.org")):
+        run("git", "config", name, value, cwd=folder)
+    run("trashsorting", "data", "sample", "raw", "--per-class", "4", cwd=folder, PYTHONPATH=str(folder))
+    run("trashsorting", "data", "import", "raw", cwd=folder, PYTHONPATH=str(folder))
+    shutil.rmtree(folder / "raw")
+    run("dvc", "add", "-q", "data", cwd=folder)
+    said = run("dvc", "repro", cwd=folder, PYTHONPATH=str(folder))
+    assert all(f"Running stage '{stage}'" in said for stage in ("prepare", "train", "export", "evaluate"))
+    assert "epoch 1/1  done" in said, "the run's progress reaches the terminal"
+    run("git", "add", "-A", cwd=folder)
+    run("git", "commit", "-q", "-m", "first", cwd=folder)
+    return folder
+
+
+def test_a_run_says_its_parameters_commit_and_data(repository):
+    from trashsorting.data.dvc import tracked_version
+
+    info = json.loads((repository / "artifacts/run/run.json").read_bytes())
+    assert info["data_version"] == tracked_version(repository / "data") and "commit" in info
+    assert {name: info["config"][name] for name in TINY} == TINY
+    card = read_card(repository / "artifacts/run/model.onnx")
+    assert card.provenance.data_version == info["data_version"] and card.provenance.n_train == 18
+    notebook = nbformat.read(repository / "artifacts/run/train.ipynb", 4)
+    assert notebook.metadata.papermill.parameters["out"] == "artifacts/run"
+    assert any(info["data_version"] in str(cell.get("outputs")) for cell in notebook.cells)
+
+
+def test_a_second_repro_runs_nothing(repository):
+    said = run("dvc", "repro", cwd=repository, PYTHONPATH=str(repository))
+    assert "Running stage" not in said and "Data and pipelines are up to date." in said
+
+
+def test_a_parameter_reruns_what_depends_on_it_and_is_compared(repository):
+    set_parameters(repository, label_smoothing=0.3)
+    said = run("dvc", "repro", cwd=repository, PYTHONPATH=str(repository))
+    assert "Stage 'prepare' didn't change, skipping" in said
+    assert all(f"Running stage '{stage}'" in said for stage in ("train", "export", "evaluate"))
+
+    (changed,) = json.loads(run("dvc", "params", "diff", "--json", cwd=repository)).values()
+    assert set(changed) == {"label_smoothing"}
+    assert (changed["label_smoothing"]["old"], changed["label_smoothing"]["new"]) == (0.1, 0.3)
+    metrics = json.loads(run("dvc", "metrics", "diff", "--json", "--all", cwd=repository))["metrics.json"]
+    figures = json.loads((repository / "metrics.json").read_bytes())
+    for name in ("accuracy", "macro_f1", "nll", "ece"):
+        assert metrics[name]["new"] == figures[name] and metrics[name]["old"] is not None
+    run("dvc", "plots", "diff", "HEAD", "--out", "plots", cwd=repository)
+    page = (repository / "plots" / "index.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("valid_loss", "accuracy", "actual", "predicted"))
+
+
+# papermill
+
+
+def test_papermill_from_and_to_a_bucket(store, tmp_path):
+    "Read from a bucket, written to it; wrong names are refused there before anything is read or trained."
+    import gcsfs
+
+    bucket = store.make_bucket("notebooks")
+    files = gcsfs.GCSFileSystem(token="anon", endpoint_url=store.url)  # noqa: S106
+    files.put(str(NOTEBOOK), f"{bucket}/train.ipynb")
+    wrong = {"data": "sample", "out": "run", **TINY, "epochs": 1, "epoch": 30}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    words = ("papermill", f"{bucket}/train.ipynb", f"{bucket}/out.ipynb", "-f", "params.yaml")
+    addresses = {
+        name: store.environment[name] for name in ("STORAGE_EMULATOR_HOST", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT")
+    }
+    said = run(*words, cwd=tmp_path, fails=True, **addresses)
+    assert "unknown parameter 'epoch'; known are backbone" in said and "Executing:" in said
+    left = nbformat.reads(files.cat(f"{bucket}/out.ipynb").decode(), 4)
+    errors = [out for cell in left.cells for out in cell.get("outputs", []) if out.output_type == "error"]
+    assert errors and "unknown parameter 'epoch'" in errors[0].evalue
+    assert not (tmp_path / "run").exists()
+
+    del wrong["epoch"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    run(*words, cwd=tmp_path, **addresses)
+    made = nbformat.reads(files.cat(f"{bucket}/out.ipynb").decode(), 4)
+    assert made.metadata.papermill.parameters == wrong and not made.metadata.papermill.exception
+    assert read_card(tmp_path / "run" / "model.onnx").architecture == TINY["backbone"]
+
+
+# The notebook that a command runs
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code", "said"),
+    [
+        (None, "assert epochs == 3 and sys.executable == interpreter", None),
+        ("nowhere", "assert epochs == 3 and sys.executable == interpreter", None),
+        (None, "raise RuntimeError('odd')", r"^RuntimeError: odd\nThe notebook with the error in it: {executed}$"),
+        (
+            None,
+            "import os; os.kill(os.getpid(), 9)",
+            r"process died .*--resume\nThe notebook as far as .*: {executed}$",
+        ),
+    ],
+)
+def test_any_kernel_name_runs_here_and_every_end_is_a_sentence(tmp_path, monkeypatch, kernel, code, said):
+    folder = tmp_path / "100% {of} {0}"
+    folder.mkdir()
+    cells = [
+        nbformat.v4.new_code_cell(f"import sys\nepochs, interpreter = 1, {sys.executable!r}"),
+        nbformat.v4.new_code_cell(code),
+    ]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": kernel, "display_name": "?", "language": "R"}} if kernel else {}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / "source.ipynb")
+    monkeypatch.setattr("trashsorting.cli.train.training_notebook", lambda: folder / "source.ipynb")
+    executed = folder / "train.ipynb"
+    expected = (
+        pytest.raises(TrashsortingError, match=said.format(executed=re.escape(str(executed))))
+        if said
+        else nullcontext()
+    )
+    with expected:
+        run_notebook(folder, str(executed), {"epochs": 3})
+    assert any(cell.source == "# Parameters\nepochs = 3\n" for cell in nbformat.read(executed, 4).cells)
+
+
+# What the commands log
+
+
+def test_verbose_counts_and_times_and_quiet_says_nothing(tmp_path):
+    run("trashsorting", "data", "sample", "raw", "--per-class", "10", cwd=tmp_path)
+    (tmp_path / "raw/glass/notes.txt").write_text("buy milk", encoding="utf-8")
+    loud = run("trashsorting", "data", "import", "raw", "--out", "a", "--verbose", cwd=tmp_path)
+    assert "INFO    reading photographs: 61 files of 6 classes in raw, " in loud
+    assert "INFO    copying photographs: 60 files, " in loud and "WARNING left out: glass/notes.txt" in loud
+    plain = run("trashsorting", "data", "import", "raw", "--out", "b", cwd=tmp_path)
+    assert "left out: glass/notes.txt" in plain and "INFO" not in plain
+    quiet = run("trashsorting", "data", "import", "raw", "--out", "c", "--quiet", cwd=tmp_path)
+    assert "notes.txt" not in quiet and quiet.startswith("c: 60 photographs of 6 classes")

@@ -1,0 +1,116 @@
+"""What `/api/explain` says over real HTTP: its figures, and its faults, which are those of `/api/predict`."""
+
+import httpx
+import numpy as np
+import pytest
+from conftest import encode
+from starlette.testclient import TestClient
+
+from trashsorting.core.image import to_input
+from trashsorting.data.sample import draw_picture
+from trashsorting.inference.predictor import Predictor
+from trashsorting.inference.session import run_explained
+from trashsorting.serving.app import create_app
+from trashsorting.serving.schemas import BAD_FORM, NO_FILE, NO_MODEL
+
+GLASS = draw_picture("glass", 0, (512, 384))
+
+
+def explain(client: httpx.Client, data: bytes, **params: str) -> httpx.Response:
+    return client.post("/api/explain", params=params, files={"file": ("upload", data)})
+
+
+def test_the_model_that_ships_can_explain(client, predictor):
+    assert predictor.card.explains and client.get("/api/model/info").json()["explains"] is True
+
+
+def test_explain(client, predictor, picture):
+    answer = explain(client, encode(picture))
+    assert answer.status_code == 200
+    said = answer.json()
+    assert said.keys() == {"prediction", "label", "heat", "box"}
+    predicted = client.post("/api/predict", files={"file": encode(picture)}).json()
+    assert said["prediction"]["all_probabilities"] == pytest.approx(predicted["all_probabilities"], abs=1e-6)
+    assert said["label"] == said["prediction"]["predicted_class"] == predicted["predicted_class"]
+    assert np.allclose(said["heat"], predictor.explain(picture)[1], atol=2e-3)
+    assert np.min(said["heat"]) >= 0 and 0 < np.max(said["heat"]) <= 1
+    left, upper, right, lower = said["box"]
+    assert 0 <= left < right <= 1 and 0 <= upper < lower <= 1
+
+
+def test_the_mean_of_the_evidence_is_the_logits(predictor, picture):
+    inputs = to_input(picture, predictor.card.preprocessing)[None]
+    probabilities, evidence = run_explained(predictor.session, inputs)
+    shares = np.exp(evidence.mean(axis=(2, 3), dtype=np.float64))
+    assert np.allclose(shares / shares.sum(), probabilities, atol=1e-5)
+
+
+def test_every_class_can_be_explained(client, predictor):
+    heats = {}
+    for label in predictor.card.classes:
+        said = explain(client, encode(GLASS), label=label).json()
+        assert said["label"] == label
+        heats[label] = said["heat"]
+    assert len({str(heat) for heat in heats.values()}) > 1
+    assert max(np.max(heat) for heat in heats.values()) == 1 and min(np.min(heat) for heat in heats.values()) >= 0
+
+
+def test_the_box_of_a_network_that_sees_the_middle():
+    predictor = Predictor()
+    middle = predictor.card.preprocessing.model_copy(update={"crop_mode": "center", "crop_pct": 0.5})
+    predictor.card = predictor.card.model_copy(update={"preprocessing": middle})
+    with TestClient(create_app(predictor=predictor)) as client:
+        assert explain(client, encode(GLASS)).json()["box"] == [0.3125, 0.25, 0.6875, 0.75]
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    "data, status, word",
+    [
+        (b"", 422, "empty"),
+        (b"a green bottle", 415, "not a picture"),
+        (encode(GLASS, "GIF"), 415, "accepted format"),
+        (encode(GLASS)[:2000], 422, "cut off"),
+        (bytes(11_000_000), 413, "limit of 10 MB"),
+    ],
+    ids=["empty", "text", "GIF", "half a PNG", "11 MB"],
+)
+def test_bad_file(client, data, status, word):
+    answer, predicted = explain(client, data), client.post("/api/predict", files={"file": data})
+    assert (answer.status_code, answer.json()) == (predicted.status_code, predicted.json())
+    assert answer.status_code == status and word in answer.json()["detail"]
+
+
+def test_bad_form(client):
+    for request, status, detail in [
+        ({}, 422, NO_FILE),
+        ({"files": {"picture": b"photograph"}}, 422, NO_FILE),
+        ({"files": [("file", b"one"), ("file", b"two")]}, 400, BAD_FORM),
+    ]:
+        answer = client.post("/api/explain", **request)
+        assert (answer.status_code, answer.json()["detail"]) == (status, detail)
+
+
+@pytest.mark.parametrize("label", ["banana", "", "GLASS"])
+def test_unknown_class(client, predictor, label):
+    answer = explain(client, encode(GLASS), label=label)
+    assert answer.status_code == 422
+    assert f"choose one of these: {', '.join(predictor.card.classes)}" in answer.json()["detail"]
+
+
+def test_a_model_that_cannot_explain():
+    predictor = Predictor()
+    predictor.card = predictor.card.model_copy(update={"explains": False})
+    with TestClient(create_app(predictor=predictor)) as client:
+        answer = explain(client, encode(GLASS))
+        assert (answer.status_code, answer.json()["code"]) == (501, "no-explanation")
+        assert client.get("/api/model/info").json()["explains"] is False
+        assert client.post("/api/predict", files={"file": encode(GLASS)}).status_code == 200
+
+
+def test_without_a_model(serve, tmp_path):
+    with serve(TRASHSORTING_MODEL=str(tmp_path / "none.onnx")) as server:
+        answer = httpx.post(f"{server.url}/api/explain", files={"file": encode(GLASS)}, timeout=60)
+    assert (answer.status_code, answer.json()["detail"]) == (503, NO_MODEL)

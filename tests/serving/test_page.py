@@ -1,0 +1,620 @@
+"""The page in a real browser, at the sizes of a desk and of a phone, in both colour schemes."""
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from conftest import encode, find_photograph
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+from trashsorting.data.sample import draw_picture
+
+ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[2] / "artifacts"))
+SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 360, "height": 740}}
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+SWITCHES += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium as the system has it; skips, loudly, where it has none."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser: install chromium to test the page")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
+        yield started
+        started.close()
+
+
+@dataclass
+class Visit:
+    """The page in a window, and what went on behind it."""
+
+    page: Page
+    name: str
+    errors: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
+
+    def upload(self, **files: bytes) -> None:
+        """Choose files at once; a keyword is the name without its suffix."""
+        chosen = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": data} for name, data in files.items()]
+        self.page.get_by_label("Choose photographs").set_input_files(chosen)
+
+    def card(self, name: str = "glass") -> Locator:
+        """The picture of that name in the list."""
+        return self.page.get_by_role("listitem", name=f"{name}.png", exact=True)
+
+    def shoot(self, what: str) -> None:
+        """Keep a picture of the whole page. Playwright's own full page forgets that the window is a phone's."""
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        size = self.page.viewport_size
+        height = self.page.evaluate("document.documentElement.scrollHeight")
+        self.page.set_viewport_size({"width": size["width"], "height": max(height, size["height"])})
+        self.page.screenshot(path=ARTIFACTS / f"page-{self.name}-{what}.png", animations="disabled")
+        self.page.set_viewport_size(size)
+
+    def hosts(self) -> set[str]:
+        return {urlsplit(url).netloc for url in self.requested if url.startswith("http")}
+
+    def overflow(self) -> int:
+        """By how many pixels the page is wider than the window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+    def answer(self, *answers: dict | int, path: str = "**/api/predict", **headers: str) -> list[Route]:
+        """Let the service say these things, one a request, and then itself; a number is a status."""
+        left, seen = list(answers), []
+
+        def fulfill(route: Route) -> None:
+            seen.append(route)
+            if not left:
+                return route.fallback()
+            said = left.pop(0)
+            if isinstance(said, int):
+                return route.fulfill(status=said, json={"detail": "busy"}, headers=headers)
+            return route.fulfill(json=said)
+
+        self.page.route(path, fulfill)
+        return seen
+
+
+@pytest.fixture(params=["desktop", "phone"])
+def size(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def visit(browser, server, size, scheme) -> Iterator[Visit]:
+    """The page, opened."""
+    phone = size == "phone"
+    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, has_touch=phone, is_mobile=phone)
+    made = Visit(context.new_page(), f"{size}-{scheme}")
+    made.page.on("console", lambda line: made.errors.append(line.text) if line.type == "error" else None)
+    made.page.on("pageerror", lambda error: made.errors.append(str(error)))
+    made.page.on("request", lambda request: made.requested.append(request.url))
+    made.page.goto(server.url)
+    yield made
+    context.close()
+
+
+SMALL = """() => [...document.querySelectorAll("a, button, select, summary, .button")].filter((part) => {
+    const box = part.getBoundingClientRect();
+    return part.checkVisibility() && Math.min(box.width, box.height) < 24;
+})"""  # WCAG 2.5.8
+DRAWN = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
+UNSURE = {
+    "predicted_class": "glass",
+    "confidence": 0.4,
+    "all_probabilities": {"glass": 0.4, "metal": 0.35, "paper": 0.25},
+}
+
+
+def verdict(said: dict) -> str:
+    return "Unsure" if said.get("unsure") else said["predicted_class"]
+
+
+def check_answer(visit: Visit, card: Locator, said: dict) -> None:
+    """The page says what the service said, in a window that is wide enough."""
+    expect(card.locator(".verdict")).to_have_text(verdict(said))
+    rows = card.locator(".bars li")
+    assert [row.locator(".name").text_content() for row in rows.all()] == list(said["all_probabilities"])
+    shown = [float(row.locator(".share").text_content().rstrip("%")) / 100 for row in rows.all()]
+    assert shown == pytest.approx(list(said["all_probabilities"].values()), abs=0.0006)
+    how = "unsure. Most likely" if said.get("unsure") else "this looks like"
+    expect(visit.page.locator("#spoken")).to_contain_text(f"{how} {said['predicted_class']}")
+    assert visit.errors == [] and visit.overflow() <= 0
+
+
+def predict(client: httpx.Client, data: bytes) -> dict:
+    return client.post("/api/predict", files={"file": data}).json()
+
+
+def test_drawn_picture(visit, client, server, predictor):
+    visit.shoot("empty")
+    visit.upload(glass=DRAWN["glass"])
+    expect(visit.page.get_by_alt_text("Your picture glass.png")).to_be_visible()
+    check_answer(visit, visit.card(), predict(client, DRAWN["glass"]))
+    visit.shoot("drawn")
+    assert visit.hosts() == {urlsplit(server.url).netloc}
+
+
+def test_the_foot_is_short_and_honest(visit, predictor):
+    measured, note = predictor.card.evaluation, visit.page.locator("#note")
+    share = f"{round(100 * measured.accuracy, 1):g}% of {measured.n} test photographs like those it learned from"
+    expect(visit.page.locator("#model")).to_have_text(
+        f"The model was right on {share}; on others it is wrong more often."
+    )
+    expect(note).to_be_hidden()
+    lines = "footer.getBoundingClientRect().height / parseFloat(getComputedStyle(footer).lineHeight)"
+    assert visit.page.evaluate(f"{{ const footer = document.querySelector('footer'); {lines} }}") < 6
+    visit.page.get_by_text("How it was measured").click()
+    expect(note).to_be_visible()
+    expect(note).to_contain_text(f"“{predictor.card.name}” knows {len(predictor.card.classes)} classes")
+    expect(note).to_contain_text(predictor.card.evaluation_note)
+    assert visit.overflow() <= 0 and visit.errors == []
+    visit.shoot("foot")
+
+
+def luminance(colour: str) -> float:
+    """Of what a browser calls rgb(1, 2, 3), as WCAG 2.2 defines it."""
+    parts = [int(part) / 255 for part in re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour).groups()]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(*colours: str) -> float:
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_edge_of_a_field_can_be_seen(visit):
+    """WCAG 1.4.11 asks for 3 : 1 where an edge is all that shows where to type."""
+    visit.upload(glass=DRAWN["glass"])
+    expect(visit.card().locator(".result")).to_be_visible()
+    colour = "([selector, what]) => getComputedStyle(document.querySelector(selector))[what]"
+    for field_, behind in [("#key", "body"), (".legend select", ".legend select"), (".legend select", ".card")]:
+        edge = visit.page.evaluate(colour, [field_, "borderTopColor"])
+        assert contrast(edge, visit.page.evaluate(colour, [behind, "backgroundColor"])) >= 3, (field_, behind)
+
+
+def test_photograph(visit, client):
+    data = find_photograph().read_bytes()
+    visit.upload(photograph=data)
+    check_answer(visit, visit.card("photograph"), predict(client, data))
+    visit.shoot("photograph")
+
+
+def test_several_pictures_and_one_is_none(visit, client):
+    visit.upload(**DRAWN, notes=b"a green bottle")
+    expect(visit.page.locator("#count")).to_have_text("5 photographs")
+    for label, data in DRAWN.items():
+        expect(visit.card(label).locator(".result")).to_be_visible()
+        expect(visit.card(label).locator(".verdict")).to_have_text(verdict(predict(client, data)))
+    bad = visit.card("notes")
+    expect(bad.locator(".problem")).to_contain_text("Not a picture in an accepted format")
+    expect(bad.locator(".result")).to_be_hidden()
+    expect(bad.locator(".frame")).to_be_hidden()
+    expect(bad.locator(".none")).to_have_text("There is no preview of this file.")
+    expect(bad.get_by_role("button", name="Try again")).to_be_hidden()
+    expect(visit.page.locator("#spoken")).to_contain_text("notes.png: that did not work")
+    names = visit.page.locator(".card").evaluate_all("cards => cards.map((card) => card.ariaLabel)")
+    assert names == ["glass.png", "paper.png", "metal.png", "plastic.png", "notes.png"]
+    assert visit.overflow() <= 0
+    visit.shoot("several")
+
+
+def test_what_decided(visit, client, predictor):
+    visit.upload(glass=DRAWN["glass"])
+    card = visit.card()
+    toggle, heat = card.get_by_role("button", name="Show what decided"), card.locator("canvas")
+    expect(heat).to_be_hidden()
+    toggle.click()
+    expect(heat).to_have_css("opacity", "1")
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    image, shown = card.locator("img").bounding_box(), heat.bounding_box()
+    assert shown == pytest.approx(image, abs=1), "the model that ships sees the whole picture"
+    expect(card.locator("select")).to_have_value(predict(client, DRAWN["glass"])["predicted_class"])
+    visit.shoot("decided")
+    before = heat.evaluate("canvas => canvas.toDataURL()")
+    other = predict(client, DRAWN["glass"])["all_probabilities"]
+    card.get_by_label("bright parts speak for").select_option([*other][-1])
+    expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {[*other][-1]}: "))
+    assert heat.evaluate("canvas => canvas.toDataURL()") != before
+    toggle.click()
+    expect(heat).to_be_hidden()
+    assert visit.errors == [] and visit.overflow() <= 0
+    asked = [url for url in visit.requested if "/api/explain" in url]
+    assert len(asked) == 2
+
+
+def test_unsure_is_shown_as_such(visit):
+    visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "unsure": False})
+    visit.upload(glass=DRAWN["glass"])
+    card = visit.card()
+    expect(card.locator(".verdict")).to_have_text("Unsure")
+    expect(card.locator(".confidence")).to_have_text("Most likely glass, but only 40% sure")
+    expect(card.locator(".advice")).to_contain_text("look for a recycling mark")
+    expect(visit.page.locator("#spoken")).to_contain_text("glass.png: unsure. Most likely glass")
+    assert visit.overflow() <= 0
+    visit.shoot("unsure")
+    visit.upload(paper=DRAWN["paper"])
+    expect(visit.card("paper").locator(".verdict")).to_have_text("glass")
+    expect(visit.card("paper").locator(".advice")).to_contain_text("bottle bank")
+
+
+def test_busy_while_the_service_thinks(visit):
+    visit.page.route("**/api/predict", lambda route: None)  # Never answered.
+    visit.upload(**DRAWN)
+    for label in ("glass", "paper"):
+        expect(visit.card(label).locator(".busy")).to_contain_text("Looking at your photograph")
+        expect(visit.card(label)).to_have_attribute("aria-busy", "true")
+    expect(visit.card("metal").locator(".busy")).to_contain_text("Waiting for its turn")
+    assert sum("/api/predict" in url for url in visit.requested) == 2, "two at a time"
+    visit.shoot("busy")
+    visit.card("metal").get_by_role("button", name="Remove metal.png").click()
+    visit.card("glass").get_by_role("button", name="Remove glass.png").click()
+    expect(visit.card("plastic").locator(".busy")).to_contain_text("Looking at your photograph")
+    assert sum("/api/predict" in url for url in visit.requested) == 3, "nothing is asked about what was removed"
+
+
+@pytest.mark.parametrize("size", ["phone"], indirect=True)
+@pytest.mark.parametrize("scheme", ["light"], indirect=True)
+@pytest.mark.parametrize("text", ["100%", "200%"])
+def test_large_text_in_a_small_window(visit, text):
+    """Nothing is cut off, nothing is too small to be hit, and a word that fits is not broken."""
+    visit.page.set_viewport_size({"width": 320, "height": 640})
+    visit.page.evaluate("text => { document.documentElement.style.fontSize = text }", text)
+    visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "predicted_class": "cardboard"})
+    for name, data in {"unsure": DRAWN["glass"], "sure": DRAWN["glass"], "notes": b"a green bottle"}.items():
+        visit.upload(**{name: data})
+        expect(visit.card(name)).to_have_attribute("aria-busy", "false")
+    visit.card("sure").get_by_role("button", name="Show what decided").click()
+    expect(visit.card("sure").locator("canvas")).to_have_css("opacity", "1")
+    visit.page.route("**/api/predict", lambda route: None)
+    visit.upload(busy=DRAWN["glass"])
+    expect(visit.card("busy").locator(".busy")).to_contain_text("Looking at your photograph")
+    visit.shoot(f"small-{text.rstrip('%')}")
+    boxes = 'document.querySelectorAll(".card, .drop, .button")'
+    cut = f"() => [...{boxes}].filter((part) => part.scrollWidth > part.clientWidth)"
+    for found in (cut, SMALL):
+        assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+    assert visit.overflow() <= 0
+    lines = "part => part.getBoundingClientRect().height / parseFloat(getComputedStyle(part).lineHeight)"
+    assert visit.card("sure").locator(".verdict").evaluate(lines) < 1.5
+
+
+@pytest.mark.parametrize("scheme", ["light"], indirect=True)
+def test_camera(visit, size):
+    camera = visit.page.locator("#camera")
+    assert (camera.get_attribute("capture"), camera.get_attribute("accept")) == ("environment", "image/*")
+    button = visit.page.get_by_text("Take a photograph")
+    if size == "desktop":
+        return expect(button).to_be_hidden()
+    expect(button).to_be_visible()
+    camera.set_input_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+    expect(visit.card().locator(".result")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", ["desktop"], indirect=True)
+@pytest.mark.parametrize("scheme", ["light"], indirect=True)
+class TestWaysIn:
+    """The size and the colours do not matter here."""
+
+    def test_keyboard(self, visit):
+        """From an empty page to an explained answer and back, without a mouse."""
+
+        def focus() -> str:
+            return visit.page.evaluate("[...document.activeElement.classList].pop() || document.activeElement.id")
+
+        def press(*keys: str) -> None:
+            for key in keys:
+                visit.page.keyboard.press(key)
+
+        # Playwright starts to watch for choosers with the first listener, and a key may be quicker than that.
+        visit.page.on("filechooser", lambda chooser: None)
+        press("Tab")
+        assert visit.page.evaluate("document.activeElement.id") == "file"
+        outline = "getComputedStyle(document.querySelector('label[for=file]')).outlineStyle"
+        assert visit.page.evaluate(outline) == "solid", "the focus can be seen"
+        with visit.page.expect_file_chooser() as chooser:
+            press("Enter")
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        expect(visit.card().locator(".toggle")).to_be_visible()
+        press("Tab")
+        assert focus() == "remove"
+        press("Tab", "Space")
+        assert focus() == "toggle"
+        expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
+        press("Tab")
+        assert visit.page.evaluate("document.activeElement.tagName") == "SELECT"
+        press("Shift+Tab", "Shift+Tab", "Enter")
+        expect(visit.card()).to_have_count(0)
+        assert visit.page.evaluate("document.activeElement.id") == "file"
+        expect(visit.page.locator("#spoken")).to_contain_text("Removed glass.png")
+
+    def test_everything_has_a_name_and_can_be_hit(self, visit):
+        visit.upload(**DRAWN)
+        expect(visit.card("plastic").locator(".toggle")).to_be_visible()
+        nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
+            !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
+        for found in (nameless, SMALL):
+            assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+        expect(visit.page.get_by_role("log", name="What happened")).to_contain_text("plastic.png: ")
+        ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map((part) => part.id)")
+        assert len(ids) == len(set(ids))
+
+    def test_reduced_motion(self, visit):
+        duration = "getComputedStyle(document.querySelector('.drop')).transitionDuration"
+        assert "0.15s" in visit.page.evaluate(duration)
+        visit.page.emulate_media(reduced_motion="reduce")
+        assert visit.page.evaluate(duration).strip("s") == "0"
+
+    def test_the_whole_field_can_be_clicked(self, visit):
+        with visit.page.expect_file_chooser() as chooser:
+            visit.page.locator("#drop").click(position={"x": 9, "y": 40})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        expect(visit.card().locator(".result")).to_be_visible()
+
+    @pytest.mark.parametrize("kind, carrier", [("drop", "dataTransfer"), ("paste", "clipboardData")])
+    def test_drop_and_paste(self, visit, kind, carrier):
+        visit.page.evaluate(
+            """([kind, carrier, bytes]) => {
+                const data = new DataTransfer();
+                for (const name of ["a.png", "b.png"]) {
+                    data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+                }
+                const Kind = kind === "drop" ? DragEvent : ClipboardEvent;
+                document.body.dispatchEvent(new Kind(kind, { [carrier]: data, bubbles: true, cancelable: true }));
+            }""",
+            [kind, carrier, list(encode(draw_picture("metal", 0)))],
+        )
+        for name in ("a", "b"):
+            expect(visit.card(name).locator(".result")).to_be_visible()
+            expect(visit.page.get_by_alt_text(f"Your picture {name}.png")).to_be_visible()
+
+    def test_the_newest_come_first_and_the_list_can_be_cleared(self, visit, client):
+        visit.upload(paper=DRAWN["paper"])
+        visit.upload(metal=DRAWN["metal"])
+        for label in ("metal", "paper"):
+            check_answer(visit, visit.card(label), predict(client, DRAWN[label]))
+        assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
+        assert visit.page.locator("#file").input_value() == "", "a browser is silent about the same choice again"
+        visit.page.get_by_role("button", name="Clear the list").click()
+        expect(visit.page.locator(".card")).to_have_count(0)
+        expect(visit.page.locator("#list")).to_be_hidden()
+
+    def test_classes_come_from_the_answer(self, visit):
+        shares = {"<b>banana</b>": 0.6, "tin": 0.3, "x" * 80: 0.1}
+        answer = {"predicted_class": "<b>banana</b>", "confidence": 0.6, "all_probabilities": shares}
+        visit.answer(answer)
+        visit.upload(glass=DRAWN["glass"])
+        check_answer(visit, visit.card(), answer)
+        expect(visit.card().locator(".advice")).to_be_hidden()
+
+    def test_a_service_that_cannot_be_reached_and_then_can(self, visit):
+        visit.page.route("**/api/predict", lambda route: route.abort())
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
+        visit.page.unroute_all()
+        visit.card().get_by_role("button", name="Try again").click()
+        expect(visit.card()).to_be_focused()  # its button is no longer there
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.card().locator(".failed")).to_be_hidden()
+
+    def test_a_busy_service_is_asked_again(self, visit):
+        asked = visit.answer(503, 503, **{"retry-after": "0"})
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        assert len(asked) == 3
+
+    def test_a_service_that_stays_busy(self, visit):
+        asked = visit.answer(*[503] * 9, **{"retry-after": "0"})
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_have_text("Busy.")
+        assert len(asked) == 4
+
+    @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "unsaid"])
+    def test_a_service_that_is_away_for_long_is_not_waited_for(self, visit, later):
+        asked = visit.answer(503, 503, **later)
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".problem")).to_have_text("Busy.")
+        expect(visit.card().get_by_role("button", name="Try again")).to_be_visible()
+        assert len(asked) == 1
+
+    def test_an_explanation_that_fails(self, visit):
+        visit.answer(422, path="**/api/explain*")
+        visit.upload(glass=DRAWN["glass"])
+        toggle = visit.card().get_by_role("button", name="Show what decided")
+        toggle.click()
+        expect(visit.card().locator(".reason")).to_have_text("Busy.")
+        expect(toggle).to_have_attribute("aria-pressed", "false")
+        toggle.click()
+        expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
+        expect(visit.card().locator(".reason")).to_be_hidden()
+
+    def test_what_comes_late_changes_nothing(self, visit):
+        """An explanation of a class that is no longer chosen, one that fails, and one that was put away meanwhile."""
+        held, page = [], visit.page
+        page.route("**/api/explain*", lambda route: held.append(route))
+
+        def asked(act, *arguments) -> Route:
+            before = len(held)
+            act(*arguments)
+            while len(held) == before:
+                page.wait_for_timeout(10)
+            return held[-1]
+
+        def answered(route: Route, **answer) -> None:
+            with page.expect_request_finished():
+                route.fulfill(**answer) if answer else route.fallback()
+            page.evaluate("new Promise((done) => setTimeout(done, 100))")
+
+        visit.upload(glass=DRAWN["glass"])
+        card, heat = visit.card(), visit.card().locator("canvas")
+        toggle, select, spoken = card.locator(".toggle"), card.locator("select"), page.locator("#spoken")
+        first = asked(toggle.click)
+        labels = select.locator("option").all_text_contents()
+        second, third = (asked(select.select_option, label) for label in labels[1:3])
+        answered(third)
+        answered(first)
+        answered(second, status=422, json={"detail": "late"})
+        expect(heat).to_have_css("opacity", "1")
+        expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {labels[2]}: "))
+        expect(toggle).to_have_attribute("aria-pressed", "true")
+        expect(card.locator(".reason")).to_be_hidden()
+        fourth = asked(select.select_option, labels[3])
+        toggle.click()
+        answered(fourth)
+        expect(heat).to_be_hidden()
+        expect(spoken).to_contain_text(f"what speaks for {labels[2]} is")
+        for label in (labels[0], labels[1], labels[3]):
+            expect(spoken).not_to_contain_text(f"what speaks for {label} is")
+
+    def test_a_model_that_cannot_explain(self, visit, client):
+        visit.answer({**client.get("/api/model/info").json(), "explains": False}, path="**/api/model/info")
+        visit.page.reload()
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.card().locator(".toggle")).to_be_hidden()
+
+    def test_a_file_that_is_too_large(self, visit, tmp_path):
+        large = tmp_path / "large.png"
+        large.write_bytes(bytes(30_000_000))
+        visit.page.get_by_label("Choose photographs").set_input_files(large)
+        expect(visit.card("large").locator(".problem")).to_contain_text("larger than the limit of 10 MB")
+
+
+def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
+    with serve(TRASHSORTING_MODEL=str(tmp_path / "none.onnx")) as server:
+        assert httpx.get(f"{server.url}/api/health").json()["model_loaded"] is False
+        page = browser.new_page()
+        page.goto(server.url)
+        expect(page.locator("#problem")).to_contain_text("No model is loaded")
+        page.close()
+
+
+@pytest.mark.parametrize("size, scheme", [("phone", "light"), ("desktop", "dark")])
+def test_the_key_is_asked_for_once(browser, serve, size, scheme):
+    with serve(TRASHSORTING_API_KEY="correct horse") as server:
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        visit = Visit(context.new_page(), f"{size}-{scheme}")
+        visit.page.goto(server.url)
+        lock, key = visit.page.locator("#lock"), visit.page.get_by_label("This service wants a key")
+        expect(lock).to_be_visible()
+        expect(lock).to_contain_text("kept until you close this tab")
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card()).to_have_attribute("aria-busy", "true")
+        for wrong, said in [
+            ("wrong", "That is not the right key"),
+            ("\u043a\u043b\u044e\u0447", "A key has only plain"),
+        ]:
+            key.fill(wrong)
+            key.press("Enter")
+            expect(lock.get_by_role("alert")).to_contain_text(said)
+            expect(key).to_have_attribute("aria-invalid", "true")
+        assert visit.overflow() <= 0
+        visit.shoot("key")
+        key.fill("correct horse")
+        visit.page.get_by_role("button", name="Use this key").click()
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.page.locator("#model")).to_contain_text("test photographs")
+        assert visit.page.evaluate("sessionStorage.getItem('key')") == "correct horse"
+        assert visit.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        visit.page.reload()
+        expect(visit.page.locator("#model")).to_contain_text("test photographs")
+        expect(lock).to_be_hidden()
+        visit.upload(glass=DRAWN["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        visit.card().get_by_role("button", name="Show what decided").click()
+        expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
+        assert not any("correct" in url for url in visit.requested) and "correct horse" not in server.said()
+        later = context.new_page()  # another tab
+        later.goto(server.url)
+        expect(later.locator("#lock")).to_be_visible()
+        context.close()
+
+
+def operations(client: httpx.Client) -> list[tuple[str, str]]:
+    """Path and method of everything in the OpenAPI document."""
+    paths = client.get("/openapi.json").json()["paths"]
+    return [(path, method) for path, methods in paths.items() for method in methods]
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(browser, server, client):
+    page = browser.new_page(viewport=SIZES["desktop"])
+    visit = Visit(page, "docs")
+    page.on("console", lambda line: visit.errors.append(line.text) if line.type in ("error", "warning") else None)
+    page.on("request", lambda request: visit.requested.append(request.url))
+    page.goto(f"{server.url}/docs")
+    expect(page.locator(".opblock-summary-path").first).to_be_visible()
+    documented = {path for path, _ in operations(client)}
+    shown = {path.replace("\u200b", "") for path in page.locator(".opblock-summary-path").all_text_contents()}
+    assert shown == documented
+    page.locator("#operations-default-health_api_health_get").get_by_role("button").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table .response-col_status").first).to_be_visible()
+    visit.shoot("open")
+    assert visit.hosts() == {urlsplit(server.url).netloc} and visit.errors == []
+    policy = page.request.get(f"{server.url}/docs").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "http" not in policy and "*" not in policy
+    assert '"validatorUrl": null' in page.request.get(f"{server.url}/docs").text(), (
+        "off loopback it would ask its makers"
+    )
+    page.close()
+
+
+@contextmanager
+def behind_a_prefix(url: str, prefix: str) -> Iterator[str]:
+    """A proxy that serves a service under a prefix, which it takes away: the service does not know."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            inside = self.path.startswith(prefix)
+            answer = httpx.get(url + self.path.removeprefix(prefix)) if inside else httpx.Response(404)
+            self.send_response(answer.status_code)
+            for name in ("content-type", "content-security-policy"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("prefix", ["", "/trash", "/trash/can"])
+def test_the_documentation_sends_to_the_prefix_under_which_it_is(server, browser, prefix):
+    with behind_a_prefix(server.url, prefix) as address:
+        page = browser.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}/docs")
+        page.locator("#operations-default-health_api_health_get").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
+        page.close()
+    assert asked[-1] == f"{address}/api/health" and all(url.startswith(address) for url in asked if "http" in url[:4])

@@ -1,0 +1,330 @@
+"""Training runs as a person starts them: the command, papermill, a folder full of results. On drawn pictures."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from command import call
+
+from trashsorting.core.card import card_path, read_card
+from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.data.sample import draw_picture, draw_sample
+from trashsorting.data.sources import DRAWN, TRASHNET_COUNTS
+
+COMMAND = Path(sys.executable).parent / "trashsorting"
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
+SMALL = ("-p", "image_size", "64", "-p", "freeze_epochs", "0", "-p", "num_workers", "0")
+
+
+def launch(*words, **environment) -> subprocess.CompletedProcess:
+    "Run the installed command in a process of its own, which reads the hub's address when it begins."
+    return subprocess.run(
+        [COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+    )
+
+
+def foreign_kernels(folder: Path) -> str:
+    'Where Jupyter finds a kernel "python3" that cannot be started, before it finds its own.'
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, request) -> Path:
+    "One finished run of two epochs on the drawn sample, in a folder and with a terminal that ask for trouble."
+    out = tmp_path_factory.mktemp("runs") / "a {0} {b} 100%s →"
+    odd = {"PYTHONIOENCODING": "cp1252", "JUPYTER_PATH": foreign_kernels(tmp_path_factory.mktemp("jupyter"))}
+    start = time.perf_counter()
+    rates = ("-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
+    done = launch("train", "--data", "sample", "--out", out, *SMALL, *rates, **odd)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f" [{seconds:.0f} s for `trashsorting train` on the drawn sample]", end="")
+    (out / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    (out / "stderr.txt").write_text(done.stderr, encoding="utf-8")
+    return out
+
+
+def test_a_run_leaves_everything_that_was_promised(run):
+    for name in (
+        "train.ipynb",
+        "history.csv",
+        "curves.png",
+        "confusion.png",
+        "checkpoint.pth",
+        "run.json",
+        "manifest.csv",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    card = read_card(run / "model.onnx")
+    assert card.evaluation.n == 24 and card.evaluation.accuracy > 0.8
+    assert card.preprocessing.input_size == 64
+    assert card.provenance.data == DRAWN
+    assert (card.provenance.n_train, card.provenance.n_valid) == (96, 24)
+    assert card.provenance.parameters["lr"] == 1e-3
+    assert json.loads((run / "run.json").read_bytes())["cache"].startswith("120 of 120 photographs in memory")
+    assert card.provenance.libraries.keys() >= {"torch", "timm", "fastai", "onnx", "onnxruntime", "pillow"}
+
+
+def test_progress_reaches_the_terminal_and_the_history(run):
+    with open(run / "history.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    said = (run / "stdout.txt").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"epoch {row['epoch']}/2  done" in said
+        assert f"valid_loss {float(row['valid_loss']):.4f}" in said
+
+
+def test_nothing_is_said_that_is_for_the_libraries_authors(run, tmp_path):
+    mixed = launch("mix", run, run, "--out", tmp_path / "mixed")
+    assert mixed.returncode == 0
+    for said in ((run / "stderr.txt").read_text(), mixed.stderr):
+        assert "WARNING" not in said and "Warning" not in said
+
+
+def test_a_name_that_cannot_be_printed_is_escaped(run):
+    assert r"a {0} {b} 100%s \u2192/model.onnx" in (run / "stdout.txt").read_text(encoding="utf-8")
+
+
+def test_the_executed_notebook_holds_its_parameters_and_no_error(run):
+    notebook = nbformat.read(run / "train.ipynb", 4)
+    injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert "epochs = 2" in injected.source
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_model_can_be_used_at_once(run, tmp_path):
+    draw_sample(tmp_path / "fresh", 8)
+    done = call("evaluate", tmp_path / "fresh", "--model", run / "model.onnx", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "figures.json").read_bytes())["accuracy"] > 0.8
+
+
+def test_export_makes_the_same_file_and_card_again(run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    (again / "model.onnx").unlink()
+    (again / "model.json").unlink()
+    done = call("export", again)
+    assert done.returncode == 0, done.stderr
+    assert read_card(again / "model.onnx") == read_card(run / "model.onnx")
+
+
+def losses(run: Path) -> list[float]:
+    "On the validation part, by epoch."
+    return [
+        float(row["valid_loss"])
+        for row in csv.DictReader((run / "history.csv").read_text(encoding="utf-8").splitlines())
+    ]
+
+
+def test_a_run_learns_from_another_and_says_so(run, tmp_path):
+    words = ("--teachers", run.parent, *SMALL, "-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
+    done = call("train", "--data", "sample", "--out", tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    assert read_card(tmp_path / "run" / "model.onnx").provenance.weights.endswith("; taught by 1 run")
+    assert losses(tmp_path / "run") != pytest.approx(losses(run), abs=1e-3), "but for the teacher they are the same run"
+    words = ("--data", "sample", "--teachers", tmp_path, "--out", tmp_path / "none", "-p", "epochs", "1")
+    (tmp_path / "run" / "run.json").unlink()
+    refused = call("train", *words)
+    assert refused.returncode == 1 and "there is no finished run in it" in refused.stderr
+
+
+TINY = (*SMALL, "-p", "backbone", "test_efficientnet", "-p", "pretrained", "false", "-p", "batch_size", "8")
+
+
+def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
+    done = call("train", "--data", "sample", "--out", tmp_path / "run", *TINY, "-p", "epochs", "2", "-p", "lr", "1e7")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "epoch 1 of 2: train_loss is nan and valid_loss is nan, so the run has diverged" in done.stderr
+    assert "a lower lr (now 1e+07)" in done.stderr and str(tmp_path / "run" / "train.ipynb") in done.stderr
+    assert not any((tmp_path / "run" / name).exists() for name in ("run.json", "checkpoint.pth", "recovery.pth"))
+
+
+@pytest.mark.parametrize("command", [("export",), ("mix", "--out", "mixed")])
+def test_weights_that_are_not_finite_are_refused(run, tmp_path, command):
+    broken = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "data"))
+    state = torch.load(broken / "checkpoint.pth", weights_only=True)
+    state["conv_stem.weight"][0, 0, 0, 0] = float("inf")
+    torch.save(state, broken / "checkpoint.pth")
+    name, *more = command
+    done = call(
+        name, *([broken, run] if more else [broken]), *[tmp_path / word if word == "mixed" else word for word in more]
+    )
+    assert done.returncode == 1 and f"{broken / 'checkpoint.pth'}: its weights are not finite" in done.stderr
+    assert not (broken / "model.onnx").exists() and not (tmp_path / "mixed").exists()
+
+
+LITTLE_MEMORY = """
+import pathlib, subprocess, sys
+from trashsorting.core.card import Preprocessing; from trashsorting.core.errors import TrashsortingError
+from trashsorting.training.dataloaders import make_dataloaders
+from trashsorting.data.manifest import read_folder; from trashsorting.data.splits import split_by_hash
+manifest = split_by_hash(read_folder(pathlib.Path(sys.argv[1])))
+preprocessing = Preprocessing(
+    input_size=64, crop_mode="squash", crop_pct=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+)
+loaders = make_dataloaders(manifest, preprocessing, batch_size=8, num_workers=1, augment=False)
+for size in ("64k", "8k"):  # too little for a batch, and for the locks of the processes
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    try:
+        next(iter(loaders.train))
+    except TrashsortingError as error:
+        print(size, error)
+"""
+
+
+def test_too_little_shared_memory_names_num_workers(tmp_path):
+    "In a name space of its own, where /dev/shm is another one."
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]  # noqa: S108
+    if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("!!! a small /dev/shm was not tried: mounting one takes root and a name space of its own")
+    script = [sys.executable, "-W", "ignore", "-c", LITTLE_MEMORY, str(draw_sample(tmp_path / "sample", 4))]
+    done = subprocess.run(["unshare", "-m", *script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["64k", "8k"]
+    assert all("num_workers 0 (-p num_workers 0), or give them more" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("checkpoint.pth", b"", "not the weights of a tf_efficientnet_lite0 with 6 classes (EOFError)"),
+        ("checkpoint.pth", b"no", "not the weights of a tf_efficientnet_lite0 with 6 classes (UnpicklingError)"),
+        ("checkpoint.pth", [1, 2], "not the weights of a tf_efficientnet_lite0 with 6 classes (TypeError)"),
+        ("run.json", {"preprocessing": {"input_size": 0}}, "the run cannot be read back: input_size: Input should"),
+        ("run.json", {"config": None}, "the run cannot be read back: "),
+        ("run.json", {"config": {"views": 16}}, "the run cannot be read back: unknown parameter 'views'; known are"),
+        ("manifest.csv", b"no", "no column 'file'; needs the columns file,label,"),
+    ],
+)
+def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
+    broken = shutil.copytree(run, tmp_path / "run")
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((broken / name).read_bytes()) | content).encode()
+    if isinstance(content, list):
+        torch.save(content, broken / name)
+    else:
+        (broken / name).write_bytes(content)
+    done = call("export", broken)
+    assert done.returncode == 1 and f"{broken / name}: {said}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_drawings_never_ship(run):
+    before = card_path(SHIPPED_MODEL).read_bytes()
+    done = call("export", run, "--ship")
+    assert done.returncode == 1 and "what ships is trained on photographs" in done.stderr
+    assert card_path(SHIPPED_MODEL).read_bytes() == before
+
+
+def test_a_finished_run_is_not_overwritten(run):
+    before = (run / "model.onnx").stat().st_mtime_ns
+    done = call("train", "--data", "sample", "--out", run)
+    assert done.returncode == 1 and "holds a finished run already" in done.stderr
+    assert (run / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_a_wrong_value_is_refused_before_training(tmp_path):
+    done = call("train", "--data", "sample", "--out", tmp_path / "run", "-p", "epochs", "many")
+    assert done.returncode == 1
+    assert "epochs='many': must be a valid integer" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists(), "what is refused leaves nothing behind"
+
+
+def test_another_backbone_without_a_hub_is_a_clear_error(tmp_path):
+    words = ("--data", "sample", "--out", tmp_path / "run", "-p", "backbone", "mobilenetv3_small_100")
+    done = call("train", *words, HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "'mobilenetv3_small_100' cannot be fetched from the hub" in done.stderr
+    assert "tf_efficientnet_lite0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_backbone_seven_classes_a_zip_and_wandb_offline(tmp_path):
+    "What a person changes, all at once: their network, their classes, their archive, their tracker."
+    labels = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
+    folder = draw_sample(tmp_path / "mine", 6, labels)
+    (folder / "batteries").mkdir()
+    for number in range(6):
+        draw_picture("metal", number, (60, 160)).save(folder / "batteries" / f"{number}.png")
+    archive = shutil.make_archive(tmp_path / "mine", "zip", tmp_path, "mine")
+    words = ("-p", "backbone", "mobilenetv3_small_100", "-p", "pretrained", "false", "-p", "epochs", "1")
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    out = tmp_path / "run"
+    done = call("train", "--data", archive, "--out", out, *SMALL, *words, "-p", "tracker", "wandb", **offline)
+    assert done.returncode == 0, done.stderr
+    card = read_card(out / "model.onnx")
+    assert card.classes == ("batteries", *labels)
+    assert (card.architecture, card.provenance.weights) == ("mobilenetv3_small_100", "random")
+    assert card.preprocessing.mean == (0.485, 0.456, 0.406)
+    (logged,) = out.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"valid_loss" in logged.read_bytes()
+
+
+FAKE_HUB = """
+import hashlib, http.server, sys
+data = open(sys.argv[1], "rb").read()
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self, body=b""):
+        found = self.path == "/datasets/garythung/trashnet/resolve/main/dataset-resized.zip"
+        self.send_response(200 if found else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", hashlib.sha256(data).hexdigest())
+        self.send_header("Content-Length", str(len(data) if found else 0))
+        self.end_headers()
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(data)
+    def log_message(self, *words): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    "A hub on loopback that has TrashNet's archive, with tiny pictures in it."
+    draw_picture("glass", 0, (16, 12)).save(tmp_path / "tiny.jpg")
+    tiny = (tmp_path / "tiny.jpg").read_bytes()
+    with zipfile.ZipFile(tmp_path / "hub.zip", "w") as archive:
+        for label, count in TRASHNET_COUNTS.items():
+            for number in range(count):
+                archive.writestr(f"dataset-resized/{label}/{label}{number}.jpg", tiny)
+        archive.writestr("__MACOSX/dataset-resized/._glass1.jpg", b"not a picture")
+        archive.writestr("dataset-resized/.DS_Store", b"not a picture")
+    server = subprocess.Popen([sys.executable, "-c", FAKE_HUB, tmp_path / "hub.zip"], stdout=subprocess.PIPE, text=True)
+    yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    server.kill()
+    server.wait()
+
+
+def test_the_hub_gives_each_photograph_once(hub, tmp_path):
+    out = tmp_path / "manifest.csv"
+    done = launch("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "2527 photographs of 6 classes, 0 left out" in done.stdout
+    with open(out, encoding="utf-8") as stream:
+        assert len({row["file"] for row in csv.DictReader(stream)}) == 2527
+
+
+def test_an_unreachable_hub_is_a_sentence(tmp_path):
+    done = launch("data", "manifest", "hub", HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "garythung/trashnet cannot be fetched from the hub" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2

@@ -1,0 +1,1 @@
+"""The `trashsorting` command."""

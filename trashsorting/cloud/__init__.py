@@ -1,0 +1,1 @@
+"""Training jobs and deployments on Google Cloud, as data."""

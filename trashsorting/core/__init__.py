@@ -1,0 +1,1 @@
+"""What every other package speaks of: errors, the model card, settings, images, the log."""

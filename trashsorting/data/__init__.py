@@ -1,0 +1,1 @@
+"""Photographs: where they come from, which are held out, which are copies, and synthetic ones."""

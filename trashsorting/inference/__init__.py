@@ -1,0 +1,1 @@
+"""From a photograph to a prediction, by ONNX Runtime alone."""

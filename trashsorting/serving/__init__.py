@@ -1,0 +1,1 @@
+"""The HTTP service, its page, its metrics and its client."""
