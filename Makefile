@@ -121,7 +121,7 @@ measured: setup ## What the model says of photographs, for its card: TRASHNET=fo
 		trashsorting evaluate "$$folder" --predictions "nbs/measured/$$(basename "$$folder").csv"; done && \
 	trashsorting data check "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --out .venv/.check && \
 	cp .venv/.check/groups.csv nbs/measured/trashnet_groups.csv && cp "$$CV/predictions.csv" nbs/measured/out_of_fold.csv && \
-	trashsorting stress "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --json nbs/measured/stress.json
+	trashsorting robustness "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --json nbs/measured/stress.json
 
 types: setup ## mypy on the modules
 	$(BIN)/mypy

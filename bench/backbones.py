@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from trashsorting.core.errors import TrashsortingError
-from trashsorting.data.duplicates import find_groups, fingerprint_files, out_of_fold, settle
+from trashsorting.data.duplicates import compute_hashes, find_groups, out_of_fold, resolve_conflicts
 from trashsorting.data.sources import load_manifest
 from trashsorting.evaluation.metrics import wilson
 from trashsorting.training.backbone import embed
@@ -29,10 +29,10 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         whole = load_manifest(options.data, Path(folder) / "data", options.split)
-        train = whole.part("train")
+        train = whole.subset("train")
         paths = [train.root / entry.file for entry in train.entries]
-        groups = find_groups(train, fingerprint_files(paths), embed(paths))
-        part = settle(train, groups)
+        groups = find_groups(train, compute_hashes(paths), embed(paths))
+        part = resolve_conflicts(train, groups)
         paths = [part.root / entry.file for entry in part.entries]
         targets = np.array([part.labels.index(entry.label) for entry in part.entries])
         print(f"{len(paths)} photographs of manifest {whole.sha256[:12]}, {len(groups)} groups of look-alikes\n")

@@ -15,7 +15,14 @@ import numpy as np
 from PIL import Image
 
 from trashsorting.core.image import open_rgb
-from trashsorting.data.duplicates import MOST_BITS, MOST_GREY_BITS, distance, fingerprint, fingerprint_files, is_copy
+from trashsorting.data.duplicates import (
+    MOST_BITS,
+    MOST_GREY_BITS,
+    compute_hashes,
+    hash_distance,
+    is_duplicate,
+    perceptual_hash,
+)
 from trashsorting.data.sample import DRAW, draw_picture
 from trashsorting.evaluation.metrics import wilson
 
@@ -58,11 +65,11 @@ COPIES: dict[str, Copy] = {
 
 def known_again(pictures: list[Image.Image]) -> None:
     "A row for each way to copy."
-    own = np.stack([fingerprint(picture)[0] for picture in pictures])
+    own = np.stack([perceptual_hash(picture)[0] for picture in pictures])
     print("| copy | known again | of | 95 % (Wilson) |\n|---|---|---|---|")
     for name, copy in COPIES.items():
-        poses = np.stack([fingerprint(copy(picture)) for picture in pictures])
-        known = int(is_copy(poses, own[:, None]).any(axis=1).sum())
+        poses = np.stack([perceptual_hash(copy(picture)) for picture in pictures])
+        known = int(is_duplicate(poses, own[:, None]).any(axis=1).sum())
         low, high = wilson(known, len(pictures))
         print(f"| {name} | {known / len(pictures):.1%} | {len(pictures)} | {low:.1%} to {high:.1%} |")
 
@@ -71,7 +78,7 @@ def nearest(prints: np.ndarray, names: list[str]) -> None:
     "Pairs that are taken for copies, and the nearest of those that are not."
     rows, taken = [], 0
     for first in range(len(prints) - 1):
-        every, grey = distance(prints[first, :, None], prints[None, first + 1 :, 0])
+        every, grey = hash_distance(prints[first, :, None], prints[None, first + 1 :, 0])
         copies = (every <= MOST_BITS) & (grey <= MOST_GREY_BITS)
         taken += int(copies.any(axis=0).sum())
         beyond = np.maximum(every / MOST_BITS, grey / MOST_GREY_BITS).min(axis=0)  # 1 or less: taken for a copy
@@ -96,7 +103,7 @@ def main() -> None:
     options = asked.parse_args()
     if options.photos:
         paths = sorted(options.photos.glob("*/*.jpg"))
-        names, prints = [path.name for path in paths], fingerprint_files(paths)
+        names, prints = [path.name for path in paths], compute_hashes(paths)
         pictures = [open_rgb(path) for path in paths[:: max(1, len(paths) // options.count)]]
     else:
         each = 2 if options.quick else options.count // len(DRAW)
@@ -104,7 +111,7 @@ def main() -> None:
             f"{label} {number}": draw_picture(label, number, (512, 384)) for label in DRAW for number in range(each)
         }
         names, pictures = list(drawn), list(drawn.values())
-        prints = np.stack([fingerprint(picture) for picture in pictures])
+        prints = np.stack([perceptual_hash(picture) for picture in pictures])
     known_again(pictures)
     nearest(prints, names)
 

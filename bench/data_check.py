@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from trashsorting.data.duplicates import find_doubts, find_groups, fingerprint, fingerprint_files, out_of_fold
+from trashsorting.data.duplicates import compute_hashes, find_groups, find_label_issues, out_of_fold, perceptual_hash
 from trashsorting.data.manifest import Entry, Manifest, read_folder
 from trashsorting.data.sample import DRAW, draw_picture
 
-DRAWN, FEATURES, TWINS = 300, 1280, 0.02
+SAMPLE_NAME, FEATURES, TWINS = 300, 1280, 0.02
 
 
 def peak_mb() -> float:
@@ -33,8 +33,8 @@ def peak_mb() -> float:
 def perturbed(n: int, rng: np.random.Generator) -> tuple[Manifest, np.ndarray, np.ndarray]:
     "A manifest of n, fingerprints of drawings with some bits turned over, embeddings with some noise; 2 % are twins."
     labels = sorted(DRAW)
-    real = [fingerprint(draw_picture(labels[number % len(labels)], number)) for number in range(DRAWN)]
-    prints = np.stack([real[number % DRAWN] for number in range(n)])
+    real = [perceptual_hash(draw_picture(labels[number % len(labels)], number)) for number in range(SAMPLE_NAME)]
+    prints = np.stack([real[number % SAMPLE_NAME] for number in range(n)])
     prints ^= rng.integers(0, 2**64, prints.shape, np.uint64) & rng.integers(0, 2**64, prints.shape, np.uint64)
     kinds, directions = np.arange(n) % len(labels), rng.standard_normal((len(labels), FEATURES), np.float32) / 2
     embeddings = rng.standard_normal((n, FEATURES), np.float32)
@@ -82,12 +82,12 @@ def command(n: int) -> None:
         manifest = read_folder(Path(folder))
         paths = [manifest.root / entry.file for entry in manifest.entries]
         times = [("read", time.perf_counter() - start)]
-        for name, work in [("fingerprints", fingerprint_files), ("embeddings", embed)]:
+        for name, work in [("fingerprints", compute_hashes), ("embeddings", embed)]:
             start = time.perf_counter()
             found = work(paths)
             times.append((name, time.perf_counter() - start))
         start = time.perf_counter()
-        find_doubts(out_of_fold(found, manifest), manifest)
+        find_label_issues(out_of_fold(found, manifest), manifest)
         times.append(("labels", time.perf_counter() - start))
     for name, seconds in times:
         each, whole = 1000 * seconds / n, 10_000 * seconds / n / 60

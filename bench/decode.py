@@ -16,7 +16,7 @@ from PIL import Image
 
 from trashsorting.cloud.cloud_run import DECODE_BYTES, WORKER_BYTES
 from trashsorting.core.card import read_card
-from trashsorting.core.image import MAX_SIDE, least_side, open_rgb, to_input
+from trashsorting.core.image import MAX_SIDE, min_side, open_rgb, to_input
 from trashsorting.core.settings import MAX_PIXELS, read_settings
 
 
@@ -88,17 +88,17 @@ def main() -> None:
     if options.quick:
         options.count, options.rounds = 2, 1
     preprocessing = read_card(read_settings().model).preprocessing
-    least = least_side(preprocessing)
+    least = min_side(preprocessing)
 
     def pillow(data: bytes) -> Image.Image:
         return Image.open(BytesIO(data)).convert("RGB")
 
     ways = {
         "decode, whole": open_rgb,
-        "decode, reduced": lambda data: open_rgb(data, least_side=least),
+        "decode, reduced": lambda data: open_rgb(data, min_side=least),
         "decode + to input, plain Pillow": lambda data: to_input(pillow(data), preprocessing),
         "decode + to input, whole": lambda data: to_input(open_rgb(data), preprocessing),
-        "decode + to input, reduced": lambda data: to_input(open_rgb(data, least_side=least), preprocessing),
+        "decode + to input, reduced": lambda data: to_input(open_rgb(data, min_side=least), preprocessing),
     }
     pictures = large_pictures(small_pictures(options.photos, options.count))
     found = {name: [] for name in ways}

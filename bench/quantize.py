@@ -1,6 +1,6 @@
 """How much the answers move in INT8, and how much sooner they come, by how many convolutions stay in float: a table.
 
-`python bench/quantize.py MODEL --data DIR --split FILE --composites DIR`, four minutes. MODEL is a float file with its
+`python bench/quantize.py MODEL --data DIR --split FILE --synthetic DIR`, four minutes. MODEL is a float file with its
 card. Training photographs that calibrated nothing and composites are asked; no other part is read.
 """
 
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from trashsorting.core.card import read_card
-from trashsorting.data.cutpaste import find_composites
+from trashsorting.data.cutpaste import find_synthetic
 from trashsorting.data.sources import load_manifest
 from trashsorting.export.quantize import (
     N_CALIBRATION,
@@ -36,17 +36,17 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a float ONNX file with its card")
     parser.add_argument("--data", type=Path, required=True, help="the photographs that it was made from")
     parser.add_argument("--split", type=Path, help="their split: CSV with the columns file,label,split")
-    parser.add_argument("--composites", type=Path, required=True, help="what `trashsorting data compose` made")
+    parser.add_argument("--synthetic", type=Path, required=True, help="what `trashsorting data synthesize` made")
     parser.add_argument("--first", type=int, nargs="+", default=[0, 3, 6, 9, 12], help="convolutions left in float")
     parser.add_argument("-n", type=int, default=N_CALIBRATION, help="photographs to calibrate with, and to ask")
     options = parser.parse_args()
     card = read_card(options.model)
     with TemporaryDirectory() as folder:
         manifest = load_manifest(options.data, Path(folder) / "data", options.split, card.provenance.seed)
-        train = manifest.part("train").entries
+        train = manifest.subset("train").entries
         chosen = choose_photographs(manifest, options.n)
         others = sorted({manifest.root / entry.file for entry in train} - set(chosen))
-        composites = [path for paths in find_composites(options.composites, train).values() for path in paths]
+        composites = [path for paths in find_synthetic(options.composites, train).values() for path in paths]
         asked = {
             name: load_inputs(paths[:: max(1, len(paths) // options.n)][: options.n], card.preprocessing)
             for name, paths in {"photographs": others, "composites": composites}.items()

@@ -1,6 +1,6 @@
-"""What `trashsorting remember` chooses, tried on photographs that the fits have not seen: a table of each.
+"""What `trashsorting zero-shot` chooses, tried on photographs that the fits have not seen: a table of each.
 
-`python bench/remember.py MODEL --data DIR --split FILE --composites DIR`, half an hour for TrashNet. MODEL is a file
+`python bench/remember.py MODEL --data DIR --split FILE --synthetic DIR`, half an hour for TrashNet. MODEL is a file
 of `trashsorting export`. A fifth of the training photographs and their composites are held out. No other part is read.
 """
 
@@ -14,18 +14,18 @@ from scipy.special import expit
 from sklearn.metrics import log_loss
 
 from trashsorting.core.card import read_card
-from trashsorting.data.cutpaste import find_composites
+from trashsorting.data.cutpaste import find_synthetic
 from trashsorting.data.sources import load_manifest
 from trashsorting.export.zero_shot import (
-    GATE_C,
     N_CAMERAS,
     ODDS,
-    ask_words,
-    correct_prior,
+    ROUTER_C,
+    adjust_logits,
     cut_off,
-    find_words,
-    fit_gate,
-    fit_words,
+    fit_domain_router,
+    fit_zero_shot_head,
+    imagenet_logits,
+    map_classes_to_imagenet,
     other_cameras,
     poor_cameras,
     see,
@@ -64,14 +64,14 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="an ONNX file of `trashsorting export` with its card")
     parser.add_argument("--data", type=Path, required=True, help="the photographs that it was made from")
     parser.add_argument("--split", type=Path, help="their split: CSV with the columns file,label,split")
-    parser.add_argument("--composites", type=Path, required=True, help="what `trashsorting data compose` made")
+    parser.add_argument("--synthetic", type=Path, required=True, help="what `trashsorting data synthesize` made")
     options = parser.parse_args()
     card = read_card(options.model)
     with TemporaryDirectory() as folder:
-        train = load_manifest(options.data, Path(folder), options.split, card.provenance.seed).part("train")
+        train = load_manifest(options.data, Path(folder), options.split, card.provenance.seed).subset("train")
         owners = [entry.file for entry in train.entries]
         board = [train.root / file for file in owners]
-        found = find_composites(options.composites, train.entries)
+        found = find_synthetic(options.composites, train.entries)
         composites = [(file, path) for file, paths in found.items() for path in paths]
         cut_off(options.model, body := Path(folder) / "body.onnx")
         poor = poor_cameras(board + [paths[0] for paths in found.values()], Path(folder))
@@ -79,8 +79,8 @@ def main() -> None:
         of_photo = [*owners, *(file for file in owners for _ in range(N_CAMERAS)), *(file for file, _ in composites)]
         of_photo += [*owners, *found]
         labels = {entry.file: card.classes.index(entry.label) for entry in train.entries}
-        numbers, of_class = find_words(card.classes)
-        opinions = ask_words(numbers, card.architecture, card.preprocessing.input_size, paths)
+        numbers, of_class = map_classes_to_imagenet(card.classes)
+        opinions = imagenet_logits(numbers, card.architecture, card.preprocessing.input_size, paths)
         features, frames = see(body, paths + poor, card.preprocessing)
     n_board = len(paths) - len(composites)
     elsewhere = np.repeat([False, True, False, True], [n_board, len(composites), len(board), len(found)])
@@ -93,23 +93,23 @@ def main() -> None:
     apart, there = ~held[: len(paths)], held & elsewhere & ~is_poor
     print("| ridge of the words | variance explained, held-out composites |\n|---|---|")
     for ridge in RIDGES:
-        fit = fit_words(features[: len(paths)][apart], opinions[apart], ridge)
+        fit = fit_zero_shot_head(features[: len(paths)][apart], opinions[apart], ridge)
         print(f"| {ridge:g} | {explained(fit, features[there], opinions[there[: len(paths)]]):.1%} |")
     print(
         "\n| C of the gate | logarithmic loss | board known | composite known | poor camera: loss | board | composite |"
     )
     print("|---" * 7 + "|")
-    for c, seen in [*((c, ~held) for c in GATE_CS), (GATE_C, ~held & ~is_poor)]:
-        gate = fit_gate(frames[seen], elsewhere[seen], c)
+    for c, seen in [*((c, ~held) for c in GATE_CS), (ROUTER_C, ~held & ~is_poor)]:
+        gate = fit_domain_router(frames[seen], elsewhere[seen], c)
         cells = [gate_cells(gate, frames[held & part], elsewhere[held & part]) for part in (~is_poor, is_poor)]
         print(f"| {c:g}{'' if seen[is_poor].any() else ', no poor camera seen'} | {' | '.join(cells)} |")
     named = [label for label, has_words in zip(card.classes, of_class.any(axis=0), strict=True) if has_words]
     print(f"\n| share of the prior | {' | '.join(named)} | mean recall, held-out composites |")
     print("|---" * (len(named) + 2) + "|")
-    words = fit_words(features[: len(paths)][apart], opinions[apart])
+    words = fit_zero_shot_head(features[: len(paths)][apart], opinions[apart])
     photographs = np.flatnonzero(~held[: len(board)])
     for share in PRIOR_SHARES:
-        level, _ = correct_prior(words, of_class, features[photographs], targets[photographs], share)
+        level, _ = adjust_logits(words, of_class, features[photographs], targets[photographs], share)
         right = recalls(level, of_class, features[there], targets[there])
         print(f"| {share:g} | {' | '.join(f'{one:.1%}' for one in right)} | {np.mean(right):.1%} |")
 

@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="sample", help="as for `trashsorting train`")
     parser.add_argument("--split", type=Path, help="as for `trashsorting train`")
-    parser.add_argument("--composites", type=Path, help="of `trashsorting data compose`; none: photographs only")
+    parser.add_argument("--synthetic", type=Path, help="of `trashsorting data synthesize`; none: photographs only")
     parser.add_argument("--backbone", default=TrainConfig.backbone, help="as for `trashsorting train`")
     parser.add_argument("--size", type=int, default=TrainConfig.image_size, help="pixels")
     parser.add_argument("--train-size", type=int, default=TrainConfig.train_size, help="pixels of a training picture")

@@ -168,13 +168,13 @@ def test_evaluate_scores_the_part_that_is_asked_for(tmp_path):
     whole = call("evaluate", tmp_path / "photos", "--json", figures)
     assert whole.returncode == 0 and json.loads(figures.read_bytes())["n"] == 33
     assert "all parts are scored (18 train, 9 val, 6 test)" in whole.stderr
-    tested = call("evaluate", tmp_path / "photos", "--part", "test", "--json", figures)
+    tested = call("evaluate", tmp_path / "photos", "--subset", "test", "--json", figures)
     assert tested.returncode == 0 and not tested.stderr and json.loads(figures.read_bytes())["n"] == 6
-    unknown = call("evaluate", tmp_path / "photos", "--part", "tests")
+    unknown = call("evaluate", tmp_path / "photos", "--subset", "tests")
     assert unknown.returncode == 1 and "no photograph is in part 'tests'; there is test, train, val" in unknown.stderr
     made = call("data", "import", tmp_path / "photos", "--out", tmp_path / "made")
     assert made.returncode == 0 and "(18 train, 9 val, 6 test)" in made.stdout, made.stderr
-    assert call("evaluate", tmp_path / "made", "--part", "test", "--json", figures).returncode == 0
+    assert call("evaluate", tmp_path / "made", "--subset", "test", "--json", figures).returncode == 0
     assert json.loads(figures.read_bytes())["n"] == 6
     assert Counter(row["split"] for row in rows_of(call("data", "manifest", tmp_path / "made"))) == {
         "train": 18, "val": 9, "test": 6,
@@ -239,8 +239,8 @@ def test_what_is_found_is_used_or_left_out(odd):
     root, reasons, used = odd
     manifest = read_folder(root)
     assert {entry.file for entry in manifest.entries} == used
-    assert {item.file: item.reason for item in manifest.left_out} == reasons
-    assert [item.file for item in manifest.left_out] == sorted(reasons)
+    assert {item.file: item.reason for item in manifest.skipped} == reasons
+    assert [item.file for item in manifest.skipped] == sorted(reasons)
 
 
 @pytest.mark.parametrize("command", ["manifest", "check", "report", "import", "evaluate"])
@@ -317,8 +317,8 @@ def test_what_other_programs_leave_counts_nowhere(tmp_path):
         done = call(*words, root)
         assert done.returncode == 0, done.stderr
         lines = done.stderr.splitlines()
-        left_out = {line.split(": ")[1] for line in lines if line.startswith("left out: ")}
-        assert left_out == {f"glass/glass000.{suffix}" for suffix in ("AAE", "MOV", "json", "xml", "txt", "csv")}, words
+        skipped = {line.split(": ")[1] for line in lines if line.startswith("left out: ")}
+        assert skipped == {f"glass/glass000.{suffix}" for suffix in ("AAE", "MOV", "json", "xml", "txt", "csv")}, words
         ignored = [line for line in lines if line.startswith("ignored: ")]
         assert len(ignored) == 1 and "hidden or left by other programs" in ignored[0]
         if words == ["data", "manifest"]:
@@ -375,7 +375,7 @@ def test_a_photograph_over_the_limit_of_the_service_is_read_by_every_command(tmp
 
 
 def test_errors_about_a_photograph_name_its_file(tmp_path):
-    from trashsorting.data.duplicates import fingerprint_files
+    from trashsorting.data.duplicates import compute_hashes
     from trashsorting.data.report import brightness
     from trashsorting.inference.predictor import Predictor
     from trashsorting.inference.session import score
@@ -386,7 +386,7 @@ def test_errors_about_a_photograph_name_its_file(tmp_path):
     predictor = Predictor()
     for read in (
         lambda: open_rgb(path),
-        lambda: fingerprint_files([path]),
+        lambda: compute_hashes([path]),
         lambda: brightness([path]),
         lambda: score(predictor.session, predictor.card.preprocessing, [path]),
         lambda: predictor.predict_one(path),

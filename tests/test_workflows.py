@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from trashsorting.cli.main import cli
 from trashsorting.core.card import Evaluation, card_path, file_sha256, read_card
 from trashsorting.core.settings import SHIPPED_MODEL
-from trashsorting.data.duplicates import fingerprint_files, pack_prints
+from trashsorting.data.duplicates import compute_hashes, pack_hashes
 from trashsorting.data.sample import draw_sample
-from trashsorting.data.sources import DRAWN
+from trashsorting.data.sources import SAMPLE_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = {
@@ -240,7 +240,7 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
         shutil.copy(SHIPPED_MODEL, model)
         shutil.copy(card_path(SHIPPED_MODEL), card_path(model))
     words = [sys.executable, ROOT / "tools/promote.py", candidate.parent, "--data", tmp_path / "sample"]
-    words = [*map(str, words), "--shipped", str(shipped), "--report", str(tmp_path / "report.md")]
+    words = [*map(str, words), "--installped", str(shipped), "--report", str(tmp_path / "report.md")]
 
     def run():
         return subprocess.run(words, capture_output=True, text=True, timeout=120)
@@ -255,13 +255,16 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
     card = json.loads(card_path(candidate).read_bytes())
     card["file_sha256"] = file_sha256(candidate)
     before = shipped.read_bytes()
-    cheated = card | {"fingerprints": pack_prints(fingerprint_files(sorted((tmp_path / "sample").rglob("*.png"))))}
-    drawn = card | {"provenance": card["provenance"] | {"data": DRAWN}}
-    for wrong, fault in ((cheated, "trained on 6 of the 6 photographs, now 0"), (drawn, f"was trained on {DRAWN}")):
+    cheated = card | {"fingerprints": pack_hashes(compute_hashes(sorted((tmp_path / "sample").rglob("*.png"))))}
+    drawn = card | {"provenance": card["provenance"] | {"data": SAMPLE_NAME}}
+    for wrong, fault in (
+        (cheated, "trained on 6 of the 6 photographs, now 0"),
+        (drawn, f"was trained on {SAMPLE_NAME}"),
+    ):
         card_path(candidate).write_text(json.dumps(wrong), encoding="utf-8")
         refused = run()
         assert refused.returncode == 3 and fault in (tmp_path / "report.md").read_text(encoding="utf-8"), refused.stderr
-        assert shipped.read_bytes() == before and read_card(shipped).provenance.data != DRAWN
+        assert shipped.read_bytes() == before and read_card(shipped).provenance.data != SAMPLE_NAME
     card_path(candidate).write_text(json.dumps(card), encoding="utf-8")
     done = run()
     assert done.returncode == 0, done.stderr

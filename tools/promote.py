@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from trashsorting.core.card import Evaluation, file_sha256, read_card
 from trashsorting.core.errors import ModelError
 from trashsorting.core.settings import SHIPPED_MODEL
-from trashsorting.export.onnx import ship
+from trashsorting.export.onnx import install_model
 
 WORSE_RECALL = 0.10  # A class may lose this much at the most, or as much as one photograph if that is more
 
@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", type=Path)
     parser.add_argument("--report", type=Path)
-    parser.add_argument("--shipped", type=Path, default=SHIPPED_MODEL, help="the model that ships now")
+    parser.add_argument("--installped", type=Path, default=SHIPPED_MODEL, help="the model that ships now")
     asked = parser.parse_args()
     model = asked.folder / "model.onnx"
     read_card(model)  # a model that is not its card's is refused before it runs
@@ -77,7 +77,7 @@ def main() -> int:
     found = faults(current, candidate)
     if not found:
         try:
-            ship(model, asked.shipped)
+            install_model(model, asked.shipped)
         except ModelError as error:
             found = [str(error)]
     said = report(current, candidate, found)

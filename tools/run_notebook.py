@@ -27,7 +27,7 @@ class Shell(InteractiveShell):
         "Pictures go nowhere."
 
 
-def places(notebook: Path) -> dict[str, tuple[Path, int]]:
+def hash_positions(notebook: Path) -> dict[str, tuple[Path, int]]:
     "By cell id: the module, and how many lines of it stand above the cell's first."
     found = {}
     for module in PACKAGE.rglob("*.py"):
@@ -43,7 +43,7 @@ def run(notebook: Path) -> int:
     cells = nbformat.read(notebook, 4).cells
     if any("skip_exec: true" in cell.source for cell in cells[:1]):
         return 0
-    where, counted = places(notebook), 0
+    where, counted = hash_positions(notebook), 0
     shell = Shell.instance()
     os.chdir(notebook.parent)
     for cell in cells:

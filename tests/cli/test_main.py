@@ -36,7 +36,7 @@ def sample(tmp_path_factory) -> Path:
 def test_help_teaches_every_command():
     top = call("--help")
     assert top.returncode == 0
-    for name in ("predict", "evaluate", "train", "export", "remember", "quantize", "data", "serve"):
+    for name in ("predict", "evaluate", "train", "export", "zero-shot", "quantize", "data", "serve"):
         assert name in top.stdout.decode()
         one = call(name, "--help")
         assert one.returncode == 0 and b"Usage: trashsorting" in one.stdout
@@ -56,15 +56,18 @@ def test_help_teaches_every_command():
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epoch", "3"], "unknown parameter 'epoch'"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "epochs", "x"], "epochs='x': must be a valid int"),
         (["train", "--data", "sample", "--out", "{empty}/run", "-p", "image_size", "3"], "image_size=3: must be"),
-        (["train", "--data", "sample", "--out", "{empty}/run", "--composites", "none"], "'none' does not exist"),
-        (["train", "--data", "sample", "--out", "{empty}/run", "--start", "none"], "'none' does not exist"),
-        (["crossval", "--data", "{sample}", "--out", "{empty}/cv", "--composites", "none"], "'none' does not exist"),
+        (["train", "--data", "sample", "--out", "{empty}/run", "--synthetic", "none"], "'none' does not exist"),
+        (["train", "--data", "sample", "--out", "{empty}/run", "--init-from", "none"], "'none' does not exist"),
+        (["crossval", "--data", "{sample}", "--out", "{empty}/cv", "--synthetic", "none"], "'none' does not exist"),
         (["sweep", "--data", "nowhere", "--out", "{empty}/sweep"], "nowhere: no such folder"),
         (["evaluate", "nowhere", "--json", "{empty}/new/x.json"], "nowhere: no such folder"),
         (["data", "check", "nowhere", "--out", "{empty}/new/tables"], "nowhere: no such folder"),
         (["data", "sample", "{sample}"], "there is something in it already"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
-        (["data", "compose", "{sample}", "--out", "{empty}/composites", "--seed", "-1"], "-1 is not in the range x>=0"),
+        (
+            ["data", "synthesize", "{sample}", "--out", "{empty}/composites", "--seed", "-1"],
+            "-1 is not in the range x>=0",
+        ),
         (["serve", "--port", "99999"], "99999 is not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
@@ -175,11 +178,11 @@ def test_a_split_chooses_the_part(sample, tmp_path):
     made = call("data", "manifest", sample, "--out", tmp_path / "manifest.csv")
     assert made.returncode == 0, made.stderr
     done = call(
-        "evaluate", sample, "--split", tmp_path / "manifest.csv", "--part", "val", "--json", tmp_path / "val.json"
+        "evaluate", sample, "--split", tmp_path / "manifest.csv", "--subset", "val", "--json", tmp_path / "val.json"
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "val.json").read_bytes())["n"] == 6
-    absent = call("evaluate", sample, "--split", tmp_path / "manifest.csv", "--part", "test")
+    absent = call("evaluate", sample, "--split", tmp_path / "manifest.csv", "--subset", "test")
     assert absent.returncode == 1 and b"no photograph is in part 'test'; there is train, val" in absent.stderr
 
 
@@ -224,7 +227,7 @@ def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
     [
         ["evaluate", "{sample}", "--json"],
         ["evaluate", "{sample}", "--predictions"],
-        ["stress", "{sample}", "--json"],
+        ["robustness", "{sample}", "--json"],
         ["data", "manifest", "{sample}", "--out"],
         ["data", "check", "{sample}", "--out"],
         ["data", "report", "{sample}", "--out"],
@@ -258,7 +261,7 @@ def test_stress_names_what_it_leaves_out(tmp_path):
     (tmp_path / "few" / "glass" / "notes.jpg").write_text("no picture", encoding="utf-8")
     told = [
         call_here(command, tmp_path / "few", "--json", tmp_path / f"{command}.json")
-        for command in ("evaluate", "stress")
+        for command in ("evaluate", "robustness")
     ]
     assert [done.returncode for done in told] == [0, 0]
     evaluated, stressed = ([line for line in done.stderr.splitlines() if "left out" in line] for done in told)

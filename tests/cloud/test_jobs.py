@@ -444,7 +444,7 @@ def cloud_run(tmp_path, monkeypatch):
     return lambda: json.loads((tmp_path / "store.json").read_bytes())
 
 
-def shares(state) -> dict[str, int]:
+def confusion_metrics(state) -> dict[str, int]:
     return {part["revisionName"]: part["percent"] for part in state["traffic"]}
 
 
@@ -455,21 +455,21 @@ def test_deploy_canary_promote_roll_back(cloud_run):
         return done.stdout
 
     assert do("deploy", "--image", f"{API}:1") == "https://trashsorting.example\n"
-    assert shares(cloud_run()) == {"trashsorting-00001": 100}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:2", "--canary", "10")
-    assert shares(cloud_run()) == {"trashsorting-00001": 90, "trashsorting-00002": 10}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 90, "trashsorting-00002": 10}
     assert do("rollback") == "trashsorting: all traffic to trashsorting-00001\n"
-    assert shares(cloud_run()) == {"trashsorting-00001": 100}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:3", "--canary", "50")
-    assert shares(cloud_run()) == {"trashsorting-00001": 50, "trashsorting-00003": 50}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 50, "trashsorting-00003": 50}
     do("promote")
-    assert shares(cloud_run()) == {"trashsorting-00003": 100}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00003": 100}
     do("rollback")
-    assert shares(cloud_run()) == {"trashsorting-00002": 100}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00002": 100}
     do("rollback", "--to", "trashsorting-00001")
-    assert shares(cloud_run()) == {"trashsorting-00001": 100}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:4")
-    assert shares(cloud_run()) == {"trashsorting-00004": 100}
+    assert confusion_metrics(cloud_run()) == {"trashsorting-00004": 100}
     assert all(call[-5:] == [*WHERE, "--quiet"] for call in cloud_run()["calls"])
 
 
@@ -519,7 +519,7 @@ def test_rollout_is_what_the_workflow_runs(cloud_run, monkeypatch):
     for words in (["all", f"{API}:1"], ["canary", f"{API}:2"], ["rollback"], ["promote"]):
         subprocess.run([ROOT / "tools/rollout", *words], cwd=ROOT, check=True, timeout=60)
     state = cloud_run()
-    assert shares(state) == {"trashsorting-00002": 100}
+    assert confusion_metrics(state) == {"trashsorting-00002": 100}
     assert state["revisions"][1]["spec"]["serviceAccountName"] == "service@my-project.iam.gserviceaccount.com"
     assert "TRASHSORTING_API_KEY" in json.dumps(state["spec"])
 

@@ -27,14 +27,14 @@ from trashsorting.core.image import (
     NotAnImage,
     TooManyBytes,
     TooManyPixels,
-    accepted,
+    accepted_formats,
     decode,
-    least_side,
+    detect_format,
     load_plugin,
+    min_side,
     open_header,
     open_rgb,
     png_profile,
-    recognise,
     srgb_transform,
     to_input,
     to_rgb,
@@ -43,7 +43,7 @@ from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_picture
 
 PREPROCESSING = read_card(SHIPPED_MODEL).preprocessing
-LEAST = least_side(PREPROCESSING)
+LEAST = min_side(PREPROCESSING)
 PHOTOGRAPHS = int(
     os.environ.get("CHECK_PHOTOGRAPHS", "12")
 )  # Enlarged to twelve megapixels; `make check-long` takes all
@@ -68,7 +68,7 @@ def test_no_other_format_reaches_a_decoder(format, monkeypatch):
         raise AssertionError("a decoder was asked")
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(NotAnImage, match=accepted()):
+    with pytest.raises(NotAnImage, match=accepted_formats()):
         decode(data)
 
 
@@ -76,7 +76,7 @@ def test_no_other_format_reaches_a_decoder(format, monkeypatch):
 def test_every_format_is_recognised_and_its_damage_is_found(format):
     load_plugin(format)
     whole = encode(draw_picture("glass", 0, (256, 192)), format)
-    assert recognise(whole) == recognise(whole[:64]) == format
+    assert detect_format(whole) == detect_format(whole[:64]) == format
     assert open_rgb(whole).size == (256, 192)
     for part in (20, 100, len(whole) // 2):
         with pytest.raises(DamagedImage):
@@ -179,7 +179,7 @@ def test_what_would_hold_a_decoder_up_is_refused_before_it_is_asked(name, monkey
     monkeypatch.setattr(Image.Image, "load", None)
     start = time.process_time()
     with pytest.raises(DamagedImage, match=reason):
-        open_rgb(data, least_side=LEAST)
+        open_rgb(data, min_side=LEAST)
     assert time.process_time() - start < REFUSED_SECONDS
 
 
@@ -487,7 +487,7 @@ def test_upright_from_every_orientation_reduced_or_not(format, size, turn):
     stored = ImageOps.exif_transpose(written)
     data = encode(stored, format, quality=90, exif=exif.tobytes())
     for least in (None, LEAST):
-        seen = open_rgb(data, least_side=least)
+        seen = open_rgb(data, min_side=least)
         reduced = least and format == "JPEG"
         assert seen.width / seen.height == pytest.approx(4 / 3, abs=0.01)
         assert (seen.width < upright.width) == bool(reduced)
@@ -498,7 +498,7 @@ def test_progressive_grey_and_cmyk_are_reduced_alike():
     picture = draw_picture("metal", 1, (2048, 1536))
     for mode, options in [("RGB", {"progressive": True}), ("L", {}), ("CMYK", {}), ("RGB", {"subsampling": 0})]:
         data = encode(picture.convert(mode), "JPEG", quality=95, **options)
-        whole, reduced = open_rgb(data), open_rgb(data, least_side=LEAST)
+        whole, reduced = open_rgb(data), open_rgb(data, min_side=LEAST)
         assert min(reduced.size) >= LEAST and reduced.width < 2048
         assert difference(reduced, whole) < 6, mode
 
@@ -506,13 +506,13 @@ def test_progressive_grey_and_cmyk_are_reduced_alike():
 def test_a_cut_off_jpeg_is_found_when_reduced():
     data = encode(draw_picture("metal", 1, (2048, 1536)), "JPEG")
     with pytest.raises(DamagedImage):
-        open_rgb(data[: len(data) // 2], least_side=LEAST)
+        open_rgb(data[: len(data) // 2], min_side=LEAST)
 
 
 @pytest.mark.parametrize("size", [(512, 384), (384, 512), (640, 480), (511, 4000)])
 def test_small_photographs_are_never_reduced(size):
     data = encode(draw_picture("paper", 2, size), "JPEG")
-    assert open_rgb(data, least_side=LEAST).tobytes() == open_rgb(data).tobytes()
+    assert open_rgb(data, min_side=LEAST).tobytes() == open_rgb(data).tobytes()
 
 
 # Real photographs
@@ -532,7 +532,7 @@ def test_trashnet_is_read_as_before():
     for file in photographs():
         with Image.open(file) as opened:
             before = opened.convert("RGB")
-        assert open_rgb(file, least_side=LEAST).tobytes() == before.tobytes()
+        assert open_rgb(file, min_side=LEAST).tobytes() == before.tobytes()
 
 
 def test_twelve_megapixels_get_the_same_answer_reduced_as_whole(predictor, capsys):

@@ -304,9 +304,9 @@ def test_a_folder_here_comes_before_what_a_word_stands_for(word, tmp_path, monke
     (tmp_path / "sources.json").write_text(json.dumps([{"name": "one", "where": word}]), encoding="utf-8")
     assert len(call("data", "manifest", "sources.json").stdout.splitlines()) == 5
     # It is a path like any other for a run, too, which works in another folder.
-    from trashsorting.cli.train import find_places
+    from trashsorting.cli.train import resolve_paths
 
-    assert find_places({}, data=word, out="run")["data"] == str(tmp_path / word)
+    assert resolve_paths({}, data=word, out="run")["data"] == str(tmp_path / word)
 
 
 # Names that look the same

@@ -22,7 +22,14 @@ from trashsorting.cli.data import manifest as dataset
 from trashsorting.core.card import read_card, write_card
 from trashsorting.core.errors import DataError
 from trashsorting.core.settings import SHIPPED_MODEL
-from trashsorting.data.duplicates import contradictions, crossing, find_groups, fingerprint_files, pack_prints, settle
+from trashsorting.data.duplicates import (
+    compute_hashes,
+    find_groups,
+    find_label_conflicts,
+    leaking_groups,
+    pack_hashes,
+    resolve_conflicts,
+)
 from trashsorting.data.manifest import Entry, Manifest, read_folder
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.splits import fold_by_hash, split_by_hash
@@ -82,13 +89,13 @@ def test_the_command_finds_what_was_planted(planted, tmp_path):
 
 def test_fingerprints_alone_name_what_was_done(planted):
     manifest = read_folder(planted)
-    groups = find_groups(manifest, fingerprint_files([planted / entry.file for entry in manifest.entries]))
+    groups = find_groups(manifest, compute_hashes([planted / entry.file for entry in manifest.entries]))
     how = {file: group.how for group in groups for file in group.files}
     for name, said in [("encoded", "copy"), ("flipped", "mirrored"), ("turned", "turned by"), ("smaller", "copy")]:
         assert said in how[f"{PLANTED[name][1]}/{name}.jpg"]
-    gone = {file for group in groups for file in contradictions(group)}
+    gone = {file for group in groups for file in find_label_conflicts(group)}
     assert gone == {"paper/misnamed.jpg", "metal/metal005.png"}
-    assert {item.file for item in settle(manifest, groups).left_out} == gone
+    assert {item.file for item in resolve_conflicts(manifest, groups).skipped} == gone
 
 
 def test_strict_and_the_split_that_is_brought_along(planted, tmp_path):
@@ -207,10 +214,10 @@ def test_no_group_crosses_a_fold():
 def tested(tmp_path) -> tuple[Path, Path]:
     "Test photographs, one of them a mirrored copy of what a model was trained on; and that model, with its card."
     trained = draw_sample(tmp_path / "trained", 6, ("glass", "paper"))
-    prints = fingerprint_files(sorted(trained.glob("*/*.png")))
+    prints = compute_hashes(sorted(trained.glob("*/*.png")))
     model = tmp_path / "model.onnx"
     shutil.copyfile(SHIPPED_MODEL, model)
-    card = read_card(SHIPPED_MODEL).model_copy(update={"fingerprints": pack_prints(prints)})
+    card = read_card(SHIPPED_MODEL).model_copy(update={"fingerprints": pack_hashes(prints)})
     write_card(model, card)
     draw_sample(tmp_path / "test", 1, ("metal", "cardboard"))
     (tmp_path / "test/glass").mkdir()
@@ -251,7 +258,7 @@ def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
 
 def test_a_card_stays_small():
     prints = np.random.default_rng(0).integers(0, 2**63, (1768, 8, 2), dtype=np.uint64)
-    assert len(pack_prints(prints)) < 40_000
+    assert len(pack_hashes(prints)) < 40_000
 
 
 # Several sources
@@ -281,16 +288,16 @@ def test_a_set_that_holds_the_other_again_is_found(tmp_path, monkeypatch):
     manifest = dataset.open_manifest(tmp_path / "sources.json", tmp_path / "joined")
     assert manifest.labels == LABELS and len(manifest.entries) == 36
     assert {source.name: source.licence for source in manifest.sources} == {"waste-classifier": "MIT", "ours": "CC0"}
-    assert len([item for item in manifest.left_out if "leaves out its class 'compost'" in item.reason]) == 2
+    assert len([item for item in manifest.skipped if "leaves out its class 'compost'" in item.reason]) == 2
 
-    groups = find_groups(manifest, fingerprint_files([manifest.root / entry.file for entry in manifest.entries]))
+    groups = find_groups(manifest, compute_hashes([manifest.root / entry.file for entry in manifest.entries]))
     together = {file: at for at, group in enumerate(groups) for file in group.files}
     for entry in manifest.entries:
         if entry.source == "ours":
             twins = [file for file in together if Path(file).stem == f"{Path(entry.file).stem}_"]
             assert any(together.get(entry.file, -1) == together[twin] for twin in twins), entry.file
     decided = split_by_hash(manifest, groups=[group.files for group in groups])
-    assert crossing(groups, decided) == ()
+    assert leaking_groups(groups, decided) == ()
 
 
 def test_a_manifest_of_before_is_still_read(tmp_path):

@@ -81,7 +81,7 @@ def test_what_only_an_earlier_zip_brought_is_no_longer_the_zips(sample, tmp_path
     assert (tmp_path / "data/metal/metal000.png").is_file()
 
 
-def spoil(archive: Path, local: int, central: int, value: bytes) -> None:
+def apply_corruption(archive: Path, local: int, central: int, value: bytes) -> None:
     "Overwrite bytes in the headers of a zip's first member: so far into its own, so far into the directory's."
     data = bytearray(archive.read_bytes())
     for start, place in ((data.index(b"PK\3\4"), local), (data.index(b"PK\1\2"), central)):
@@ -100,8 +100,11 @@ def scramble(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda archive: spoil(archive, 6, 8, b"\1\0"), "is encrypted, .*; pack it again without a password"),
-        (lambda archive: spoil(archive, 8, 10, b"\x09\0"), "compression .* not supported; pack it again"),
+        (
+            lambda archive: apply_corruption(archive, 6, 8, b"\1\0"),
+            "is encrypted, .*; pack it again without a password",
+        ),
+        (lambda archive: apply_corruption(archive, 8, 10, b"\x09\0"), "compression .* not supported; pack it again"),
         (scramble, "Error -3 while decompressing data.*; it is damaged"),
     ],
     ids=["encrypted", "Deflate64", "damaged"],
@@ -164,7 +167,7 @@ def test_a_folder_is_taken_at_its_own_word(tmp_path):
     listed = split_by_hash(read_folder(sample), seed=3)
     (sample / "manifest.csv").write_text(listed.to_csv(), encoding="utf-8")
     loaded = load_manifest(sample, tmp_path)
-    assert loaded == listed and [item.file for item in loaded.left_out] == ["glass/notes.txt"]
+    assert loaded == listed and [item.file for item in loaded.skipped] == ["glass/notes.txt"]
     draw_picture("glass", 99).save(sample / "glass/glass000.png")  # of the same size
     with pytest.raises(DataError, match=r"manifest\.csv: glass/glass000\.png is not the file that is listed"):
         load_manifest(sample, tmp_path)

@@ -27,13 +27,13 @@ def manifest() -> Manifest:
 
 
 def test_every_photograph_is_read(manifest):
-    assert (len(manifest.entries), manifest.left_out) == (2096, ())
-    assert len(manifest.part("train").entries) == 1768 and len(manifest.part("val").entries) == 328
+    assert (len(manifest.entries), manifest.skipped) == (2096, ())
+    assert len(manifest.subset("train").entries) == 1768 and len(manifest.subset("val").entries) == 328
 
 
 def test_the_model_that_ships_reaches_94_percent(tmp_path, capsys):
     folder = Path(TRASHNET)
-    words = [COMMAND, "evaluate", folder / "images", "--split", folder / "split.csv", "--part", "val"]
+    words = [COMMAND, "evaluate", folder / "images", "--split", folder / "split.csv", "--subset", "val"]
     done = subprocess.run([*words, "--json", tmp_path / "figures.json"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_bytes())
@@ -57,7 +57,7 @@ def test_what_the_learner_sees_is_what_is_served(manifest):
     preprocessing = read_card(SHIPPED_MODEL).preprocessing
     dls = make_dataloaders(manifest, preprocessing, batch_size=64, num_workers=0)
     inputs, _ = next(iter(dls.valid))
-    paths = [manifest.root / entry.file for entry in manifest.part("val").entries[:64]]
+    paths = [manifest.root / entry.file for entry in manifest.subset("val").entries[:64]]
     served = np.stack([to_input(open_rgb(path), preprocessing) for path in paths])
     assert np.abs(inputs.numpy() - served).max() < 8e-5
 

@@ -18,7 +18,7 @@ from test_repo import copy_repo
 
 from trashsorting.cli.train import run_notebook
 from trashsorting.core.card import read_card
-from trashsorting.core.config import PLACES, TrainConfig, check_config
+from trashsorting.core.config import RUN_PATHS, TrainConfig, check_config
 from trashsorting.core.errors import TrashsortingError
 
 BIN = Path(sys.executable).parent
@@ -59,9 +59,11 @@ def test_notebook_configuration_and_file_have_the_same_parameters():
     known = papermill.inspect_notebook(NOTEBOOK)
     in_notebook = {name: eval(said["default"]) for name, said in known.items()}  # noqa: S307
     in_file = yaml.safe_load((ROOT / "params.yaml").read_bytes())
-    wanted = {*PLACES, *defaults}
-    assert set(in_notebook) == wanted, "the parameters cell of nbs/train.ipynb is not PLACES and TrainConfig's fields"
-    assert set(in_file) == wanted, "params.yaml is not PLACES and TrainConfig's fields"
+    wanted = {*RUN_PATHS, *defaults}
+    assert set(in_notebook) == wanted, (
+        "the parameters cell of nbs/train.ipynb is not RUN_PATHS and TrainConfig's fields"
+    )
+    assert set(in_file) == wanted, "params.yaml is not RUN_PATHS and TrainConfig's fields"
     assert {name: in_notebook[name] for name in defaults} == defaults, "the notebook's defaults are not TrainConfig's"
     assert check_config(**{name: in_file[name] for name in defaults})
 

@@ -21,7 +21,7 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, mean_nll, upper_limit
 from trashsorting.evaluation.metrics import (
     N_BINS,
-    area_under_risk,
+    area_under_risk_coverage,
     bootstrap,
     evaluate,
     expected_calibration_error,
@@ -30,7 +30,7 @@ from trashsorting.evaluation.metrics import (
     table,
     wilson,
 )
-from trashsorting.evaluation.ood import auroc, detect, energy, false_positives
+from trashsorting.evaluation.ood import auroc, detect, energy, fpr_at_tpr
 from trashsorting.evaluation.oof import Predictions, load_predictions, pool, save_predictions
 from trashsorting.inference.predictor import Predictor
 from trashsorting.inference.session import softmax
@@ -158,7 +158,7 @@ def test_risk_and_coverage_do_not_depend_on_the_order(made):
     assert all(np.allclose(one, other) for one, other in zip(straight, turned, strict=True))
     _, coverage, risk = straight
     assert (np.diff(coverage) > 0).all() and coverage[-1] == 1
-    assert 0 <= area_under_risk(coverage, risk) <= 1 + 1e-12
+    assert 0 <= area_under_risk_coverage(coverage, risk) <= 1 + 1e-12
 
 
 @quick
@@ -169,7 +169,7 @@ def test_risk_and_coverage_do_not_depend_on_the_order(made):
 def test_scikit_learn_finds_the_same_area(trash, other):
     truth = np.repeat([1, 0], [len(trash), len(other)])
     assert math.isclose(auroc(trash, other), roc_auc_score(truth, np.concatenate([trash, other])), abs_tol=1e-12)
-    share, threshold = false_positives(trash, other)
+    share, threshold = fpr_at_tpr(trash, other)
     assert (trash >= threshold).mean() >= 0.95
     assert math.isclose(share, (other >= threshold).mean())
 
@@ -239,7 +239,7 @@ def test_predictions_survive_their_file(tmp_path_factory, made, folds):
     back = load_predictions(save_predictions(one, tmp_path_factory.mktemp("folds") / "folds.csv"))
     assert (back.classes, back.files) == (one.classes, one.files)
     assert all((getattr(back, name) == getattr(one, name)).all() for name in ("targets", "folds", "logits"))
-    parts = [one.part(fold) for fold in np.unique(one.folds)]
+    parts = [one.subset(fold) for fold in np.unique(one.folds)]
     assert sorted(pool(parts).files) == sorted(files)
 
 

@@ -19,19 +19,19 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.data.splits import apply_split, split_by_hash
 from trashsorting.export.quantize import (
     FLOAT_CONVOLUTIONS,
-    check_worth,
+    activations,
+    check_install_criteria,
     choose_photographs,
     compare,
+    equalize_cross_layer,
     executed,
-    fill_ranges,
     linear_flows,
     load_inputs,
-    look_inside,
     quantize,
     time_in_turns,
 )
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import open_session, run_explained, run_logits
+from trashsorting.inference.session import open_session, run_activation_maps, run_logits
 
 TRASHNET = os.environ.get("TRASHNET")
 FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"
@@ -93,7 +93,7 @@ def test_most_drawn_pictures_keep_their_class(int8, manifest):
 
 def test_the_mean_of_the_evidence_is_the_logits(int8, manifest):
     inputs = inputs_of(manifest, 4)
-    probabilities, evidence = run_explained(open_session(int8), inputs)
+    probabilities, evidence = run_activation_maps(open_session(int8), inputs)
     shares = np.exp(evidence.mean(axis=(2, 3), dtype=np.float64))
     assert np.allclose(shares / shares.sum(axis=1, keepdims=True), probabilities, atol=1e-5)
 
@@ -122,7 +122,7 @@ def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path
     done = call(*words)
     assert done.returncode == 0, done.stderr
     card, before = Predictor(out).card, read_card(float_of_the_sample)
-    n = len(manifest.part("val").entries)
+    n = len(manifest.subset("val").entries)
     assert f"{n} photographs" in done.stdout and "times as fast with 1 thread " in done.stdout
     assert (card.file_sha256, card.quantization.made_of) == (file_sha256(out), before.file_sha256)
     assert card.evaluation.n == card.quantization.comparison.n == n
@@ -135,7 +135,7 @@ def test_what_ships_was_made_of_the_float_file_and_passes_the_rule():
     found = shipped.quantization
     assert found.made_of == before.file_sha256 == file_sha256(FLOAT) and found.compared_on == "out of fold"
     assert found.comparison.n > 1700 and SHIPPED_MODEL.stat().st_size < 5_000_000
-    check_worth(shipped)
+    check_install_criteria(shipped)
     kept = {"classes", "temperature", "unsure_below", "fingerprints", "provenance"}
     assert shipped.model_dump(include=kept) == before.model_dump(include=kept)
 
@@ -144,11 +144,11 @@ def test_channels_fill_their_range_and_float_answers_stay(manifest, tmp_path):
     "The gate of what ships looks at four of the flows; it must be shown the old values."
     quant_pre_process(FLOAT, tmp_path / "prepared.onnx", skip_symbolic_shape=True)
     model, inputs = onnx.load(tmp_path / "prepared.onnx"), inputs_of(manifest, 6)
-    fill_ranges(model, inputs)
+    equalize_cross_layer(model, inputs)
     onnx.save(model, tmp_path / "filled.onnx")
     assert [node.op_type for node in model.graph.node if node.name.endswith(" back")] == ["Mul"] * 4
     (flow,) = (flow for flow in linear_flows(model) if len(flow) == 7)
-    found = list(look_inside(model, flow, inputs))
+    found = list(activations(model, flow, inputs))
     reach = np.max([np.abs(values[name]).max(axis=(1, 2)) for values in found for name in flow], axis=0)
     assert len(reach) == 192 and reach == pytest.approx(reach.max(), rel=1e-4)
     before, after = (open_session(file).run(None, {"pixels": inputs}) for file in (FLOAT, tmp_path / "filled.onnx"))
@@ -162,19 +162,19 @@ def test_what_is_an_output_keeps_its_range_and_zeros_stay_zeros(manifest, tmp_pa
     (shown, *_), *_ = flows = linear_flows(model)
     model.graph.output.append(next(value for value in model.graph.value_info if value.name == shown))
     assert linear_flows(model) == flows[1:]
-    fill_ranges(model, 0 * inputs)
+    equalize_cross_layer(model, 0 * inputs)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
             zeros = onnx.numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name)
             tensor.CopyFrom(zeros)
-    fill_ranges(model, inputs)
+    equalize_cross_layer(model, inputs)
     assert all(np.isfinite(onnx.numpy_helper.to_array(tensor)).all() for tensor in model.graph.initializer)
 
 
 def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_path):
-    done = call("data", "compose", manifest.root, "--out", tmp_path / "composites", "-n", 1)
+    done = call("data", "synthesize", manifest.root, "--out", tmp_path / "composites", "-n", 1)
     assert done.returncode == 0, done.stderr
-    words = ["--data", manifest.root, "--composites", tmp_path / "composites", "--first", 9, 40, "-n", 6]
+    words = ["--data", manifest.root, "--synthetic", tmp_path / "composites", "--first", 9, 40, "-n", 6]
     command = [sys.executable, Path(__file__).parents[2] / "bench" / "quantize.py", float_of_the_sample, *words]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -214,7 +214,7 @@ def test_other_photographs_are_refused(manifest, tmp_path):
 def test_photographs_keep_their_class(tmp_path, capsys):
     photographs = apply_split(read_folder(Path(TRASHNET) / "images"), Path(TRASHNET) / "split.csv")
     file = quantize(FLOAT, choose_photographs(photographs, 60), tmp_path / "int8.onnx")
-    val, classes = photographs.part("val"), read_card(FLOAT).classes
+    val, classes = photographs.subset("val"), read_card(FLOAT).classes
     inputs = inputs_of(val, 80)
     step = max(1, len(val.entries) // 80)
     targets = np.array([classes.index(entry.label) for entry in val.entries[::step][:80]])

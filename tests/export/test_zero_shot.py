@@ -22,9 +22,9 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.data.splits import apply_split, split_by_hash
 from trashsorting.evaluation.robustness import corrupt, reduce
 from trashsorting.export.onnx import to_onnx
-from trashsorting.export.zero_shot import Remembering, correct_prior, cut_off, find_words, linear, see
+from trashsorting.export.zero_shot import ZeroShotNetwork, adjust_logits, cut_off, linear, map_classes_to_imagenet, see
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import open_session, run_explained, run_logits
+from trashsorting.inference.session import open_session, run_activation_maps, run_logits
 from trashsorting.training.backbone import create_backbone
 
 SIDE = 64
@@ -45,10 +45,10 @@ def made(tmp_path_factory) -> tuple[Path, CompletedProcess]:
         "provenance": card.provenance.model_copy(update={"manifest_sha256": manifest.sha256, "remembers": ""}),
     }
     write_card(work / "model.onnx", card.model_copy(update=facts))
-    composed = call("data", "compose", work / "photos", "--out", work / "composites", "-n", 2)
+    composed = call("data", "synthesize", work / "photos", "--out", work / "composites", "-n", 2)
     assert composed.returncode == 0, composed.stderr
-    words = ("--data", work / "photos", "--composites", work / "composites")
-    return work, call("remember", work / "model.onnx", *words, "--out", work / "remembers.onnx")
+    words = ("--data", work / "photos", "--synthetic", work / "composites")
+    return work, call("zero-shot", work / "model.onnx", *words, "--out", work / "remembers.onnx")
 
 
 def test_the_command_makes_file_and_card(made):
@@ -64,7 +64,7 @@ def test_it_answers_where_it_looked(made):
     work, _ = made
     inputs = np.random.default_rng(0).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
     session = open_session(work / "remembers.onnx")
-    logits, (_, evidence) = run_logits(session, inputs), run_explained(session, inputs)
+    logits, (_, evidence) = run_logits(session, inputs), run_activation_maps(session, inputs)
     assert evidence.mean(axis=(2, 3)) == pytest.approx(logits, abs=1e-4)
     assert np.abs(logits - run_logits(open_session(work / "model.onnx"), inputs)).max() > 0.1
     said = Predictor(work / "remembers.onnx").predict_one(work / "photos" / "glass" / "glass000.png")
@@ -89,8 +89,8 @@ def test_it_can_be_made_of_integers(made):
 )
 def test_what_cannot_remember_is_refused(made, model, data, said):
     work, _ = made
-    words = ("--data", work / data, "--composites", work / "composites", "--out", work / "none.onnx")
-    done = call("remember", work / model, *words)
+    words = ("--data", work / data, "--synthetic", work / "composites", "--out", work / "none.onnx")
+    done = call("zero-shot", work / model, *words)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
     assert not (work / "none.onnx").exists()
 
@@ -99,8 +99,8 @@ def test_what_cannot_remember_is_refused(made, model, data, said):
 def test_what_it_is_made_of_is_never_overwritten(made, out, said):
     work, _ = made
     before = [(work / name).read_bytes() for name in ("model.onnx", "model.json")]
-    words = ("--data", work / "photos", "--composites", work / "composites", "--out", work / out)
-    done = call("remember", work / "model.onnx", *words)
+    words = ("--data", work / "photos", "--synthetic", work / "composites", "--out", work / out)
+    done = call("zero-shot", work / "model.onnx", *words)
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
     assert [(work / name).read_bytes() for name in ("model.onnx", "model.json")] == before
 
@@ -116,7 +116,7 @@ def test_a_network_whose_blocks_are_no_sums_is_refused(made, tmp_path):
 
 
 def test_what_ships_answers_as_the_room_says(tmp_path):
-    "The weights in the file that was shipped in INT8, put into `Remembering` again, give its logits and evidence."
+    "The weights in the file that was shipped in INT8, put into `ZeroShotNetwork` again, give its logits and evidence."
     file, card = FLOAT, read_card(FLOAT)
     model = onnx.load(file)
     held = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
@@ -133,7 +133,9 @@ def test_what_ships_answers_as_the_room_says(tmp_path):
     (grid,) = (torch.from_numpy(one) for one in shown if one.ndim == 3)
     sums = sorted((torch.from_numpy(one) for one in shown if one.ndim == 4), key=lambda maps: -maps.shape[-1])
     logits, evidence = open_session(file).run(["logits", "evidence"], {"pixels": inputs})
-    end = Remembering(learned, words, gate, find_words(card.classes)[1], card.temperature, evidence.shape[2:])
+    end = ZeroShotNetwork(
+        learned, words, gate, map_classes_to_imagenet(card.classes)[1], card.temperature, evidence.shape[2:]
+    )
     with torch.inference_mode():
         said, looked = end.eval()(grid, sums)
     assert said.numpy() == pytest.approx(logits, abs=1e-3) and looked.numpy() == pytest.approx(evidence, abs=1e-3)
@@ -143,13 +145,13 @@ def test_half_of_what_the_photographs_ask_for_is_added(made):
     "What is still asked for is as much as was given; without the correction it would be twice that."
     work, _ = made
     card, split = read_card(work / "remembers.onnx"), split_by_hash(read_folder(work / "photos"), 0)
-    train = split.part("train")
+    train = split.subset("train")
     cut_off(work / "model.onnx", work / "body.onnx")
     features, _ = see(work / "body.onnx", [train.root / one.file for one in train.entries], card.preprocessing)
     held = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(work / "remembers.onnx").graph.initializer}
     words = linear(held["remembering/words.weight"], held["remembering/words.bias"])
     targets = np.array([card.classes.index(one.label) for one in train.entries])
-    _, left = correct_prior(words, find_words(card.classes)[1], features, targets, share=1)
+    _, left = adjust_logits(words, map_classes_to_imagenet(card.classes)[1], features, targets, share=1)
     told = dict(
         one.split() for one in card.provenance.remembers.split("added to the words of a class: ")[1].split(", ")
     )
@@ -162,7 +164,7 @@ def test_half_of_what_the_photographs_ask_for_is_added(made):
 def test_in_poor_light_the_board_is_still_the_board(spoilt, strength, least):
     "Of 40 validation photographs 25 and 35 are right; with a gate that had seen good cameras alone, 18 and 28 were."
     root = Path(os.environ["TRASHNET"])
-    val = apply_split(read_folder(root / "images"), root / "split.csv").part("val").entries[::8][:40]
+    val = apply_split(read_folder(root / "images"), root / "split.csv").subset("val").entries[::8][:40]
     predictor = Predictor(SHIPPED_MODEL)
     pictures = (
         corrupt(reduce(open_rgb(root / "images" / one.file)), spoilt, strength, seed) for seed, one in enumerate(val)
@@ -185,7 +187,7 @@ def test_what_ships_remembers():
 
 def test_what_was_chosen_is_tried_on_what_is_held_out(made):
     work, _ = made
-    words = ("--data", work / "photos", "--composites", work / "composites")
+    words = ("--data", work / "photos", "--synthetic", work / "composites")
     script = Path(__file__).parents[2] / "bench" / "remember.py"
     command = [sys.executable, script, work / "model.onnx", *words]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)

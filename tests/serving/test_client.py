@@ -15,7 +15,7 @@ from conftest import encode
 
 from trashsorting.data.sample import draw_picture
 from trashsorting.serving.client import Client, Refused, Unreachable
-from trashsorting.serving.schemas import Fault
+from trashsorting.serving.schemas import ApiError
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
 
@@ -163,7 +163,7 @@ def hanging_up(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_an_answer_is_read_although_the_file_could_not_be_sent():
-    body = Fault("too-many-bytes").problem().model_dump_json().encode()
+    body = ApiError("too-many-bytes").problem().model_dump_json().encode()
     answer = b"HTTP/1.1 413 No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
     with hanging_up(answer) as (url, heads):
         with pytest.raises(Refused, match="too-many-bytes"):

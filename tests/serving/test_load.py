@@ -80,7 +80,7 @@ def test_come_back_later_is_no_failure(tmp_path):
 
 
 WRONG = {**GOOD["/api/predict"], "all_probabilities": {"a": 1.0, "b": 1.0}}
-FAULTS = {
+IMAGE_ERRORS = {
     "500": (refuses(500), "status 500"),
     "503 without Retry-After": (refuses(503), "status 503"),
     "422": (refuses(422), "status 422"),
@@ -88,9 +88,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", IMAGE_ERRORS)
 def test_anything_else_is_a_failure(fault):
-    answer, said = FAULTS[fault]
+    answer, said = IMAGE_ERRORS[fault]
     with pretending(answer) as url:
         done = load(url)
     table = done.stderr + done.stdout

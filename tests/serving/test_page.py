@@ -115,7 +115,7 @@ SMALL = """() => [...document.querySelectorAll("a, button, select, summary, .but
     const box = part.getBoundingClientRect();
     return part.checkVisibility() && Math.min(box.width, box.height) < 24;
 })"""  # WCAG 2.5.8
-DRAWN = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
+SAMPLE_NAME = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
 UNSURE = {
     "predicted_class": "glass",
     "confidence": 0.4,
@@ -145,9 +145,9 @@ def predict(client: httpx.Client, data: bytes) -> dict:
 
 def test_drawn_picture(visit, client, server, predictor):
     visit.shoot("empty")
-    visit.upload(glass=DRAWN["glass"])
+    visit.upload(glass=SAMPLE_NAME["glass"])
     expect(visit.page.get_by_alt_text("Your picture glass.png")).to_be_visible()
-    check_answer(visit, visit.card(), predict(client, DRAWN["glass"]))
+    check_answer(visit, visit.card(), predict(client, SAMPLE_NAME["glass"]))
     visit.shoot("drawn")
     assert visit.hosts() == {urlsplit(server.url).netloc}
 
@@ -183,7 +183,7 @@ def contrast(*colours: str) -> float:
 
 def test_the_edge_of_a_field_can_be_seen(visit):
     """WCAG 1.4.11 asks for 3 : 1 where an edge is all that shows where to type."""
-    visit.upload(glass=DRAWN["glass"])
+    visit.upload(glass=SAMPLE_NAME["glass"])
     expect(visit.card().locator(".result")).to_be_visible()
     colour = "([selector, what]) => getComputedStyle(document.querySelector(selector))[what]"
     for field_, behind in [("#key", "body"), (".legend select", ".legend select"), (".legend select", ".card")]:
@@ -199,9 +199,9 @@ def test_photograph(visit, client):
 
 
 def test_several_pictures_and_one_is_none(visit, client):
-    visit.upload(**DRAWN, notes=b"a green bottle")
+    visit.upload(**SAMPLE_NAME, notes=b"a green bottle")
     expect(visit.page.locator("#count")).to_have_text("5 photographs")
-    for label, data in DRAWN.items():
+    for label, data in SAMPLE_NAME.items():
         expect(visit.card(label).locator(".result")).to_be_visible()
         expect(visit.card(label).locator(".verdict")).to_have_text(verdict(predict(client, data)))
     bad = visit.card("notes")
@@ -218,7 +218,7 @@ def test_several_pictures_and_one_is_none(visit, client):
 
 
 def test_what_decided(visit, client, predictor):
-    visit.upload(glass=DRAWN["glass"])
+    visit.upload(glass=SAMPLE_NAME["glass"])
     card = visit.card()
     toggle, heat = card.get_by_role("button", name="Show what decided"), card.locator("canvas")
     expect(heat).to_be_hidden()
@@ -227,10 +227,10 @@ def test_what_decided(visit, client, predictor):
     expect(toggle).to_have_attribute("aria-pressed", "true")
     image, shown = card.locator("img").bounding_box(), heat.bounding_box()
     assert shown == pytest.approx(image, abs=1), "the model that ships sees the whole picture"
-    expect(card.locator("select")).to_have_value(predict(client, DRAWN["glass"])["predicted_class"])
+    expect(card.locator("select")).to_have_value(predict(client, SAMPLE_NAME["glass"])["predicted_class"])
     visit.shoot("decided")
     before = heat.evaluate("canvas => canvas.toDataURL()")
-    other = predict(client, DRAWN["glass"])["all_probabilities"]
+    other = predict(client, SAMPLE_NAME["glass"])["all_probabilities"]
     card.get_by_label("bright parts speak for").select_option([*other][-1])
     expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {[*other][-1]}: "))
     assert heat.evaluate("canvas => canvas.toDataURL()") != before
@@ -243,7 +243,7 @@ def test_what_decided(visit, client, predictor):
 
 def test_unsure_is_shown_as_such(visit):
     visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "unsure": False})
-    visit.upload(glass=DRAWN["glass"])
+    visit.upload(glass=SAMPLE_NAME["glass"])
     card = visit.card()
     expect(card.locator(".verdict")).to_have_text("Unsure")
     expect(card.locator(".confidence")).to_have_text("Most likely glass, but only 40% sure")
@@ -251,14 +251,14 @@ def test_unsure_is_shown_as_such(visit):
     expect(visit.page.locator("#spoken")).to_contain_text("glass.png: unsure. Most likely glass")
     assert visit.overflow() <= 0
     visit.shoot("unsure")
-    visit.upload(paper=DRAWN["paper"])
+    visit.upload(paper=SAMPLE_NAME["paper"])
     expect(visit.card("paper").locator(".verdict")).to_have_text("glass")
     expect(visit.card("paper").locator(".advice")).to_contain_text("bottle bank")
 
 
 def test_busy_while_the_service_thinks(visit):
     visit.page.route("**/api/predict", lambda route: None)  # Never answered.
-    visit.upload(**DRAWN)
+    visit.upload(**SAMPLE_NAME)
     for label in ("glass", "paper"):
         expect(visit.card(label).locator(".busy")).to_contain_text("Looking at your photograph")
         expect(visit.card(label)).to_have_attribute("aria-busy", "true")
@@ -279,13 +279,17 @@ def test_large_text_in_a_small_window(visit, text):
     visit.page.set_viewport_size({"width": 320, "height": 640})
     visit.page.evaluate("text => { document.documentElement.style.fontSize = text }", text)
     visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "predicted_class": "cardboard"})
-    for name, data in {"unsure": DRAWN["glass"], "sure": DRAWN["glass"], "notes": b"a green bottle"}.items():
+    for name, data in {
+        "unsure": SAMPLE_NAME["glass"],
+        "sure": SAMPLE_NAME["glass"],
+        "notes": b"a green bottle",
+    }.items():
         visit.upload(**{name: data})
         expect(visit.card(name)).to_have_attribute("aria-busy", "false")
     visit.card("sure").get_by_role("button", name="Show what decided").click()
     expect(visit.card("sure").locator("canvas")).to_have_css("opacity", "1")
     visit.page.route("**/api/predict", lambda route: None)
-    visit.upload(busy=DRAWN["glass"])
+    visit.upload(busy=SAMPLE_NAME["glass"])
     expect(visit.card("busy").locator(".busy")).to_contain_text("Looking at your photograph")
     visit.shoot(f"small-{text.rstrip('%')}")
     boxes = 'document.querySelectorAll(".card, .drop, .button")'
@@ -305,7 +309,7 @@ def test_camera(visit, size):
     if size == "desktop":
         return expect(button).to_be_hidden()
     expect(button).to_be_visible()
-    camera.set_input_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+    camera.set_input_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLE_NAME["glass"]})
     expect(visit.card().locator(".result")).to_be_visible()
 
 
@@ -332,7 +336,7 @@ class TestWaysIn:
         assert visit.page.evaluate(outline) == "solid", "the focus can be seen"
         with visit.page.expect_file_chooser() as chooser:
             press("Enter")
-        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLE_NAME["glass"]})
         expect(visit.card().locator(".toggle")).to_be_visible()
         press("Tab")
         assert focus() == "remove"
@@ -347,7 +351,7 @@ class TestWaysIn:
         expect(visit.page.locator("#spoken")).to_contain_text("Removed glass.png")
 
     def test_everything_has_a_name_and_can_be_hit(self, visit):
-        visit.upload(**DRAWN)
+        visit.upload(**SAMPLE_NAME)
         expect(visit.card("plastic").locator(".toggle")).to_be_visible()
         nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
             !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
@@ -366,7 +370,7 @@ class TestWaysIn:
     def test_the_whole_field_can_be_clicked(self, visit):
         with visit.page.expect_file_chooser() as chooser:
             visit.page.locator("#drop").click(position={"x": 9, "y": 40})
-        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": DRAWN["glass"]})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLE_NAME["glass"]})
         expect(visit.card().locator(".result")).to_be_visible()
 
     @pytest.mark.parametrize("kind, carrier", [("drop", "dataTransfer"), ("paste", "clipboardData")])
@@ -387,10 +391,10 @@ class TestWaysIn:
             expect(visit.page.get_by_alt_text(f"Your picture {name}.png")).to_be_visible()
 
     def test_the_newest_come_first_and_the_list_can_be_cleared(self, visit, client):
-        visit.upload(paper=DRAWN["paper"])
-        visit.upload(metal=DRAWN["metal"])
+        visit.upload(paper=SAMPLE_NAME["paper"])
+        visit.upload(metal=SAMPLE_NAME["metal"])
         for label in ("metal", "paper"):
-            check_answer(visit, visit.card(label), predict(client, DRAWN[label]))
+            check_answer(visit, visit.card(label), predict(client, SAMPLE_NAME[label]))
         assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
         assert visit.page.locator("#file").input_value() == "", "a browser is silent about the same choice again"
         visit.page.get_by_role("button", name="Clear the list").click()
@@ -401,13 +405,13 @@ class TestWaysIn:
         shares = {"<b>banana</b>": 0.6, "tin": 0.3, "x" * 80: 0.1}
         answer = {"predicted_class": "<b>banana</b>", "confidence": 0.6, "all_probabilities": shares}
         visit.answer(answer)
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         check_answer(visit, visit.card(), answer)
         expect(visit.card().locator(".advice")).to_be_hidden()
 
     def test_a_service_that_cannot_be_reached_and_then_can(self, visit):
         visit.page.route("**/api/predict", lambda route: route.abort())
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
         visit.page.unroute_all()
         visit.card().get_by_role("button", name="Try again").click()
@@ -417,27 +421,27 @@ class TestWaysIn:
 
     def test_a_busy_service_is_asked_again(self, visit):
         asked = visit.answer(503, 503, **{"retry-after": "0"})
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         assert len(asked) == 3
 
     def test_a_service_that_stays_busy(self, visit):
         asked = visit.answer(*[503] * 9, **{"retry-after": "0"})
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         assert len(asked) == 4
 
     @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "unsaid"])
     def test_a_service_that_is_away_for_long_is_not_waited_for(self, visit, later):
         asked = visit.answer(503, 503, **later)
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         expect(visit.card().get_by_role("button", name="Try again")).to_be_visible()
         assert len(asked) == 1
 
     def test_an_explanation_that_fails(self, visit):
         visit.answer(422, path="**/api/explain*")
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         toggle = visit.card().get_by_role("button", name="Show what decided")
         toggle.click()
         expect(visit.card().locator(".reason")).to_have_text("Busy.")
@@ -463,7 +467,7 @@ class TestWaysIn:
                 route.fulfill(**answer) if answer else route.fallback()
             page.evaluate("new Promise((done) => setTimeout(done, 100))")
 
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         card, heat = visit.card(), visit.card().locator("canvas")
         toggle, select, spoken = card.locator(".toggle"), card.locator("select"), page.locator("#spoken")
         first = asked(toggle.click)
@@ -487,7 +491,7 @@ class TestWaysIn:
     def test_a_model_that_cannot_explain(self, visit, client):
         visit.answer({**client.get("/api/model/info").json(), "explains": False}, path="**/api/model/info")
         visit.page.reload()
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.card().locator(".toggle")).to_be_hidden()
 
@@ -516,7 +520,7 @@ def test_the_key_is_asked_for_once(browser, serve, size, scheme):
         lock, key = visit.page.locator("#lock"), visit.page.get_by_label("This service wants a key")
         expect(lock).to_be_visible()
         expect(lock).to_contain_text("kept until you close this tab")
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card()).to_have_attribute("aria-busy", "true")
         for wrong, said in [
             ("wrong", "That is not the right key"),
@@ -537,7 +541,7 @@ def test_the_key_is_asked_for_once(browser, serve, size, scheme):
         visit.page.reload()
         expect(visit.page.locator("#model")).to_contain_text("test photographs")
         expect(lock).to_be_hidden()
-        visit.upload(glass=DRAWN["glass"])
+        visit.upload(glass=SAMPLE_NAME["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         visit.card().get_by_role("button", name="Show what decided").click()
         expect(visit.card().locator("canvas")).to_have_css("opacity", "1")

@@ -19,14 +19,14 @@ from fastai.callback.core import Callback
 
 from trashsorting.core.config import TrainConfig
 from trashsorting.core.errors import DataError, TrashsortingError
-from trashsorting.data.cutpaste import compose_folder
+from trashsorting.data.cutpaste import synthesize_folder
 from trashsorting.data.manifest import read_folder
 from trashsorting.data.sample import draw_sample
 from trashsorting.data.sources import load_manifest
 from trashsorting.data.splits import split_by_hash
-from trashsorting.training.averaging import begin_with
+from trashsorting.training.averaging import init_from
 from trashsorting.training.callbacks import Diverged, FreezeNorm
-from trashsorting.training.checkpoint import FILE, Recovery, check_room
+from trashsorting.training.checkpoint import FILE, Checkpointer, check_room
 from trashsorting.training.learner import create_learner, fit
 from trashsorting.training.run import save_run
 
@@ -146,33 +146,33 @@ def test_a_resumed_run_that_diverges_stops_too_and_keeps_its_last_good_epoch(tmp
     manifest = load_manifest("sample", tmp_path / "data", seed=CONFIG.seed)
     learn = create_learner(manifest, CONFIG, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        fit(learn, CONFIG, [Recovery(tmp_path, CONFIG, manifest, learn), PowerCut()])
+        fit(learn, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, learn), PowerCut()])
     kept = (tmp_path / FILE).read_bytes()
     for _ in range(2):
         learn = create_learner(manifest, CONFIG, tmp_path)
         with pytest.raises(
             Diverged, match=r"^epoch 2 of 2: train_loss is nan and valid_loss is nan, so the run has div"
         ):
-            fit(learn, CONFIG, [Recovery(tmp_path, CONFIG, manifest, learn), Spoil(1)])
+            fit(learn, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, learn), Spoil(1)])
         assert (tmp_path / FILE).read_bytes() == kept and not (tmp_path / "checkpoint.pth").exists()
 
 
 def test_with_other_composites_or_weights_it_is_another_run(tmp_path):
     manifest = split_by_hash(read_folder(draw_sample(tmp_path / "data", per_class=5)))
-    compose_folder(manifest, tmp_path / "composites", n_each=1)
+    synthesize_folder(manifest, tmp_path / "composites", n_each=1)
     composed = create_learner(manifest, CONFIG, tmp_path, tmp_path / "composites")
 
     with pytest.raises(KeyboardInterrupt):
-        fit(composed, CONFIG, [Recovery(tmp_path, CONFIG, manifest, composed), PowerCut()])
-    assert Recovery(tmp_path, CONFIG, manifest, composed).found["epoch"] == 0
+        fit(composed, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, composed), PowerCut()])
+    assert Checkpointer(tmp_path, CONFIG, manifest, composed).found["epoch"] == 0
     plain = create_learner(manifest, CONFIG, tmp_path)
     with pytest.raises(TrashsortingError, match=r"cut off with composites='1 of each of .*', not '': choose another"):
-        Recovery(tmp_path, CONFIG, manifest, plain)
+        Checkpointer(tmp_path, CONFIG, manifest, plain)
     save_run(composed, manifest, CONFIG, "drawn")
     composed.save("checkpoint", with_opt=False)
-    begin_with(composed, tmp_path, manifest)
+    init_from(composed, tmp_path, manifest)
     with pytest.raises(TrashsortingError, match="weights='random', not 'random; started from another run': choose"):
-        Recovery(tmp_path, CONFIG, manifest, composed)
+        Checkpointer(tmp_path, CONFIG, manifest, composed)
 
 
 def test_with_another_start_of_the_same_kind_it_is_another_run(tmp_path):
@@ -185,15 +185,15 @@ def test_with_another_start_of_the_same_kind_it_is_another_run(tmp_path):
         started.save("checkpoint", with_opt=False)
         save_run(started, manifest, config, "drawn")
         learners.append(create_learner(manifest, CONFIG, tmp_path))
-        begin_with(learners[-1], folder, manifest)
+        init_from(learners[-1], folder, manifest)
     first, second = learners
     assert first.weights == second.weights == "random; started from another run"
     with pytest.raises(KeyboardInterrupt):
-        fit(first, CONFIG, [Recovery(tmp_path, CONFIG, manifest, first), PowerCut()])
-    assert Recovery(tmp_path, CONFIG, manifest, first).found["epoch"] == 0
+        fit(first, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, first), PowerCut()])
+    assert Checkpointer(tmp_path, CONFIG, manifest, first).found["epoch"] == 0
     one, other = (re.escape(str(learn.learned_from)) for learn in learners)
     with pytest.raises(TrashsortingError, match=f"cut off with learned_from={one}, not {other}: choose another folder"):
-        Recovery(tmp_path, CONFIG, manifest, second)
+        Checkpointer(tmp_path, CONFIG, manifest, second)
 
 
 def test_without_a_broken_run_there_is_nothing_to_go_on_with(tmp_path):

@@ -12,7 +12,7 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.data.splits import read_split
 from trashsorting.evaluation.calibration import fit_temperature
 from trashsorting.evaluation.oof import load_predictions
-from trashsorting.training.crossval import softness
+from trashsorting.training.crossval import logit_scale_ratio
 from trashsorting.training.run import load_run
 
 SMALL = ("image_size 64", "frozen_stages 0", "freeze_epochs 0", "epochs 1", "batch_size 8", "num_workers 0", "lr 1e-3")
@@ -57,11 +57,11 @@ def test_what_was_decided_reaches_the_card(crossval):
     fitted = fit_temperature(found.logits, found.targets)
     folds = [load_run(folder / f"fold{at}") for at in range(2)]
     seen = [folds[0].manifest.root / entry.file for entry in folds[0].manifest.entries[::5]]
-    share = softness(load_run(folder / "mean"), folds, seen)
+    share = logit_scale_ratio(load_run(folder / "mean"), folds, seen)
     assert card.temperature == pytest.approx(fitted * share)
     assert f"{fitted:.3f}, is taken times {share:.3f}" in card.decision_note
     assert card.evaluation.unsure_below == card.unsure_below and "90.0%" in card.decision_note
-    trained_on = {entry.file for entry in load_run(folder / "mean").manifest.part("train").entries}
+    trained_on = {entry.file for entry in load_run(folder / "mean").manifest.subset("train").entries}
     assert trained_on == set(found.files)
 
 
@@ -123,10 +123,10 @@ def test_a_risk_that_cannot_be_kept_costs_no_training(crossval):
 def test_a_mixture_takes_over_what_was_decided_or_is_not_made(crossval, tmp_path):
     _, folder = crossval
     runs = [folder / "fold0", folder / "fold0"]
-    refused = call("mix", *runs, "--out", tmp_path / "none", "--crossval", tmp_path)
+    refused = call("average", *runs, "--out", tmp_path / "none", "--crossval", tmp_path)
     assert refused.returncode != 0 and "of a finished cross-validation?" in refused.stderr
     assert not (tmp_path / "none").exists()
-    assert call("mix", *runs, "--out", tmp_path / "twice", "--crossval", folder).returncode == 0
+    assert call("average", *runs, "--out", tmp_path / "twice", "--crossval", folder).returncode == 0
     told = json.loads((tmp_path / "twice" / "run.json").read_bytes())["decided"]
     decided = json.loads((folder / "decided.json").read_bytes())
     assert told["unsure_below"] == decided["unsure_below"] and "cross_validation" not in told

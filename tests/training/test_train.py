@@ -18,7 +18,7 @@ from command import call
 from trashsorting.core.card import card_path, read_card
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_picture, draw_sample
-from trashsorting.data.sources import DRAWN, TRASHNET_COUNTS
+from trashsorting.data.sources import SAMPLE_NAME, TRASHNET_COUNTS
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -71,7 +71,7 @@ def test_a_run_leaves_everything_that_was_promised(run):
     card = read_card(run / "model.onnx")
     assert card.evaluation.n == 24 and card.evaluation.accuracy > 0.8
     assert card.preprocessing.input_size == 64
-    assert card.provenance.data == DRAWN
+    assert card.provenance.data == SAMPLE_NAME
     assert (card.provenance.n_train, card.provenance.n_valid) == (96, 24)
     assert card.provenance.parameters["lr"] == 1e-3
     assert json.loads((run / "run.json").read_bytes())["cache"].startswith("120 of 120 photographs in memory")
@@ -89,7 +89,7 @@ def test_progress_reaches_the_terminal_and_the_history(run):
 
 
 def test_nothing_is_said_that_is_for_the_libraries_authors(run, tmp_path):
-    mixed = launch("mix", run, run, "--out", tmp_path / "mixed")
+    mixed = launch("average", run, run, "--out", tmp_path / "mixed")
     assert mixed.returncode == 0
     for said in ((run / "stderr.txt").read_text(), mixed.stderr):
         assert "WARNING" not in said and "Warning" not in said
@@ -156,7 +156,7 @@ def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
     assert not any((tmp_path / "run" / name).exists() for name in ("run.json", "checkpoint.pth", "recovery.pth"))
 
 
-@pytest.mark.parametrize("command", [("export",), ("mix", "--out", "mixed")])
+@pytest.mark.parametrize("command", [("export",), ("average", "--out", "mixed")])
 def test_weights_that_are_not_finite_are_refused(run, tmp_path, command):
     broken = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "data"))
     state = torch.load(broken / "checkpoint.pth", weights_only=True)
@@ -228,7 +228,7 @@ def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
 
 def test_drawings_never_ship(run):
     before = card_path(SHIPPED_MODEL).read_bytes()
-    done = call("export", run, "--ship")
+    done = call("export", run, "--install")
     assert done.returncode == 1 and "what ships is trained on photographs" in done.stderr
     assert card_path(SHIPPED_MODEL).read_bytes() == before
 

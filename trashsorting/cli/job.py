@@ -98,13 +98,13 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 
     The image is that of dockerfiles/train.dockerfile. The job is labelled with the commit and the data version.
     """
-    from trashsorting.cloud.vertex import find_place, job_request, open_cloud, submit, to_yaml, wait
+    from trashsorting.cloud.vertex import resolve_project, job_request, open_cloud, submit, to_yaml, wait
 
     planned = plan_training(**asked)
     if dry_run:
         click.echo(to_yaml(job_request(planned)), nl=False)
         return
-    cloud = open_cloud(find_place(project, region))
+    cloud = open_cloud(resolve_project(project, region))
     sent = submit(cloud, planned)
     click.echo(f"{sent.id}  {sent.name}\n{planned.out}\nwhat it says: trashsorting job logs {sent.id}")
     if waits:
@@ -118,9 +118,9 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 @REGION_OPTION
 def job_list(most: int, project: str | None, region: str | None) -> None:
     "Show training jobs."
-    from trashsorting.cloud.vertex import find_place, list_runs, open_cloud, runs_table
+    from trashsorting.cloud.vertex import resolve_project, list_runs, open_cloud, runs_table
 
-    click.echo(runs_table(list_runs(open_cloud(find_place(project, region)), most)))
+    click.echo(runs_table(list_runs(open_cloud(resolve_project(project, region)), most)))
 
 
 @job.command("logs")
@@ -129,9 +129,9 @@ def job_list(most: int, project: str | None, region: str | None) -> None:
 @REGION_OPTION
 def job_logs(id: str, project: str | None, region: str | None) -> None:
     "Show the log of a job, and its state."
-    from trashsorting.cloud.vertex import find_place, find_run, open_cloud, read_logs
+    from trashsorting.cloud.vertex import resolve_project, find_run, open_cloud, read_logs
 
-    cloud = open_cloud(find_place(project, region))
+    cloud = open_cloud(resolve_project(project, region))
     found = find_run(cloud, id)
     for line in read_logs(cloud, found):
         click.echo(line)
@@ -144,9 +144,9 @@ def job_logs(id: str, project: str | None, region: str | None) -> None:
 @REGION_OPTION
 def job_cancel(id: str, project: str | None, region: str | None) -> None:
     "End a job."
-    from trashsorting.cloud.vertex import cancel, find_place, open_cloud
+    from trashsorting.cloud.vertex import cancel, resolve_project, open_cloud
 
-    cancel(open_cloud(find_place(project, region)), id)
+    cancel(open_cloud(resolve_project(project, region)), id)
     click.echo(f"{id}: asked to end")
 
 # %% ../../nbs/cli/03_job.ipynb #734f479b
@@ -177,14 +177,14 @@ def job_deploy(
     """
     need("yaml", "Writing the service's document", "cloud")
     from trashsorting.cloud.cloud_run import Service, deploy, service_document, traffic
-    from trashsorting.cloud.vertex import find_place, origin_labels, to_yaml
+    from trashsorting.cloud.vertex import resolve_project, origin_labels, to_yaml
 
     service = Service.build(labels=origin_labels(Path()), **asked)
     if dry_run:
         split = traffic("the-revision-that-serves-now", percent or 100)
         click.echo(to_yaml(service_document(service, split)), nl=False)
         return
-    click.echo(deploy(service, percent or 100, drop_key, **find_place(project, region).model_dump()))
+    click.echo(deploy(service, percent or 100, drop_key, **resolve_project(project, region).model_dump()))
 
 # %% ../../nbs/cli/03_job.ipynb #a0372ed1
 @job.command("promote")
@@ -194,9 +194,9 @@ def job_deploy(
 def job_promote(name: str, project: str | None, region: str | None) -> None:
     "Give all traffic to the newest revision."
     from trashsorting.cloud.cloud_run import promote
-    from trashsorting.cloud.vertex import find_place
+    from trashsorting.cloud.vertex import resolve_project
 
-    promote(name, **find_place(project, region).model_dump())
+    promote(name, **resolve_project(project, region).model_dump())
     click.echo(f"{name}: all traffic to the newest revision")
 
 
@@ -212,6 +212,6 @@ def job_promote(name: str, project: str | None, region: str | None) -> None:
 def job_rollback(name: str, to: str | None, project: str | None, region: str | None) -> None:
     "Give all traffic to an older revision."
     from trashsorting.cloud.cloud_run import rollback
-    from trashsorting.cloud.vertex import find_place
+    from trashsorting.cloud.vertex import resolve_project
 
-    click.echo(f"{name}: all traffic to {rollback(name, to, **find_place(project, region).model_dump())}")
+    click.echo(f"{name}: all traffic to {rollback(name, to, **resolve_project(project, region).model_dump())}")

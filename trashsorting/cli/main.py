@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_OPTION', 'JSON_OPTION', 'cli', 'list_pictures', 'find_pictures', 'answer', 'answer_line', 'predict',
-           'find_seen', 'leave_out_seen', 'seen_line', 'predictions_csv', 'name_left_out', 'open_part',
-           'evaluate_folder', 'evaluate', 'stress', 'serve_help', 'serve', 'main']
+           'find_seen', 'drop_seen', 'seen_line', 'predictions_csv', 'report_skipped', 'open_subset', 'evaluate_folder',
+           'evaluate', 'robustness', 'serve_help', 'serve', 'main']
 
 # %% ../../nbs/cli/04_main.ipynb #ccec6ca9
 import json
@@ -23,7 +23,7 @@ from .. import __version__
 from .data import data
 from .job import job
 from .options import FILE, OUT_FILE, check_written
-from .train import crossval, export, mix, quantize, remember, sweep, train
+from .train import crossval, export, average, quantize, add_zero_shot_head, sweep, train
 from ..core.errors import TrashsortingError, need
 from ..core.settings import SHIPPED_MODEL, Settings, read_settings
 from ..core.system import csv_text, write_json
@@ -44,7 +44,7 @@ def cli() -> None:
     """
 
 
-for command in (train, sweep, crossval, mix, export, remember, quantize, data, job):
+for command in (train, sweep, crossval, average, export, add_zero_shot_head, quantize, data, job):
     cli.add_command(command)
 
 # %% ../../nbs/cli/04_main.ipynb #a605eab4
@@ -151,27 +151,27 @@ def find_seen(
 ):  # (n,) booleans: was it trained on? None: the card does not say
     "Compare photographs with a card's fingerprints. Raises `ModelError` if it has none and somebody insists."
     from trashsorting.core.errors import ModelError
-    from trashsorting.data.duplicates import fingerprint_files, seen_before, unpack_prints
+    from trashsorting.data.duplicates import compute_hashes, seen_in_training, unpack_hashes
 
-    trained_on = unpack_prints(card)
+    trained_on = unpack_hashes(card)
     if trained_on is None and insist:
         raise ModelError(f"the card of {card.name} does not say what it was trained on: export the model again")
-    return None if trained_on is None else seen_before(fingerprint_files(paths, progress=True), trained_on)
+    return None if trained_on is None else seen_in_training(compute_hashes(paths, progress=True), trained_on)
 
 # %% ../../nbs/cli/04_main.ipynb #d6badfd2
-def leave_out_seen(
+def drop_seen(
     manifest,  # A `Manifest`
     seen,  # From `find_seen`
     source: str,  # What an error names
 ):  # A `Manifest`
     "Leave out what a model was trained on. Raises `DataError` if that is everything."
     from trashsorting.core.errors import DataError
-    from trashsorting.data.splits import leave_out
+    from trashsorting.data.splits import skip_files
 
     before = [entry.file for entry, was in zip(manifest.entries, seen, strict=True) if was]
     if len(before) == len(manifest.entries):
         raise DataError(f"{source}: the model was trained on all {len(before)} photographs; nothing is left to test")
-    return leave_out(manifest, dict.fromkeys(before, "the model was trained on it, or nearly"))
+    return skip_files(manifest, dict.fromkeys(before, "the model was trained on it, or nearly"))
 
 # %% ../../nbs/cli/04_main.ipynb #196e725a
 def seen_line(
@@ -200,7 +200,7 @@ def predictions_csv(
     return csv_text(rows)
 
 # %% ../../nbs/cli/04_main.ipynb #49916727
-def name_left_out(
+def report_skipped(
     manifest,  # A `Manifest`
 ) -> None:
     "Say on standard error which files could not be used, and why."
@@ -210,12 +210,12 @@ def name_left_out(
         click.echo(line, err=True)
 
 # %% ../../nbs/cli/04_main.ipynb #78fd1167
-def open_part(
+def open_subset(
     source: str,  # As for `open_manifest`
     into: Path,  # As for `open_manifest`
     classes: tuple[str, ...],  # Of the model
     split: Path | None = None,  # CSV with the columns file,label,split; None: the data set's own
-    part: str | None = None,  # Which part of the split; None: "val" of a file, all of the data set's own
+    subset: str | None = None,  # Which part of the split; None: "val" of a file, all of the data set's own
 ):  # A `Manifest`
     "The photographs to measure a model on. Raises `DataError`."
     from trashsorting.data.manifest import SPLITS
@@ -223,21 +223,21 @@ def open_part(
     from trashsorting.data.splits import apply_split, named
 
     manifest = open_manifest(source, into, classes, progress=True)
-    if split or part:
+    if split or subset:
         with named(source, into):
-            return (apply_split(manifest, split) if split else recognise_own(manifest)).part(part or "val")
+            return (apply_split(manifest, split) if split else recognise_own(manifest)).subset(subset or "val")
     sizes = Counter(entry.split for entry in manifest.entries if entry.split)
     if len(sizes) > 1:
         counts = ", ".join(f"{sizes[name]} {name}" for name in SPLITS if sizes[name])
-        click.echo(f"{source}: all parts are scored ({counts}); `--part test` scores one of them", err=True)
+        click.echo(f"{source}: all parts are scored ({counts}); `--subset test` scores one of them", err=True)
     return manifest
 
 # %% ../../nbs/cli/04_main.ipynb #6159b944
 def evaluate_folder(
     predictor,  # A `Predictor`
     source: str,  # A folder with a sub-folder per class, or a zip of one
-    split: Path | None = None,  # As for `open_part`
-    part: str | None = None,  # As for `open_part`
+    split: Path | None = None,  # As for `open_subset`
+    subset: str | None = None,  # As for `open_subset`
     unseen_only: bool = False,  # Leave out what the model was trained on
     predictions: Path | None = None,  # CSV to write, see `predictions_csv`
 ):  # An `Evaluation`
@@ -250,17 +250,17 @@ def evaluate_folder(
 
     card = predictor.card
     with TemporaryDirectory() as folder:
-        manifest = open_part(source, Path(folder) / "data", card.classes, split, part)
+        manifest = open_subset(source, Path(folder) / "data", card.classes, split, subset)
         paths = [manifest.root / entry.file for entry in manifest.entries]
         seen = find_seen(card, paths, unseen_only)
         if unseen_only:
-            manifest = leave_out_seen(manifest, seen, source)
+            manifest = drop_seen(manifest, seen, source)
             paths, seen = [manifest.root / entry.file for entry in manifest.entries], seen[~seen]
         probabilities, ms = score(
             predictor.session, card.preprocessing, paths, progress=True, temperature=card.temperature
         )
     targets = np.array([card.classes.index(entry.label) for entry in manifest.entries])
-    name_left_out(manifest)
+    report_skipped(manifest)
     if predictions:
         predictions.parent.mkdir(parents=True, exist_ok=True)
         predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
@@ -271,7 +271,7 @@ def evaluate_folder(
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="DIR...")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split, of the first DIR.")
-@click.option("--part", help="Which part of the first DIR to score.  [default: val with --split, else all]")
+@click.option("--subset", help="Which part of the first DIR to score.  [default: val with --split, else all]")
 @JSON_OPTION
 @click.option(
     "--predictions",
@@ -285,7 +285,7 @@ def evaluate_folder(
 def evaluate(
     sources: tuple[str, ...],
     split: Path | None,
-    part: str | None,
+    subset: str | None,
     json_file: Path | None,
     predictions: Path | None,
     unseen_only: bool,
@@ -294,7 +294,7 @@ def evaluate(
     """Measure a model on photographs.
 
     DIR has one sub-folder per class (or is a zip or tar of such a folder); it may hold fewer classes than the model
-    knows. Without --split and --part every photograph in it is scored. Of several DIR the first is the model's own
+    knows. Without --split and --subset every photograph in it is scored. Of several DIR the first is the model's own
     domain and the others are compared with it; the JSON then holds the figures of each under its name.
     """
     from trashsorting.evaluation.metrics import comparison, confusion_table, recall_comparison, table
@@ -306,7 +306,7 @@ def evaluate(
     predictor = Predictor(model, read_settings().threads)
     found: dict = {}
     for source in dict.fromkeys(sources):
-        own = (None, None) if found else (split, part)
+        own = (None, None) if found else (split, subset)
         found[source] = evaluate_folder(predictor, source, *own, unseen_only, predictions)
     first = found[sources[0]]
     if len(found) == 1:
@@ -324,10 +324,10 @@ def evaluate(
 @cli.command()
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
-@click.option("--part", help="Which part of the split to spoil.  [default: val with --split, else all]")
+@click.option("--subset", help="Which part of the split to spoil.  [default: val with --split, else all]")
 @JSON_OPTION
 @MODEL_OPTION
-def stress(source: str, split: Path | None, part: str | None, json_file: Path | None, model: Path) -> None:
+def robustness(source: str, split: Path | None, subset: str | None, json_file: Path | None, model: Path) -> None:
     """Measure a model on spoilt photographs and on other things.
 
     DIR is as for evaluate. Each photograph is classified 43 times, so this takes a while.
@@ -337,23 +337,23 @@ def stress(source: str, split: Path | None, part: str | None, json_file: Path | 
     check_written(json_file)
     from dataclasses import asdict
 
-    from trashsorting.evaluation.ood import detect, detection_table
+    from trashsorting.evaluation.ood import detect, ood_table
     from trashsorting.core.image import open_rgb
     from trashsorting.inference.predictor import Predictor
-    from trashsorting.evaluation.ood import logits_for, other_things
+    from trashsorting.evaluation.ood import predict_logits, ood_images
     from trashsorting.evaluation.robustness import measure_robustness, robustness_table
 
     predictor = Predictor(model, read_settings().threads)
     card, opened = predictor.card, (predictor.session, predictor.card.preprocessing)
     with TemporaryDirectory() as folder:
-        manifest = open_part(source, Path(folder) / "data", card.classes, split, part)
-        name_left_out(manifest)
+        manifest = open_subset(source, Path(folder) / "data", card.classes, split, subset)
+        report_skipped(manifest)
         paths = [manifest.root / entry.file for entry in manifest.entries]
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
         measured = measure_robustness(*opened, map(open_rgb, paths), targets)
-        ours = logits_for(*opened, map(open_rgb, paths))
-    found = detect(ours, logits_for(*opened, other_things().values()), card.temperature)
-    click.echo(f"{robustness_table(measured)}\n\n{detection_table(found)}")
+        ours = predict_logits(*opened, map(open_rgb, paths))
+    found = detect(ours, predict_logits(*opened, ood_images().values()), card.temperature)
+    click.echo(f"{robustness_table(measured)}\n\n{ood_table(found)}")
     if json_file:
         scores = {name: asdict(one) for name, one in found.items()}
         write_json(json_file, {"robustness": asdict(measured), "detection": scores})

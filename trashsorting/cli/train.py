@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KEEP_MEMORY', 'COMPOSITES_OPTION', 'PARAMETERS_OPTION', 'training_notebook', 'read_value', 'read_parameters',
-           'find_places', 'check_out', 'make_folder', 'notebook_of', 'own_kernel', 'literal', 'check_notebook',
-           'failed', 'run_notebook', 'train', 'read_one', 'sweep', 'divide', 'train_folds', 'crossval', 'mix', 'export',
-           'remember', 'quantize']
+           'resolve_paths', 'check_out', 'make_folder', 'notebook_of', 'own_kernel', 'literal', 'check_notebook',
+           'failed', 'run_notebook', 'train', 'read_one', 'sweep', 'divide', 'train_folds', 'crossval', 'average',
+           'export', 'add_zero_shot_head', 'quantize']
 
 # %% ../../nbs/cli/01_train.ipynb #578067cb
 import builtins
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import click
 
-from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, SOURCE_SPLIT_OPTION, logged, say_left_out
+from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, SOURCE_SPLIT_OPTION, logged, report_skipped
 from ..core.errors import TrashsortingError, need
 from ..core.settings import SHIPPED_MODEL
 from ..core.system import is_remote
@@ -55,7 +55,7 @@ def read_parameters(
     "Gather the parameters of a run. Raises `TrashsortingError` for a name or a value that training refuses."
     import yaml
 
-    from trashsorting.core.config import PLACES, check_config
+    from trashsorting.core.config import RUN_PATHS, check_config
 
     try:
         given = yaml.safe_load(file.read_bytes()) or {} if file else {}
@@ -64,24 +64,24 @@ def read_parameters(
     if not isinstance(given, dict):
         raise TrashsortingError(f"{file}: needs a line `name: value` for each parameter")
     given |= {name: read_value(value) for name, value in typed}
-    check_config(**{name: value for name, value in given.items() if name not in PLACES})
+    check_config(**{name: value for name, value in given.items() if name not in RUN_PATHS})
     return given
 
 # %% ../../nbs/cli/01_train.ipynb #6a0b2a15
-def find_places(
+def resolve_paths(
     given: dict,  # Parameters by name
     **typed: Path | str | None,  # data, split, composites, start, teachers, out, where they were typed
 ) -> dict:  # The same, with the places as absolute paths; addresses in a bucket as they are
     "Say where a run's data is and where it goes. Raises `TrashsortingError` or `UsageError`."
     from trashsorting.data.sources import WORDS, is_word
-    from trashsorting.core.config import PLACES, check_places
+    from trashsorting.core.config import RUN_PATHS, check_paths
 
-    places = {name: str(typed.get(name) or given.get(name) or "") for name in PLACES}
+    places = {name: str(typed.get(name) or given.get(name) or "") for name in RUN_PATHS}
     for name in ("data", "out"):
         if not places[name]:
             raise click.UsageError(f"--{name} is missing, and there is none in a parameter file")
     places["out"] = places["out"].rstrip("/")
-    check_places(**places | ({"out": "a bucket"} if is_remote(places["out"]) else {}))
+    check_paths(**places | ({"out": "a bucket"} if is_remote(places["out"]) else {}))
     data, split = places["data"], places["split"]
     elsewhere = is_word(data) or is_remote(data)
     if not (elsewhere or Path(data).exists() or Path(f"{data}.dvc").exists()):
@@ -225,7 +225,7 @@ def run_notebook(
 
 # %% ../../nbs/cli/01_train.ipynb #5e812d5b
 COMPOSITES_OPTION = click.option(
-    "--composites", type=MADE_FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data compose`."
+    "--synthetic", type=MADE_FOLDER, help="Pieces on other grounds, made of DIR by `trashsorting data synthesize`."
 )
 PARAMETERS_OPTION = click.option(
     "-p",
@@ -246,7 +246,7 @@ PARAMETERS_OPTION = click.option(
 @SOURCE_SPLIT_OPTION
 @COMPOSITES_OPTION
 @click.option(
-    "--start",
+    "--init-from",
     type=MADE_FOLDER,
     help="A run to start from, instead of ImageNet; what it was trained on must be trained on here, too.",
 )
@@ -280,7 +280,7 @@ def train(
     """
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
-    given = find_places(read_parameters(file, parameters), **places)
+    given = resolve_paths(read_parameters(file, parameters), **places)
     out = given["out"]
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
     check_out(out, resume)
@@ -351,7 +351,7 @@ def sweep(
     asked = read_one(one) if one else {}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
-        say_left_out(manifest)
+        report_skipped(manifest)
         make_folder(out)
         if one:
             run_one(manifest, out, asked, describe_source(data))
@@ -366,12 +366,12 @@ def sweep(
 
 # %% ../../nbs/cli/01_train.ipynb #84b0103b
 def divide(
-    given: dict,  # From `find_places`
+    given: dict,  # From `resolve_paths`
     k: int,  # Number of folds
 ) -> tuple:  # The manifest, without what contradicts itself, and the folds' manifests
     "Read photographs and divide the training part, look-alikes together. Raises `DataError` or `MissingExtra`."
-    from trashsorting.training.crossval import hold_out
-    from trashsorting.data.duplicates import find_groups, fingerprint_files, settle
+    from trashsorting.training.crossval import make_folds
+    from trashsorting.data.duplicates import find_groups, compute_hashes, resolve_conflicts
     from trashsorting.data.sources import load_manifest
     from trashsorting.training.backbone import embed
     from trashsorting.core.log import step
@@ -380,28 +380,28 @@ def divide(
         manifest = load_manifest(
             given["data"], Path(folder) / "data", given["split"] or None, given.get("seed", 0), progress=True
         )
-        say_left_out(manifest)
-        train = manifest.part("train")
+        report_skipped(manifest)
+        train = manifest.subset("train")
         paths = [train.root / entry.file for entry in train.entries]
         with step("looking for near-duplicates") as notes:
-            groups = find_groups(train, fingerprint_files(paths, progress=True), embed(paths, progress=True))
+            groups = find_groups(train, compute_hashes(paths, progress=True), embed(paths, progress=True))
             notes.append(f"{len(groups)} groups")
-    return settle(manifest, groups), hold_out(manifest, groups, k, given.get("seed", 0))
+    return resolve_conflicts(manifest, groups), make_folds(manifest, groups, k, given.get("seed", 0))
 
 # %% ../../nbs/cli/01_train.ipynb #913fb9da
 def train_folds(
-    splits: list[Path],  # What each fold holds out, from `crossval.lay_out`
-    given: dict,  # From `find_places`
+    splits: list[Path],  # What each fold holds out, from `crossval.write_splits`
+    given: dict,  # From `resolve_paths`
     config: dict,  # Of these, what is the training's and no place
 ) -> None:
     "Train what is not trained yet. Raises `TrashsortingError` for a fold that was trained by another recipe."
-    from trashsorting.data.cutpaste import describe_composites
+    from trashsorting.data.cutpaste import describe_synthetic
     from trashsorting.training.crossval import is_trained
     from trashsorting.training.distil import describe_weights
     from trashsorting.core.config import check_config
 
     composed, start, teachers = (Path(given[name]) if given[name] else None for name in ("composites", "start", "teachers"))
-    composites = describe_composites(composed) if composed else ""
+    composites = describe_synthetic(composed) if composed else ""
     weights = describe_weights(check_config(**config), start, teachers)
     for fold, split in enumerate(splits):
         seeded, run = config | {"seed": config.get("seed", 0) + fold}, split.with_suffix("")
@@ -447,28 +447,28 @@ def crossval(
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.training.crossval import conclude, gather, lay_out, mean_of_folds
+    from trashsorting.training.crossval import calibrate_folds, collect_predictions, write_splits, average_folds
     from trashsorting.evaluation.oof import evaluate_folds, fold_table
-    from trashsorting.core.config import PLACES
+    from trashsorting.core.config import RUN_PATHS
 
-    given = find_places(read_parameters(file, parameters), **places)
+    given = resolve_paths(read_parameters(file, parameters), **places)
     if not Path(given["data"]).is_dir() or is_remote(given["out"]):
         raise click.UsageError(
             "a cross-validation reads a folder and leaves its runs in a folder, both on this machine"
         )
-    config, folder = {name: value for name, value in given.items() if name not in PLACES}, Path(given["out"])
+    config, folder = {name: value for name, value in given.items() if name not in RUN_PATHS}, Path(given["out"])
     if (folder / "decided.json").exists():
         raise TrashsortingError(
             f"{folder} holds a finished cross-validation already: choose another folder, or remove that one"
         )
     make_folder(folder)
     manifest, folds = divide(given, k)
-    train_folds(lay_out(folds, folder), given, config)
-    found = gather(folder, k)
-    decided = conclude(found, risk)
+    train_folds(write_splits(folds, folder), given, config)
+    found = collect_predictions(folder, k)
+    decided = calibrate_folds(found, risk)
     click.echo(fold_table(evaluate_folds(found, decided["temperature"], decided["unsure_below"])))
     click.echo(f"temperature {decided['temperature']:.3f}, {decided['decision_note']}")
-    mean = mean_of_folds(folder, k, manifest, decided, note)
+    mean = average_folds(folder, k, manifest, decided, note)
     click.echo(f"the mean of the {k} networks: make its file with `trashsorting export {mean}`")
 
 # %% ../../nbs/cli/01_train.ipynb #61e1f1c0
@@ -478,7 +478,7 @@ def crossval(
 @click.option("--crossval", type=FOLDER, help="A cross-validation whose temperature and threshold it shall have, too.")
 @click.option("--note", default="", help="What the card should say of how these runs were chosen.")
 @logged
-def mix(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> None:
+def average(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> None:
     """Make one run of several: the mean of their weights.
 
     RUNS are folders that `trashsorting train` made of the same photographs, say with other seeds or rates. One that is
@@ -486,20 +486,20 @@ def mix(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str) -> 
     """
     need("fastai", "Mixing runs", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.training.crossval import read_decided, take_over
-    from trashsorting.training.averaging import mix_runs
+    from trashsorting.training.crossval import read_calibration, apply_calibration
+    from trashsorting.training.averaging import average_runs
 
     if crossval:
-        read_decided(crossval)  # what is refused leaves nothing behind
-    mix_runs(runs, out, note)
+        read_calibration(crossval)  # what is refused leaves nothing behind
+    average_runs(runs, out, note)
     if crossval:
-        take_over(out, crossval)
+        apply_calibration(out, crossval)
     click.echo(f"{out}: the mean of {len(runs)} runs; make its file with `trashsorting export {out}`")
 
 # %% ../../nbs/cli/01_train.ipynb #947f23da
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package.")
+@click.option("--install", "shipped", is_flag=True, help="Put file and card into the package.")
 @logged
 def export(run: Path, shipped: bool) -> None:
     """Make the model file and its card again from a run's checkpoint.
@@ -510,7 +510,7 @@ def export(run: Path, shipped: bool) -> None:
     need("fastai", "Exporting", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.evaluation.metrics import table
-    from trashsorting.export.onnx import export_run, ship
+    from trashsorting.export.onnx import export_run, install_model
     from trashsorting.core.log import step
     from trashsorting.inference.predictor import Predictor
 
@@ -518,44 +518,44 @@ def export(run: Path, shipped: bool) -> None:
         file = export_run(run, progress=True)
     click.echo(f"{table(Predictor(file).card.evaluation)}\n{file}")
     if shipped:
-        ship(file)
+        install_model(file)
         click.echo(f"shipped as {SHIPPED_MODEL}")
 
 # %% ../../nbs/cli/01_train.ipynb #de919aff
-@click.command()
+@click.command("zero-shot")
 @click.argument("model", type=FILE)
 @click.option("--data", required=True, metavar="DIR", help="The photographs that MODEL was made from; as for train.")
 @click.option("--split", type=FILE, help="The split that it was made with: CSV with the columns file,label,split.")
-@click.option("--composites", required=True, type=FOLDER, metavar="DIR", help="What `trashsorting data compose` made.")
+@click.option("--synthetic", required=True, type=FOLDER, metavar="DIR", help="What `trashsorting data synthesize` made.")
 @click.option("--out", required=True, type=OUT_FILE, metavar="FILE", help="The new file; its card goes beside it.")
-@click.option("--ship", "shipped", is_flag=True, help="Put file and card into the package.")
+@click.option("--install", "shipped", is_flag=True, help="Put file and card into the package.")
 @logged
-def remember(model: Path, data: str, split: Path | None, composites: Path, out: Path, shipped: bool) -> None:
+def add_zero_shot_head(model: Path, data: str, split: Path | None, composites: Path, out: Path, shipped: bool) -> None:
     """Add what ImageNet knows, for photographs on other backgrounds.
 
     MODEL is an ONNX file with its card beside it. Nothing is trained: a second classifier is fitted to what the network with
     ImageNet's weights says of the training part and its composites, and a gate to tell these two apart.
     """
-    need("fastai", "Remembering", "train")
+    need("fastai", "ZeroShotNetwork", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.core.card import read_card
     from trashsorting.data.sources import load_manifest
-    from trashsorting.export.onnx import ship
+    from trashsorting.export.onnx import install_model
     from trashsorting.core.log import step
-    from trashsorting.export.zero_shot import remember
+    from trashsorting.export.zero_shot import add_zero_shot_head
 
     before = read_card(model)
     with TemporaryDirectory() as folder, step("remembering"):
         manifest = load_manifest(data, Path(folder) / "data", split, before.provenance.seed)
-        say_left_out(manifest)
-        card = remember(model, manifest, composites, out, progress=True)
+        report_skipped(manifest)
+        card = add_zero_shot_head(model, manifest, composites, out, progress=True)
     held = f"of the {card.evaluation.n} that were held out"
     click.echo(
         f"{card.provenance.remembers}\n{before.evaluation.accuracy:.1%} {held} were right, now {card.evaluation.accuracy:.1%}\n"
         f"{out}: {card.file_bytes / 1e6:.1f} MB; `trashsorting evaluate DIR --model {out}` says how it does elsewhere"
     )
     if shipped:
-        ship(out)
+        install_model(out)
         click.echo(f"shipped as {SHIPPED_MODEL}")
 
 # %% ../../nbs/cli/01_train.ipynb #7b04734d
@@ -579,7 +579,7 @@ def remember(model: Path, data: str, split: Path | None, composites: Path, out: 
     help="INT8 file of one fold of a cross-validation; may be repeated: then all folds are compared together.",
 )
 @click.option(
-    "--ship", "shipped", is_flag=True, help="Put file and card into the package, if it loses little and is faster."
+    "--install", "shipped", is_flag=True, help="Put file and card into the package, if it loses little and is faster."
 )
 @logged
 def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple[Path, ...], shipped: bool) -> None:
@@ -592,19 +592,19 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.core.card import read_card
     from trashsorting.data.sources import load_manifest
-    from trashsorting.export.onnx import ship
+    from trashsorting.export.onnx import install_model
     from trashsorting.core.log import step
-    from trashsorting.export.quantize import check_worth, comparison_text, export_int8
+    from trashsorting.export.quantize import check_install_criteria, comparison_text, export_int8
 
     seed = read_card(model).provenance.seed
     with TemporaryDirectory() as folder, step("quantizing"):
         manifest = load_manifest(data, Path(folder) / "data", split, seed)
-        say_left_out(manifest)
+        report_skipped(manifest)
         card = export_int8(model, manifest, out, folds, progress=True)
     click.echo(
         f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB"
     )
     if shipped:
-        check_worth(card)
-        ship(out)
+        check_install_criteria(card)
+        install_model(out)
         click.echo(f"shipped as {SHIPPED_MODEL}")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ADVICE', 'Bucket', 'Region', 'Project', 'IMAGE_NAME', 'Image', 'Account', 'Label', 'Value', 'SHAPES', 'CARRIES',
-           'PLAIN', 'FINAL', 'CloudError', 'check_tag', 'first_fault', 'Plan', 'Place', 'find_place', 'check_machine',
-           'TrainingJob', 'container_arguments', 'job_request', 'to_yaml', 'check_parameters', 'origin_labels',
-           'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'JobStatus', 'read_status', 'job_address', 'submit',
-           'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
+           'PLAIN', 'FINAL', 'CloudError', 'check_tag', 'first_fault', 'Plan', 'Place', 'resolve_project',
+           'check_machine', 'TrainingJob', 'container_arguments', 'job_request', 'to_yaml', 'check_parameters',
+           'origin_labels', 'run_name', 'Cloud', 'open_cloud', 'ask', 'say', 'JobStatus', 'read_status', 'job_address',
+           'submit', 'find_run', 'cancel', 'list_runs', 'runs_table', 'read_logs', 'wait']
 
 # %% ../../nbs/cloud/00_vertex.ipynb #8244c09a
 import json
@@ -23,7 +23,7 @@ from urllib.parse import urlencode, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..core.config import PLACES, check_config, check_places
+from ..core.config import RUN_PATHS, check_config, check_paths
 from ..core.errors import MissingExtra, TrashsortingError, need
 from ..data.dvc import commit, tracked_version
 
@@ -103,7 +103,7 @@ class Place(Plan):
     region: Region
 
 # %% ../../nbs/cloud/00_vertex.ipynb #bedf6d41
-def find_place(
+def resolve_project(
     project: str | None,  # As typed
     region: str | None,  # As typed
 ) -> Place:
@@ -210,9 +210,9 @@ def check_parameters(
     for name in ("data", "out"):
         if name in given:
             raise CloudError(f"-p {name}: say --{name} instead")
-    places: dict[str, Any] = {name: given.get(name, "") for name in PLACES} | {"data": "a bucket", "out": "a bucket"}
-    check_places(**places)
-    check_config(**{name: value for name, value in given.items() if name not in PLACES})
+    places: dict[str, Any] = {name: given.get(name, "") for name in RUN_PATHS} | {"data": "a bucket", "out": "a bucket"}
+    check_paths(**places)
+    check_config(**{name: value for name, value in given.items() if name not in RUN_PATHS})
 
 # %% ../../nbs/cloud/00_vertex.ipynb #0e24b329
 def origin_labels(

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_SIDE', 'MAX_SEGMENTS', 'MAX_FILL', 'MARKER', 'SCAN', 'END', 'WITHOUT_LENGTH', 'MAX_SCANS',
            'MAX_SCANNED', 'MAX_CHUNKS', 'COLOUR_NOTES', 'UPRIGHT_NOTES', 'LARGE_PIXELS', 'MMAP_THRESHOLD',
-           'TRIM_THRESHOLD', 'TURNS', 'MAX_PROFILE', 'SRGB_PRIMARIES', 'D50', 'BRADFORD', 'MODES', 'LEAST_FACTOR',
-           'LEAST_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes', 'TooManyPixels', 'NotAnImage', 'DamagedImage',
-           'accepted', 'recognise', 'load_plugin', 'check_dimensions', 'jpeg_header', 'count_scans', 'check_scans',
-           'png_chunks', 'can_read', 'without_notes', 'open_header', 'boxes', 'avif_properties', 'clean_aperture',
-           'return_memory', 'decode', 'orientation', 'srgb_transform', 'xyz_of_primaries', 'png_profile', 'profile_of',
-           'to_srgb', 'to_rgb', 'check_bytes', 'open_rgb', 'crop_box', 'resize', 'to_input', 'least_side']
+           'TRIM_THRESHOLD', 'TURNS', 'MAX_PROFILE', 'SRGB_PRIMARIES', 'D50', 'BRADFORD', 'MODES', 'MIN_FACTOR',
+           'MIN_SIDE', 'ImageError', 'EmptyImage', 'TooManyBytes', 'TooManyPixels', 'NotAnImage', 'DamagedImage',
+           'accepted_formats', 'detect_format', 'load_plugin', 'check_dimensions', 'jpeg_header', 'count_scans',
+           'check_scans', 'png_chunks', 'can_read', 'without_notes', 'open_header', 'boxes', 'avif_properties',
+           'clean_aperture', 'return_memory', 'decode', 'orientation', 'srgb_transform', 'xyz_of_primaries',
+           'png_profile', 'profile_of', 'to_srgb', 'to_rgb', 'check_bytes', 'open_rgb', 'crop_box', 'resize',
+           'to_input', 'min_side']
 
 # %% ../../nbs/core/05_image.ipynb #d3bcdb2e
 import ctypes
@@ -66,19 +67,19 @@ FORMATS = {  # Pillow's name -> how its files begin
 }
 
 
-def accepted() -> str:  # As people call them
+def accepted_formats() -> str:  # As people call them
     "The formats that are read here: HEIC is one where its library is installed."
     return "JPEG, PNG, WEBP, AVIF" + (", HEIC" if find_spec("pillow_heif") else "")
 
 # %% ../../nbs/core/05_image.ipynb #a4826f4d
-def recognise(
+def detect_format(
     data: bytes,  # A file, or its first 64 bytes
 ) -> str:  # A key of `FORMATS`
     "The format that a file begins like. Raises `NotAnImage` for all others."
     for name, beginning in FORMATS.items():
         if re.match(beginning, data, re.DOTALL):
             return name
-    raise NotAnImage(f"not a picture in an accepted format ({accepted()})")
+    raise NotAnImage(f"not a picture in an accepted format ({accepted_formats()})")
 
 # %% ../../nbs/core/05_image.ipynb #790dd50d
 @cache
@@ -97,7 +98,7 @@ def load_plugin(
             from pillow_heif import register_heif_opener
         except ImportError:
             raise NotAnImage(
-                f"this is HEIC, which is not read here (pillow-heif is not installed), but {accepted()} are"
+                f"this is HEIC, which is not read here (pillow-heif is not installed), but {accepted_formats()} are"
             ) from None
         register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
@@ -247,7 +248,7 @@ def open_header(
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
 ) -> Image.Image:  # Its size, mode and metadata are known, its pixels are not
     "Open a picture without decoding it. Raises `NotAnImage`, `TooManyPixels` or `DamagedImage`."
-    name = recognise(data)
+    name = detect_format(data)
     load_plugin(name)
     segments = list(jpeg_header(data)) if name == "JPEG" else []
     if name == "PNG":
@@ -334,13 +335,13 @@ def return_memory() -> None:
 def decode(
     data: bytes,  # An encoded picture
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
-    least_side: int | None = None,  # A JPEG may be reduced as long as its shorter side keeps this many pixels
+    min_side: int | None = None,  # A JPEG may be reduced as long as its shorter side keeps this many pixels
 ) -> Image.Image:  # The decoded first frame, in the file's own mode and orientation
     "Decode a picture in one of `FORMATS`. Raises `NotAnImage`, `TooManyPixels` or `DamagedImage`."
     picture = open_header(data, max_pixels)
     try:
-        if least_side and isinstance(picture, JpegImageFile):
-            picture.draft(None, (least_side, least_side))
+        if min_side and isinstance(picture, JpegImageFile):
+            picture.draft(None, (min_side, min_side))
         if picture.width * picture.height > LARGE_PIXELS:
             return_memory()
         picture.load()
@@ -501,7 +502,7 @@ def open_rgb(
     source: bytes | str | Path,  # Encoded bytes, or the path of a file
     max_bytes: int = MAX_FILE_BYTES,  # The largest accepted file, bytes
     max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
-    least_side: int | None = None,  # How small a JPEG may be decoded, see `decode`
+    min_side: int | None = None,  # How small a JPEG may be decoded, see `decode`
 ) -> Image.Image:  # Upright, mode RGB
     "Read a photograph. Raises a kind of `ImageError`, or `OSError` for an unreadable file; both name the file."
     data = source
@@ -510,7 +511,7 @@ def open_rgb(
             with open(data, "rb") as stream:
                 data = stream.read(max_bytes + 1)
         check_bytes(data, max_bytes)
-        return to_rgb(decode(data, max_pixels, least_side))
+        return to_rgb(decode(data, max_pixels, min_side))
     except ImageError as error:
         if isinstance(source, bytes):
             raise
@@ -552,12 +553,12 @@ def to_input(
     return (pixels - mean) / std
 
 # %% ../../nbs/core/05_image.ipynb #3054ca18
-LEAST_FACTOR = 2
-LEAST_SIDE = 256
+MIN_FACTOR = 2
+MIN_SIDE = 256
 
 
-def least_side(
+def min_side(
     preprocessing: Preprocessing,  # From the model card
 ) -> int:  # Pixels, for `decode` and `open_rgb`
     "How small the shorter side of a photograph may be decoded without a change of the answer."
-    return max(LEAST_SIDE, math.ceil(LEAST_FACTOR * preprocessing.input_size / preprocessing.crop_pct))
+    return max(MIN_SIDE, math.ceil(MIN_FACTOR * preprocessing.input_size / preprocessing.crop_pct))

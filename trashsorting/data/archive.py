@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from ..core.errors import DataError
-from ..core.log import bar
+from ..core.log import progress_bar
 
 # %% ../../nbs/data/01_archive.ipynb #99a995e2
 IN_MEMORY = {
@@ -187,12 +187,12 @@ def extract(
     "Unpack all files of an archive. Raises `DataError` for what may not be unpacked, and what its library raises."
     if archive_kind(archive, name) == "zip":
         with open_zip(archive) as zipped:
-            for member in bar(list(check_members(zip_members(zipped), name)), "unpacking", progress):
+            for member in progress_bar(list(check_members(zip_members(zipped), name)), "unpacking", progress):
                 member.info.filename = member.path
                 zipped.extract(member.info, into)
     else:
         with tarfile.open(archive, tarinfo=TarHead) as tarred:
-            for member in bar(check_members(tar_members(tarred), name), "unpacking", progress):
+            for member in progress_bar(check_members(tar_members(tarred), name), "unpacking", progress):
                 tarred.extract(member.info.replace(name=member.path, deep=False), into, filter="data")
     if not any(into.iterdir()):
         raise DataError(f"{name}: there are no files in it")

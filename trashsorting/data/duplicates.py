@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SIDE', 'LUMA_WAVES', 'CHROMA_WAVES', 'CHROMA_BITS', 'COSINES', 'NOISE', 'SIGNS', 'POSES', 'MOST_BITS',
            'MOST_GREY_BITS', 'LEAST_COSINE', 'LESS_COSINE', 'MAYBE_BITS', 'Links', 'BEHIND', 'GROUP_FIELDS', 'spectrum',
-           'to_bits', 'fingerprint', 'distance', 'is_copy', 'fingerprint_files', 'to_unit', 'cosine_limit',
-           'close_prints', 'close_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups',
-           'contradictions', 'what_is_done', 'settle', 'keep_together', 'crossing', 'groups_csv', 'Doubt',
-           'out_of_fold', 'find_doubts', 'doubts_csv', 'pack_prints', 'unpack_prints', 'seen_before']
+           'to_bits', 'perceptual_hash', 'hash_distance', 'is_duplicate', 'compute_hashes', 'to_unit', 'cosine_limit',
+           'similar_hashes', 'similar_embeddings', 'forest', 'components', 'Link', 'Group', 'name_link', 'find_groups',
+           'find_label_conflicts', 'describe_resolution', 'resolve_conflicts', 'keep_together', 'leaking_groups',
+           'groups_csv', 'LabelIssue', 'out_of_fold', 'find_label_issues', 'label_issues_csv', 'pack_hashes',
+           'unpack_hashes', 'seen_in_training']
 
 # %% ../../nbs/data/07_duplicates.ipynb #a11abdaa
 import base64
@@ -25,10 +26,10 @@ from PIL import Image
 from ..core.card import ModelCard
 from ..core.errors import need
 from ..core.image import open_rgb
-from ..core.log import bar
+from ..core.log import progress_bar
 from ..core.system import count_cores, csv_text
 from .manifest import SPLITS, Entry, Manifest
-from .splits import fold_by_hash, leave_out, line_up
+from .splits import fold_by_hash, skip_files, line_up
 
 # %% ../../nbs/data/07_duplicates.ipynb #6f557819
 SIDE, LUMA_WAVES, CHROMA_WAVES, CHROMA_BITS = 32, 8, 6, 32
@@ -68,7 +69,7 @@ POSES = {  # how it was laid down -> transposed first?, then mirrored left to ri
 }
 
 
-def fingerprint(
+def perceptual_hash(
     picture: Image.Image,  # Mode RGB, any size
 ) -> np.ndarray:  # (8, 2) uint64, one row for each of `POSES`
     "128 bits for each way to lay a picture down; the first row is the picture's own."
@@ -80,7 +81,7 @@ def fingerprint(
     return np.stack(rows)
 
 # %% ../../nbs/data/07_duplicates.ipynb #ee39159b
-def distance(
+def hash_distance(
     some: np.ndarray,  # (..., 2) uint64
     others: np.ndarray,  # (..., 2) uint64; the shapes are broadcast
 ) -> tuple[np.ndarray, np.ndarray]:  # Differing bits: of all 128, and of the 64 of grey
@@ -92,23 +93,23 @@ def distance(
 MOST_BITS, MOST_GREY_BITS = 16, 6
 
 
-def is_copy(
+def is_duplicate(
     some: np.ndarray,  # (..., 2) uint64
     others: np.ndarray,  # (..., 2) uint64
 ) -> np.ndarray:  # (...) booleans
     "Whether fingerprints are those of one picture."
-    every, grey = distance(some, others)
+    every, grey = hash_distance(some, others)
     return (every <= MOST_BITS) & (grey <= MOST_GREY_BITS)
 
 # %% ../../nbs/data/07_duplicates.ipynb #0933563d
-def fingerprint_files(
+def compute_hashes(
     paths: Sequence[Path],  # Photographs
     progress: bool = False,  # Show a bar
 ) -> np.ndarray:  # (n, 8, 2) uint64
     "Fingerprints of files, on all cores. Raises what `open_rgb` raises."
     with ThreadPoolExecutor(count_cores()) as pool:
-        looks = pool.map(lambda path: fingerprint(open_rgb(path)), paths)
-        prints = list(bar(looks, "fingerprints", progress, len(paths)))
+        looks = pool.map(lambda path: perceptual_hash(open_rgb(path)), paths)
+        prints = list(progress_bar(looks, "fingerprints", progress, len(paths)))
     return np.stack(prints) if prints else np.empty((0, len(POSES), 2), np.uint64)
 
 # %% ../../nbs/data/07_duplicates.ipynb #2b5299c2
@@ -136,7 +137,7 @@ def cosine_limit(
 Links = np.ndarray  # (3, m): first, second, and how far they are apart, 0 or more
 
 
-def close_prints(
+def similar_hashes(
     prints: np.ndarray,  # (n, 8, 2) uint64
     block: int = 64,  # Rows compared at once
 ) -> Iterator[Links]:  # For each block: pairs of copies, with the differing bits
@@ -145,13 +146,13 @@ def close_prints(
         rows = prints[start : start + block]
         bits = np.full((len(rows), len(prints) - start), 255, np.uint8)
         for pose in range(len(POSES)):
-            every, grey = distance(rows[:, None, pose], prints[None, start:, 0])
+            every, grey = hash_distance(rows[:, None, pose], prints[None, start:, 0])
             np.minimum(bits, np.where((every <= MOST_BITS) & (grey <= MOST_GREY_BITS), every, 255), out=bits)
         first, second = np.nonzero(np.triu(bits <= MOST_BITS, k=1))
         yield np.stack([first + start, second + start, bits[first, second]]).astype(float)
 
 # %% ../../nbs/data/07_duplicates.ipynb #796dc092
-def close_embeddings(
+def similar_embeddings(
     embeddings: np.ndarray,  # (n, d) features
     prints: np.ndarray,  # (n, 8, 2) uint64, of the same photographs
     block: int = 64,  # Rows compared at once
@@ -164,7 +165,7 @@ def close_embeddings(
         cosine, first, second = cosines[first, second].clip(-1, 1), first + start, second + start
         sure = cosine >= least
         maybe = np.flatnonzero(~sure)
-        sure[maybe] = distance(prints[first[maybe]], prints[second[maybe], :1])[0].min(axis=1) <= MAYBE_BITS
+        sure[maybe] = hash_distance(prints[first[maybe]], prints[second[maybe], :1])[0].min(axis=1) <= MAYBE_BITS
         yield np.stack([first, second, 1 - cosine])[:, sure]
 
 # %% ../../nbs/data/07_duplicates.ipynb #db484177
@@ -248,7 +249,7 @@ def name_link(
     "Say in words how two photographs belong together."
     first, second = link[:2].astype(int)
     one, other = entries[first], entries[second]
-    bits = distance(prints[first], prints[second, 0])[0]
+    bits = hash_distance(prints[first], prints[second, 0])[0]
     if one.sha256 == other.sha256:
         return Link(one.file, other.file, "same bytes", "0 bits")
     if link[2] >= BEHIND:
@@ -264,9 +265,9 @@ def find_groups(
 ) -> tuple[Group, ...]:  # By their first file
     "Groups of photographs that belong together. Raises `MissingExtra` without scipy."
     entries, n = manifest.entries, len(manifest.entries)
-    alike = () if embeddings is None else close_embeddings(embeddings, prints)
+    alike = () if embeddings is None else similar_embeddings(embeddings, prints)
     offset = np.array([[0], [0], [BEHIND]])
-    links = forest(n, chain(close_prints(prints), (found + offset for found in alike)))
+    links = forest(n, chain(similar_hashes(prints), (found + offset for found in alike)))
     groups, group_of = components(n, links), {}
     for at, group in enumerate(groups):
         group_of.update(dict.fromkeys(group.tolist(), at))
@@ -276,7 +277,7 @@ def find_groups(
     return tuple(Group(tuple(entries[i] for i in group), tuple(named[at])) for at, group in enumerate(groups))
 
 # %% ../../nbs/data/07_duplicates.ipynb #59d9dc1e
-def contradictions(
+def find_label_conflicts(
     group: Group,
 ) -> tuple[str, ...]:  # Files, sorted
     "The files of a group that are copies of each other and yet have several names."
@@ -288,27 +289,27 @@ def contradictions(
     return tuple(file for file in group.files if len({label[one] for one in cluster[file]}) > 1)
 
 # %% ../../nbs/data/07_duplicates.ipynb #accc3577
-def what_is_done(
+def describe_resolution(
     group: Group,
 ) -> str:
     "What becomes of a group, in words."
-    if gone := contradictions(group):
+    if gone := find_label_conflicts(group):
         return f"one picture under two names: {', '.join(gone)} left out"
     torn = len(group.several("split")) > 1
     kept = "torn apart by the split it came with, kept together in a new one" if torn else "kept together in one part"
     return kept + ("; alike, but under two names: look at them" if len(group.several("label")) > 1 else "")
 
 # %% ../../nbs/data/07_duplicates.ipynb #5858706d
-def settle(
+def resolve_conflicts(
     manifest: Manifest,
     groups: Iterable[Group],  # From `find_groups`
 ) -> Manifest:  # Without the pictures that have two names
     "Leave out what contradicts itself."
     reasons: dict[str, str] = {}
     for group in groups:
-        files = contradictions(group)
+        files = find_label_conflicts(group)
         reasons |= dict.fromkeys(files, f"one picture under several names: {', '.join(files)}")
-    return leave_out(manifest, reasons)
+    return skip_files(manifest, reasons)
 
 # %% ../../nbs/data/07_duplicates.ipynb #9cebe0c1
 def keep_together(
@@ -324,7 +325,7 @@ def keep_together(
     return replace(manifest, entries=tuple(replace(entry, split=parts[entry.file]) for entry in manifest.entries))
 
 # %% ../../nbs/data/07_duplicates.ipynb #315e5372
-def crossing(
+def leaking_groups(
     groups: Iterable[Group],
     manifest: Manifest | None = None,  # Whose split counts; None: that of the groups' own entries
 ) -> tuple[Group, ...]:  # Those in two parts or more
@@ -347,12 +348,12 @@ def groups_csv(
             link = next(link for link in group.links if entry.file in (link.first, link.second))
             like = link.second if link.first == entry.file else link.first
             about = (entry.file, entry.label, entry.split, entry.source, like, link.how, link.apart)
-            rows.append((number, *about, what_is_done(group)))
+            rows.append((number, *about, describe_resolution(group)))
     return csv_text(rows)
 
 # %% ../../nbs/data/07_duplicates.ipynb #fad22f42
 @dataclass(frozen=True)
-class Doubt:
+class LabelIssue:
     "A photograph whose name is probably wrong."
 
     file: str
@@ -386,10 +387,10 @@ def out_of_fold(
     return judged
 
 # %% ../../nbs/data/07_duplicates.ipynb #49c92dd6
-def find_doubts(
+def find_label_issues(
     judged: np.ndarray,  # (n, classes) from `out_of_fold`
     manifest: Manifest,
-) -> tuple[Doubt, ...]:  # The most doubtful first
+) -> tuple[LabelIssue, ...]:  # The most doubtful first
     "Photographs whose names are probably wrong. Raises `MissingExtra` without cleanlab."
     need("cleanlab", "Looking for wrong labels", "train")
     from cleanlab.filter import find_label_issues
@@ -398,20 +399,20 @@ def find_doubts(
     worst = find_label_issues(targets, judged, return_indices_ranked_by="self_confidence", n_jobs=1)
     found = [(manifest.entries[at], judged[at]) for at in worst]
     return tuple(
-        Doubt(entry.file, entry.label, manifest.labels[row.argmax()], float(row[manifest.labels.index(entry.label)]))
+        LabelIssue(entry.file, entry.label, manifest.labels[row.argmax()], float(row[manifest.labels.index(entry.label)]))
         for entry, row in found
     )
 
 # %% ../../nbs/data/07_duplicates.ipynb #94294b26
-def doubts_csv(
-    doubts: Iterable[Doubt],
+def label_issues_csv(
+    doubts: Iterable[LabelIssue],
 ) -> str:  # One line each
     "The doubtful names as a table."
     rows = ((doubt.file, doubt.label, doubt.suggested, f"{doubt.given:.4f}") for doubt in doubts)
     return csv_text([("file", "label", "suggested", "probability_of_label"), *rows])
 
 # %% ../../nbs/data/07_duplicates.ipynb #ca156412
-def pack_prints(
+def pack_hashes(
     prints: np.ndarray,  # (n, 8, 2) uint64
 ) -> str:  # Base64, for `ModelCard.fingerprints`
     "Fingerprints as a card carries them: each photograph as it is, sorted, once."
@@ -419,7 +420,7 @@ def pack_prints(
     return base64.b64encode(b"".join(rows)).decode()
 
 # %% ../../nbs/data/07_duplicates.ipynb #2e061bce
-def unpack_prints(
+def unpack_hashes(
     card: ModelCard,
 ) -> np.ndarray | None:  # (n, 2) uint64; None: the card does not say
     "The fingerprints that a card carries."
@@ -427,9 +428,9 @@ def unpack_prints(
     return np.frombuffer(data, np.uint64).reshape(-1, 2) if data else None
 
 # %% ../../nbs/data/07_duplicates.ipynb #a8ff44f9
-def seen_before(
+def seen_in_training(
     prints: np.ndarray,  # (n, 8, 2) uint64 of photographs to test on
-    trained_on: np.ndarray,  # (m, 2) uint64 from `unpack_prints`
+    trained_on: np.ndarray,  # (m, 2) uint64 from `unpack_hashes`
 ) -> np.ndarray:  # (n,) booleans
     "Which photographs are, or nearly are, among those trained on, laid down in any way."
-    return np.array([bool(is_copy(one[:, None], trained_on[None]).any()) for one in prints], dtype=bool)
+    return np.array([bool(is_duplicate(one[:, None], trained_on[None]).any()) for one in prints], dtype=bool)

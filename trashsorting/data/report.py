@@ -19,7 +19,7 @@ import numpy as np
 from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.system import count_cores
-from .duplicates import Doubt, Group, contradictions, crossing, what_is_done
+from .duplicates import LabelIssue, Group, find_label_conflicts, leaking_groups, describe_resolution
 from .manifest import Manifest
 
 # %% ../../nbs/data/08_report.ipynb #87ace3ca
@@ -106,7 +106,7 @@ def plot_groups(
     for axes, group in zip(figure.subplots(len(shown), across, squeeze=False), shown, strict=True):
         for ax in axes:
             ax.axis("off")
-        wrong = contradictions(group)
+        wrong = find_label_conflicts(group)
         for ax, entry in zip(axes, group.entries, strict=False):
             picture = open_rgb(manifest.root / entry.file)
             picture.thumbnail((256, 256))
@@ -193,12 +193,12 @@ def duplicates_section(
     groups: Sequence[Group],
 ) -> str:  # Markdown
     "Near-duplicates, and what is done about them."
-    torn = crossing(groups, manifest)
-    wrong = [group for group in groups if contradictions(group)]
+    torn = leaking_groups(groups, manifest)
+    wrong = [group for group in groups if find_label_conflicts(group)]
     first = [*wrong, *(group for group in torn if group not in wrong)]
     ordered = [*first, *(group for group in groups if group not in first)]
     rows = [
-        ("<br>".join(g.files), "<br>".join(g.several("split")), g.how, g.links[-1].apart, what_is_done(g))
+        ("<br>".join(g.files), "<br>".join(g.several("split")), g.how, g.links[-1].apart, describe_resolution(g))
         for g in ordered[:MOST_LISTED]
     ]
     more = f"\n\nand {len(groups) - MOST_LISTED} more groups" if len(groups) > MOST_LISTED else ""
@@ -213,7 +213,7 @@ def write_report(
     manifest: Manifest,
     groups: Sequence[Group],  # From `find_groups`
     out: Path,  # Folder for `report.md` and its pictures; made if it is not there
-    doubts: Sequence[Doubt] | None = None,  # From `find_doubts`; None: not looked for
+    doubts: Sequence[LabelIssue] | None = None,  # From `find_label_issues`; None: not looked for
     before: Manifest | None = None,  # To compare with; its photographs are looked at where they are there
 ) -> Path:  # `report.md`
     "Write the report. Raises `MissingExtra` without matplotlib."
@@ -221,13 +221,13 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     grey = brightness([manifest.root / entry.file for entry in manifest.entries])
     plot_overview(manifest, grey).savefig(out / "overview.png", dpi=90)
-    left_out = listing(manifest.left_out, lambda item: f"{item.file}: {item.reason}") or "Nothing."
+    skipped = listing(manifest.skipped, lambda item: f"{item.file}: {item.reason}") or "Nothing."
     text = [
         f"# Data report: {len(manifest.entries)} photographs of {len(manifest.labels)} classes",
         f"Manifest `{manifest.sha256[:12]}`.",
         count_table(manifest),
         "![counts, sizes and brightness](overview.png)",
-        f"## Left out: {len(manifest.left_out)}\n\n{left_out}",
+        f"## Left out: {len(manifest.skipped)}\n\n{skipped}",
         f"## Near-duplicates\n\n{duplicates_section(manifest, groups) if groups else 'None were found.'}",
     ]
     if manifest.sources:

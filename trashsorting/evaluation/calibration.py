@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'plot_reliability', 'mean_nll', 'nll_slope', 'fit_temperature', 'binomial_cdf', 'upper_limit',
-           'UnsureRule', 'lowest_threshold', 'choose_threshold', 'plot_risk_coverage', 'decide']
+           'UnsureRule', 'lowest_threshold', 'choose_threshold', 'plot_risk_coverage', 'calibrate']
 
 # %% ../../nbs/evaluation/01_calibration.ipynb #c2ede52d
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import ModelError, need
 from trashsorting.evaluation.metrics import (
     N_BINS,
-    area_under_risk,
+    area_under_risk_coverage,
     calibration_bins,
     expected_calibration_error,
     risk_coverage,
@@ -192,7 +192,7 @@ def plot_risk_coverage(
     for name, (probabilities, targets) in sets.items():
         thresholds, coverage, risk = risk_coverage(probabilities, targets)
         line = ax.plot(
-            coverage, risk, label=f"{name}: AURC {area_under_risk(coverage, risk):.3f}", drawstyle="steps-post"
+            coverage, risk, label=f"{name}: AURC {area_under_risk_coverage(coverage, risk):.3f}", drawstyle="steps-post"
         )[0]
         answered = (thresholds >= unsure_below).sum() if unsure_below is not None else 0
         if answered:
@@ -204,7 +204,7 @@ def plot_risk_coverage(
     return figure
 
 # %% ../../nbs/evaluation/01_calibration.ipynb #0e076c3e
-def decide(
+def calibrate(
     logits: np.ndarray,  # (n, n_classes) out of fold
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     risk: float,  # The largest share of wrong answers, 0..1 exclusive

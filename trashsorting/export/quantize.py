@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['N_CALIBRATION', 'FLOAT_CONVOLUTIONS', 'DAMPING', 'ROUNDS', 'MOST_LOST', 'choose_photographs', 'load_inputs',
-           'convolutions', 'left_in_float', 'attributes', 'takers_of', 'linear_flows', 'look_inside', 'fill_ranges',
-           'step_sizes', 'round_weights', 'second_moments', 'round_model', 'Inputs', 'quantize', 'executed',
-           'paired_interval', 'describe_pairs', 'compare', 'pool_comparisons', 'time_in_turns', 'measure_speedup',
-           'held_out_by_folds', 'export_int8', 'comparison_text', 'check_worth']
+           'convolutions', 'left_in_float', 'attributes', 'takers_of', 'linear_flows', 'activations',
+           'equalize_cross_layer', 'step_sizes', 'gptq_round', 'second_moments', 'round_model', 'Inputs', 'quantize',
+           'executed', 'paired_interval', 'describe_pairs', 'compare', 'pool_comparisons', 'time_in_turns',
+           'measure_speedup', 'held_out_by_folds', 'export_int8', 'comparison_text', 'check_install_criteria']
 
 # %% ../../nbs/export/01_quantize.ipynb #989902e0
 import math
@@ -32,16 +32,16 @@ from trashsorting.core.card import (
     Preprocessing,
     Quantization,
     Speedup,
-    check_out_file,
+    check_output_path,
     read_card,
     write_card,
 )
 from ..core.errors import DataError, ModelError
-from ..core.image import least_side, open_rgb, to_input
+from ..core.image import min_side, open_rgb, to_input
 from ..core.system import count_cores
 from ..data.manifest import Manifest
 from ..evaluation.metrics import Z95, wilson
-from .onnx import forget_origins, revised_card
+from .onnx import strip_metadata, revised_card
 from ..inference.predictor import Predictor
 from ..inference.session import open_session, run_logits, score
 
@@ -54,7 +54,7 @@ def choose_photographs(
     n: int = N_CALIBRATION,  # How many at most
 ) -> list[Path]:
     "Photographs of the training part, each class by its share. Raises `DataError` if there is no such part."
-    train, places = manifest.part("train"), []
+    train, places = manifest.subset("train"), []
     for label in train.labels:
         of_class = sorted((entry for entry in train.entries if entry.label == label), key=lambda entry: entry.sha256)
         places += [((rank + 0.5) / len(of_class), entry.file) for rank, entry in enumerate(of_class)]
@@ -66,7 +66,7 @@ def load_inputs(
     preprocessing: Preprocessing,  # From the model card
 ) -> np.ndarray:  # float32, (n, 3, input_size, input_size)
     "What the network is fed for photographs, just as the service does it. Raises what `open_rgb` raises."
-    return np.stack([to_input(open_rgb(path, least_side=least_side(preprocessing)), preprocessing) for path in paths])
+    return np.stack([to_input(open_rgb(path, min_side=min_side(preprocessing)), preprocessing) for path in paths])
 
 # %% ../../nbs/export/01_quantize.ipynb #9e914be2
 FLOAT_CONVOLUTIONS = 9
@@ -133,7 +133,7 @@ def linear_flows(
     return [list(flow) for flow in sorted({tuple(sorted(flow)) for flow in of_flow.values() if can_be_divided(flow)})]
 
 # %% ../../nbs/export/01_quantize.ipynb #be66dbc4
-def look_inside(
+def activations(
     model: onnx.ModelProto,  # With the shapes of what flows in it
     names: Iterable[str],  # Of what flows in it, or of its input
     inputs: np.ndarray,  # float32, (n, 3, input_size, input_size)
@@ -149,14 +149,14 @@ def look_inside(
         yield {fed: one} | {name: values[0] for name, values in zip(inside, found, strict=True)}
 
 # %% ../../nbs/export/01_quantize.ipynb #18ee54d1
-def fill_ranges(
+def equalize_cross_layer(
     model: onnx.ModelProto,  # That is changed; with the shapes of what flows in it
     inputs: np.ndarray,  # float32, (n, 3, input_size, input_size)
 ) -> None:
     "Divide channels that nothing bends by their range where they are computed, and multiply by it where they are used."
     flows, tensors = linear_flows(model), {tensor.name: tensor for tensor in model.graph.initializer}
     reach = {name: np.zeros(1) for flow in flows for name in flow}
-    for values in look_inside(model, reach, inputs):
+    for values in activations(model, reach, inputs):
         reach = {name: np.maximum(most, np.abs(values[name]).max(axis=(1, 2))) for name, most in reach.items()}
 
     def scale(name: str, factor: np.ndarray) -> None:
@@ -201,7 +201,7 @@ def step_sizes(
 DAMPING = 0.01  # Of the mean second moment; added to each
 
 
-def round_weights(
+def gptq_round(
     weights: np.ndarray,  # (out, in, height, width) of a convolution
     steps: np.ndarray,  # (out,) of `step_sizes`
     moments: np.ndarray,  # (groups, size, size) of `second_moments`; size is height * width * in
@@ -251,14 +251,14 @@ def round_model(
     nodes, tensors = convolutions(model)[first:], {tensor.name: tensor for tensor in model.graph.initializer}
     sums, found = {node.name: np.zeros(1) for node in nodes}, {}
     with threadpool_limits(1, "blas"):  # many small products, whose threads only wait for each other
-        for values in look_inside(model, [node.input[0] for node in nodes], inputs):
+        for values in activations(model, [node.input[0] for node in nodes], inputs):
             for node in nodes:
                 sums[node.name] = sums[node.name] + second_moments(values[node.input[0]], node).astype(np.float64)
     for node in nodes:
         tensor, moments = tensors[node.input[1]], sums[node.name] / len(inputs)
         weights = onnx.numpy_helper.to_array(tensor)
         found[tensor.name] = step_sizes(weights, depthwise=len(moments) > 1)
-        rounded = round_weights(weights, found[tensor.name], moments) * found[tensor.name][:, None, None, None]
+        rounded = gptq_round(weights, found[tensor.name], moments) * found[tensor.name][:, None, None, None]
         tensor.CopyFrom(onnx.numpy_helper.from_array(rounded.astype(np.float32), tensor.name))
     return found
 
@@ -294,7 +294,7 @@ def quantize(
         prepared, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(file, prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
-        fill_ranges(model, inputs)
+        equalize_cross_layer(model, inputs)
         steps = round_model(model, inputs, first)
         onnx.save(model, prepared)
         quantize_static(
@@ -313,7 +313,7 @@ def quantize(
                 }
             },
         )
-        forget_origins(made)
+        strip_metadata(made)
         onnx.checker.check_model(made)
         os.replace(made, out)
     return Path(out)
@@ -442,14 +442,14 @@ def export_int8(
 ) -> ModelCard:  # Of the INT8 file
     "Make an INT8 file, measure it, and write its card. Raises `DataError` for other photographs, `ModelError`."
     for given in (file, *folds):
-        check_out_file(given, out)
+        check_output_path(given, out)
     card = read_card(file)
     if manifest.sha256 != card.provenance.manifest_sha256:
         raise DataError(
             f"{manifest.root}: not the photographs that {file} was made from, or not divided as they were then"
         )
     pooled = held_out_by_folds(folds) if folds else None
-    chosen, val = choose_photographs(manifest, n), manifest.part("val")
+    chosen, val = choose_photographs(manifest, n), manifest.subset("val")
     quantize(file, chosen, out)
     paths = [val.root / entry.file for entry in val.entries]
     targets = np.array([card.classes.index(entry.label) for entry in val.entries])
@@ -498,7 +498,7 @@ def comparison_text(
 MOST_LOST = 0.005
 
 
-def check_worth(
+def check_install_criteria(
     card: ModelCard,  # Of an INT8 file
 ) -> None:
     "Raise `ModelError` for an INT8 file that loses too much, or is not measurably faster than its float file."

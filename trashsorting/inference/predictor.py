@@ -19,12 +19,12 @@ from pydantic import BaseModel, Field
 
 from ..core.card import ModelCard, Preprocessing, read_card
 from ..core.errors import ModelError, TrashsortingError
-from ..core.image import DamagedImage, EmptyImage, ImageError, least_side, open_rgb, to_input, to_rgb
-from ..core.log import bar
+from ..core.image import DamagedImage, EmptyImage, ImageError, min_side, open_rgb, to_input, to_rgb
+from ..core.log import progress_bar
 from ..core.settings import MAX_FILE_BYTES, MAX_PIXELS, SHIPPED_MODEL
 from ..core.system import count_cores
-from .batch import batches, read_ahead
-from .session import Session, heat_map, open_session, run_explained, run_network, run_session
+from .batch import batches, prefetch_map
+from .session import Session, class_activation_map, open_session, run_activation_maps, run_network, run_session
 
 # %% ../../nbs/inference/02_predictor.ipynb #bf3c364e
 class Prediction(BaseModel):
@@ -208,7 +208,7 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,  # The largest accepted width x height
     ) -> Prediction:
         "Classify one photograph. Raises `ImageError`, `ModelError`, `OSError` for an unreadable file, or `TypeError`."
-        return self.predict_image(to_picture(source, least_side(self.card.preprocessing), max_bytes, max_pixels))
+        return self.predict_image(to_picture(source, min_side(self.card.preprocessing), max_bytes, max_pixels))
 
     def predict(
         self,
@@ -233,10 +233,10 @@ class Predictor:
             raise ModelError(f"{self.model} {CANNOT_EXPLAIN}")
         if label not in (None, *self.card.classes):
             raise TrashsortingError(f"the model knows no class '{label}'; it knows {', '.join(self.card.classes)}")
-        rows, evidence = run_explained(self.session, self.prepare(picture), self.card.temperature)
+        rows, evidence = run_activation_maps(self.session, self.prepare(picture), self.card.temperature)
         prediction = rank(self.card, rows[0])
         index = self.card.classes.index(label or prediction.predicted_class)
-        return prediction, heat_map(evidence[0], index)
+        return prediction, class_activation_map(evidence[0], index)
 
 # %% ../../nbs/inference/02_predictor.ipynb #445a09c7
 def classify(
@@ -268,7 +268,7 @@ def predict_many(
 ) -> Iterator[Outcome]:  # For each source its prediction, or the error that made it unusable
     "What `Predictor.predict` does."
     sources, preprocessing = list_sources(sources), predictor.card.preprocessing
-    least, threads = least_side(preprocessing), count_cores()
+    least, threads = min_side(preprocessing), count_cores()
 
     def prepare(source: Source) -> np.ndarray | ImageError | OSError:
         try:
@@ -276,7 +276,7 @@ def predict_many(
         except (ImageError, OSError) as error:
             return error
 
-    inputs = read_ahead(prepare, sources, threads, batch_size + threads)
+    inputs = prefetch_map(prepare, sources, threads, batch_size + threads)
     outcomes = (outcome for batch in batches(inputs, batch_size) for outcome in classify(predictor, batch))
     length = len(sources) if isinstance(sources, Sized) else None
-    return bar(outcomes, "classifying", progress, length)
+    return progress_bar(outcomes, "classifying", progress, length)

@@ -15,12 +15,12 @@ from .. import __version__
 from ..core.settings import Settings, read_settings
 from ..core.system import count_cores
 from ..inference.predictor import Predictor
-from .errors import AnswerHead, AnswerProblems, add_fault_handlers, problems
+from .errors import AnswerHead, AnswerProblems, add_exception_handlers, problems
 from .limits import FORM_ROOM, LimitBody, Queue, Traffic, problem
-from .monitor import CountsError, Metrics, Observe, metrics_page
+from .monitor import CountsError, Metrics, MetricsMiddleware, metrics_page
 from .page import add_docs, add_page
 from .routes import api, check_key, keep_model, probes
-from .schemas import Fault
+from .schemas import ApiError
 
 # %% ../../nbs/serving/07_app.ipynb #cd03e454
 def add_metrics(
@@ -39,7 +39,7 @@ def add_metrics(
         try:
             return PlainTextResponse(metrics_page(app.state.metrics))
         except CountsError:
-            raise Fault("no-metrics") from None
+            raise ApiError("no-metrics") from None
 
 # %% ../../nbs/serving/07_app.ipynb #83c3471c
 def fill_state(
@@ -81,10 +81,10 @@ def add_layers(
         )
     app.add_middleware(AnswerProblems)
     app.add_middleware(
-        Observe,
+        MetricsMiddleware,
         metrics=state.metrics,
-        broken=problem(Fault("unexpected")),
-        ended=problem(Fault("draining")),
+        broken=problem(ApiError("unexpected")),
+        ended=problem(ApiError("draining")),
         draining=lambda: state.traffic.draining,
         paths=paths,
     )
@@ -108,7 +108,7 @@ def create_app(
         redirect_slashes=False,  # to http://, as far as we know: a photograph and a key would follow
     )
     fill_state(app, settings, predictor)
-    add_fault_handlers(app)
+    add_exception_handlers(app)
     guard = [Depends(check_key)] if settings.api_key else []
     app.include_router(api, dependencies=guard, responses=problems(401) if guard else {})
     app.include_router(probes)

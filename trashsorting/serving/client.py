@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Photograph', 'HUNG_UP', 'FIRST_WAIT', 'LONGEST_WAIT', 'Result', 'Model', 'ClientError', 'Refused', 'Unreachable',
-           'encode_form', 'read_seconds', 'refusal', 'Stay', 'HungUp', 'Listening', 'SecureListening', 'Listen',
-           'ask_once', 'may_pass', 'with_patience', 'Client']
+           'encode_form', 'read_seconds', 'refusal', 'NoRedirect', 'HungUp', 'Listening', 'SecureListening', 'Listen',
+           'ask_once', 'may_pass', 'retry', 'Client']
 
 # %% ../../nbs/serving/09_client.ipynb #29c4b219
 import time
@@ -89,7 +89,7 @@ def refusal(
     return Refused(answered.code, problem, read_seconds(answered.headers.get("retry-after")))
 
 # %% ../../nbs/serving/09_client.ipynb #9d4c328c
-class Stay(HTTPRedirectHandler):
+class NoRedirect(HTTPRedirectHandler):
     "Goes to no other address than the one that was meant."
 
     def redirect_request(self, *_) -> None:
@@ -151,7 +151,7 @@ def ask_once(
 ) -> bytes:  # The answer's body
     "Send one request. Raises `Refused` or `Unreachable`."
     try:
-        with build_opener(Stay, Listen).open(request, timeout=timeout) as answered:
+        with build_opener(NoRedirect, Listen).open(request, timeout=timeout) as answered:
             return answered.read()
     except HTTPError as error:
         raise refusal(error) from None
@@ -177,7 +177,7 @@ def may_pass(
     return isinstance(error, Unreachable) and error.again
 
 # %% ../../nbs/serving/09_client.ipynb #c8731ff9
-def with_patience(
+def retry(
     ask: Callable[[], Result],  # Raises `ClientError`
     retries: int,  # How often to ask again
     sleep: Callable[[float], None] = time.sleep,
@@ -229,7 +229,7 @@ class Client:
         url = f"{self.url}{path}" + (f"?{urlencode(query)}" if query else "")
         body, headers = (form[0], {"content-type": form[1]}) if form else (None, {})
         request = Request(url, body, {**self.headers, **headers})  # noqa: S310 - checked above
-        said = with_patience(lambda: ask_once(request, self.timeout), self.retries)
+        said = retry(lambda: ask_once(request, self.timeout), self.retries)
         try:
             return answer.model_validate_json(said)
         except ValidationError as error:

@@ -14,18 +14,18 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from .schemas import LONG_FIELD, NO_FILENAME, NO_FILENAMES, Fault
+from .schemas import LONG_FIELD, NO_FILENAME, NO_FILENAMES, ApiError
 
 # %% ../../nbs/serving/04_forms.ipynb #10032560
 def form_fault(
     message: str,  # Of Starlette's parser
-    many: Fault,  # When the form holds too many files
+    many: ApiError,  # When the form holds too many files
     bad: str,  # Code of the fault when it cannot be read
-) -> Fault:
+) -> ApiError:
     "What is wrong with a form that cannot be read."
     if message.startswith("Too many files"):
         return many
-    return Fault(bad, LONG_FIELD if message.startswith("Part exceeded") else None)
+    return ApiError(bad, LONG_FIELD if message.startswith("Part exceeded") else None)
 
 # %% ../../nbs/serving/04_forms.ipynb #5f0d2c7a
 MAX_FIELDS = 8  # Fields in a form that are not files
@@ -37,13 +37,13 @@ SPOOL = 1_000_000  # Bytes of a form's files that stay in memory
 async def sent_form(
     request: Request,  # Its body is a form
     max_files: int,  # How many files it may hold
-    many: Fault,  # When it holds more
+    many: ApiError,  # When it holds more
     bad: str,  # Code of the fault when it cannot be read
     missing: str,  # Code of the fault when it can hold no file
 ) -> AsyncIterator[FormData]:  # Closed afterwards
-    "Read a form. Raises `Fault`."
+    "Read a form. Raises `ApiError`."
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Fault(missing)
+        raise ApiError(missing)
     limits = {"max_files": max_files, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD_BYTES}
     parser = MultiPartParser(request.headers, request.stream(), **limits)
     parser.spool_max_size = SPOOL // max_files
@@ -52,7 +52,7 @@ async def sent_form(
     except MultiPartException as error:
         raise form_fault(error.message, many, bad) from None
     except ValueError:
-        raise Fault(bad) from None
+        raise ApiError(bad) from None
     try:
         yield form
     finally:
@@ -63,11 +63,11 @@ async def sent_form(
 async def sent_file(
     request: Request,  # Its body is a form
 ) -> AsyncIterator[BinaryIO]:  # The file in the field `file`, at its start
-    "Read an upload. Raises `Fault`."
-    async with sent_form(request, 1, Fault("bad-form"), "bad-form", "no-file") as form:
+    "Read an upload. Raises `ApiError`."
+    async with sent_form(request, 1, ApiError("bad-form"), "bad-form", "no-file") as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
-            raise Fault("no-file", NO_FILENAME if upload else None)
+            raise ApiError("no-file", NO_FILENAME if upload else None)
         yield upload.file
 
 # %% ../../nbs/serving/04_forms.ipynb #d10caf4d
@@ -75,13 +75,13 @@ async def sent_file(
 async def sent_files(
     request: Request,  # Its body is a form
 ) -> AsyncIterator[list[BinaryIO]]:  # The files in the fields `files`, in their order
-    "Read a batch. Raises `Fault`."
+    "Read a batch. Raises `ApiError`."
     state = request.app.state
     most, setting = min((state.settings.max_files, "MAX_FILES"), (state.queue.places, "QUEUE"))  # more would never fit
     limit = f"the limit of {most} (TRASHSORTING_{setting})"
-    many = Fault("too-many-files", f"the batch holds more photographs than {limit}; send it in parts")
+    many = ApiError("too-many-files", f"the batch holds more photographs than {limit}; send it in parts")
     async with sent_form(request, most, many, "bad-batch", "no-files") as form:
         uploads = form.getlist("files")
         if not uploads or any(isinstance(upload, str) for upload in uploads):
-            raise Fault("no-files", NO_FILENAMES if any(uploads) else None)
+            raise ApiError("no-files", NO_FILENAMES if any(uploads) else None)
         yield [upload.file for upload in uploads if isinstance(upload, UploadFile)]

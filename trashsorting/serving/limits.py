@@ -30,11 +30,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.log import log
-from .schemas import Fault
+from .schemas import ApiError
 
 # %% ../../nbs/serving/01_limits.ipynb #95d1e78f
 def problem(
-    fault: Fault,  # What to say
+    fault: ApiError,  # What to say
 ) -> JSONResponse:  # A `Problem` with its status and headers
     "An answer that says what went wrong."
     return JSONResponse(fault.problem().model_dump(), fault.status, fault.headers())
@@ -60,9 +60,9 @@ class Traffic:
         self,
         size: int,  # Bytes of an upload that have arrived
     ) -> None:
-        "Count them. Raises `Fault` when they are too many."
+        "Count them. Raises `ApiError` when they are too many."
         if not self.fits(size):
-            raise Fault("uploads-full")
+            raise ApiError("uploads-full")
         self.held += size
 
 # %% ../../nbs/serving/01_limits.ipynb #4ece93af
@@ -87,9 +87,9 @@ def own_path(
 def too_many_bytes(
     limit: int,  # Bytes
     what: str = "file",  # What is limited
-) -> Fault:
+) -> ApiError:
     "The fault of a body that is larger than allowed."
-    return Fault("too-many-bytes", f"the {what} is larger than the limit of {limit / 1e6:g} MB; send a smaller file")
+    return ApiError("too-many-bytes", f"the {what} is larger than the limit of {limit / 1e6:g} MB; send a smaller file")
 
 # %% ../../nbs/serving/01_limits.ipynb #7bbb23be
 class Body:
@@ -100,7 +100,7 @@ class Body:
         receive: Receive,  # Of the request
         most: int,  # Bytes of its body
         seconds: float,  # From now to the body's end
-        fault: Fault,  # What to raise beyond that many bytes
+        fault: ApiError,  # What to raise beyond that many bytes
         traffic: Traffic,  # Where to count them
     ):
         self.receive, self.most, self.fault, self.traffic = receive, most, fault, traffic
@@ -108,20 +108,20 @@ class Body:
         self.deadline = asyncio.get_running_loop().time() + seconds
 
     async def __call__(self) -> Message:
-        "The next one. Raises `Fault`."
+        "The next one. Raises `ApiError`."
         if self.ended:  # What still comes is that the client leaves, and that may take as long as it likes.
             return await self.receive()
         try:
             async with asyncio.timeout_at(self.deadline):
                 message = await self.receive()
         except TimeoutError:
-            raise Fault("slow-upload") from None
+            raise ApiError("slow-upload") from None
         self.count(len(message.get("body", b"")))
         self.ended = not message.get("more_body", False)
         return message
 
     def count(self, size: int) -> None:
-        "Add some bytes. Raises `Fault`."
+        "Add some bytes. Raises `ApiError`."
         if self.received + size > self.most:
             raise self.fault
         self.traffic.hold(size)
@@ -143,7 +143,7 @@ class LimitBody:
         self.traffic, self.larger = traffic or Traffic(), larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        "Answer 413 or 503 early, or raise a `Fault` where the body is read."
+        "Answer 413 or 503 early, or raise a `ApiError` where the body is read."
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path, declared = own_path(scope), declared_bytes(scope)
@@ -152,7 +152,7 @@ class LimitBody:
         if declared > allowed + FORM_ROOM:
             return await problem(fault)(scope, receive, send)
         if not self.traffic.fits(declared):
-            return await problem(Fault("uploads-full"))(scope, receive, send)
+            return await problem(ApiError("uploads-full"))(scope, receive, send)
         body = Body(receive, allowed + FORM_ROOM, self.seconds, fault, self.traffic)
         self.traffic.requests += 1
         try:
@@ -219,9 +219,9 @@ class Queue:
         return len(self.jobs)
 
     def check(self, jobs: int = 1) -> None:
-        "Raise `Fault` when there are not so many places left."
+        "Raise `ApiError` when there are not so many places left."
         if self.taken + jobs > self.places:
-            raise Fault("queue-full")
+            raise ApiError("queue-full")
 
     def count(self, change: Callable[[Job], None], job: Job) -> None:
         "Take a place, or give it back."
@@ -236,7 +236,7 @@ class Queue:
         self.pool = None
 
     def submit(self, work: Callable[[Job[Result]], Result]) -> Job[Result]:
-        "Line up. Raises `Fault` when the queue is full. Hand the job to `result`, or `drop` it."
+        "Line up. Raises `ApiError` when the queue is full. Hand the job to `result`, or `drop` it."
         self.check()
         self.pool = self.pool or ThreadPoolExecutor(self.parallel, "photograph")
         job = Job(work)
@@ -247,7 +247,7 @@ class Queue:
         return job
 
     async def result(self, job: Job[Result], gone: asyncio.Future) -> Result:
-        "Wait for a job. Raises `Fault` when it takes too long or is given up, `ClientDisconnect` when `gone` is done first."
+        "Wait for a job. Raises `ApiError` when it takes too long or is given up, `ClientDisconnect` when `gone` is done first."
         done = asyncio.wrap_future(job.future)
         try:
             while not done.done():
@@ -255,19 +255,19 @@ class Queue:
                 if gone.done() and not done.done():
                     raise ClientDisconnect
             if done.cancelled():
-                raise Fault("draining")
+                raise ApiError("draining")
             return done.result()
         finally:
             job.drop()
             done.cancel()
 
     def patience(self, job: Job) -> float:
-        "How long to wait before looking again, seconds. Raises `Fault` when a job's time is over."
+        "How long to wait before looking again, seconds. Raises `ApiError` when a job's time is over."
         began = job.began
         end = job.arrived + self.queue_seconds if began is None else began + self.work_seconds
         left = end - time.perf_counter()
         if left <= 0:
-            raise Fault("queue-slow" if began is None else "too-slow")
+            raise ApiError("queue-slow" if began is None else "too-slow")
         return min(left, 1)
 
 # %% ../../nbs/serving/01_limits.ipynb #c2c9aca2

@@ -6,7 +6,7 @@
 __all__ = ['REQUEST_ID', 'SECONDS', 'SHARES', 'PREFIX', 'FOLDER', 'KINDS', 'ROOM', 'GONE', 'JsonLines', 'json_handler',
            'log_settings', 'request_id', 'of_all', 'count_files', 'reserve_room', 'log_once', 'prepare_counts',
            'counting', 'CountsError', 'check_counts', 'Metrics', 'show_model', 'route_name', 'forget_the_dead',
-           'metrics_page', 'Observe']
+           'metrics_page', 'MetricsMiddleware']
 
 # %% ../../nbs/serving/02_monitor.ipynb #15178f65
 import json
@@ -256,7 +256,7 @@ def metrics_page(
 GONE = 499
 
 
-class Observe:
+class MetricsMiddleware:
     "ASGI middleware that logs and counts every request, gives it an id, and answers what nobody else could."
 
     def __init__(

@@ -17,7 +17,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from ..core.image import accepted
+from ..core.image import accepted_formats
 
 # %% ../../nbs/serving/06_page.ipynb #070a5add
 def has_already(
@@ -42,7 +42,7 @@ PAGE = Path(str(files("trashsorting"))) / "static" / "index.html"
 def read_page() -> str:  # HTML
     "The page, which asks for HEIC only where that is read."
     html = PAGE.read_text(encoding="utf-8")
-    return html if "HEIC" in accepted() else html.replace(",image/heic,image/heif", "")
+    return html if "HEIC" in accepted_formats() else html.replace(",image/heic,image/heif", "")
 
 # %% ../../nbs/serving/06_page.ipynb #e5dcde8e
 def inline_hash(

@@ -25,11 +25,11 @@ from pydantic import BaseModel, Field, SecretStr
 
 from .. import __version__
 from ..core.errors import ModelError
-from ..core.image import ImageError, accepted, crop_box, least_side, open_rgb
+from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
 from ..core.log import log
 from ..core.settings import Settings
 from ..inference.predictor import Prediction, Predictor
-from .errors import image_fault, model_fault, problems
+from .errors import image_error, model_fault, problems
 from .forms import sent_file, sent_files
 from .limits import Job, Queue, drain_on_signals, end_when_stuck, watch_client
 from .monitor import Metrics, counting, show_model
@@ -39,7 +39,7 @@ from trashsorting.serving.schemas import (
     Answer,
     BatchAnswer,
     BatchItem,
-    Fault,
+    ApiError,
     Health,
     ModelInfo,
     Ready,
@@ -98,27 +98,27 @@ async def check_key(
     request: Request,
     shown: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],  # Authorization: Bearer KEY
 ) -> None:
-    "Raise `Fault` unless the right key came along."
+    "Raise `ApiError` unless the right key came along."
     if not (shown and is_key(shown.credentials, request.app.state.settings.api_key)):
-        raise Fault("no-key")
+        raise ApiError("no-key")
 
 # %% ../../nbs/serving/05_routes.ipynb #df51f7ac
 def loaded_predictor(
     request: Request,
 ) -> Predictor:  # The model that answers
-    "What every route asks for that needs the model. Raises `Fault` when there is none."
+    "What every route asks for that needs the model. Raises `ApiError` when there is none."
     if request.app.state.predictor is None:
-        raise Fault("no-model")
+        raise ApiError("no-model")
     return request.app.state.predictor
 
 # %% ../../nbs/serving/05_routes.ipynb #8ad6d1bc
 def open_queue(
     request: Request,
 ) -> Queue:  # There is room in it, as yet
-    "What every route asks for that computes. Raises `Fault` when the service is about to stop, or the queue full."
+    "What every route asks for that computes. Raises `ApiError` when the service is about to stop, or the queue full."
     state = request.app.state
     if state.traffic.draining:
-        raise Fault("draining")
+        raise ApiError("draining")
     state.queue.check()
     return state.queue
 
@@ -130,7 +130,7 @@ def open_upload(
 ) -> Image.Image:  # Upright, mode RGB
     "Read and decode one photograph. Raises a kind of `ImageError`."
     data = file.read(settings.max_bytes + 1)
-    return open_rgb(data, settings.max_bytes, settings.max_pixels, least_side(predictor.card.preprocessing))
+    return open_rgb(data, settings.max_bytes, settings.max_pixels, min_side(predictor.card.preprocessing))
 
 # %% ../../nbs/serving/05_routes.ipynb #65bb0edc
 def classify(
@@ -187,7 +187,7 @@ probes = APIRouter(prefix="/api", responses=problems(500))
 
 TopK = Annotated[int | None, Query(ge=1, le=1000, description="name only the K most probable classes", examples=[3])]
 WithTiming = Annotated[bool, Query(description="say how long it took, in the answer and in the header Server-Timing")]
-FILE = {"type": "string", "format": "binary", "description": f"a photograph, by content: {accepted()}"}
+FILE = {"type": "string", "format": "binary", "description": f"a photograph, by content: {accepted_formats()}"}
 
 
 def form(
@@ -236,8 +236,8 @@ async def batch_item(
     except ModelError as found:
         fault = model_fault(found)
         return BatchItem(status=fault.status, problem=fault.problem())
-    except (ImageError, Fault) as found:
-        fault = image_fault(found) if isinstance(found, ImageError) else found
+    except (ImageError, ApiError) as found:
+        fault = image_error(found) if isinstance(found, ImageError) else found
         return BatchItem(status=fault.status, problem=fault.problem())
     count_prediction(metrics, prediction, spent)
     return BatchItem(status=200, answer=told(prediction, spent))
@@ -283,7 +283,7 @@ async def ready(request: Request) -> Ready:
     "Say whether a photograph sent now would be classified: the model is warm, and the service is not about to stop."
     loaded_predictor(request)
     if request.app.state.traffic.draining:
-        raise Fault("draining")
+        raise ApiError("draining")
     return Ready()
 
 # %% ../../nbs/serving/05_routes.ipynb #3424964a
@@ -373,11 +373,11 @@ def check_label(
     predictor: Predictor,
     label: Label,
 ) -> None:
-    "Raise `Fault` where the model cannot explain this class, or none."
+    "Raise `ApiError` where the model cannot explain this class, or none."
     if not predictor.card.explains:
-        raise Fault("no-explanation")
+        raise ApiError("no-explanation")
     if label not in (None, *predictor.card.classes):
-        raise Fault(
+        raise ApiError(
             "unknown-class", f"there is no such class; choose one of these: {', '.join(predictor.card.classes)}"
         )
 

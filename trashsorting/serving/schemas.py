@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'METRICS', 'BAD_FORM', 'BAD_BATCH', 'NO_FILE', 'NO_FILES', 'NO_FILENAME', 'NO_FILENAMES', 'LONG_FIELD',
            'NO_MODEL', 'NO_EXPLANATION', 'UNEXPECTED', 'CODES', 'RETRY_AFTER', 'NO_RETRY', 'CLOSING', 'Timing',
-           'Answer', 'Health', 'Ready', 'ModelInfo', 'Problem', 'Fault', 'BatchItem', 'BatchAnswer']
+           'Answer', 'Health', 'Ready', 'ModelInfo', 'Problem', 'ApiError', 'BatchItem', 'BatchAnswer']
 
 # %% ../../nbs/serving/00_schemas.ipynb #ed82c27d
 from typing import Literal
@@ -178,7 +178,7 @@ NO_RETRY = ("no-model", "no-metrics")  # Codes of 503 that waiting does not chan
 CLOSING = ("slow-upload", "large-head", "bad-request", "too-many-connections")  # Codes after which the connection closes
 
 
-class Fault(Exception):
+class ApiError(Exception):
     "Something that the other side is told. Its code is a key of `CODES`."
 
     def __init__(

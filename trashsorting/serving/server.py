@@ -41,7 +41,7 @@ from ..core.settings import Settings
 from ..core.system import count_cores
 from .limits import problem
 from .monitor import check_counts, log_settings
-from .schemas import Fault
+from .schemas import ApiError
 
 try:
     from uvloop import Loop as EventLoop
@@ -54,7 +54,7 @@ MAX_REST = 100_000_000  # Bytes of a body that is read and thrown away because i
 
 
 def last_words(
-    fault: Fault,
+    fault: ApiError,
 ) -> bytes:  # An answer as it goes over the wire, after which the connection is closed
     "What is said to a request that does not reach the application."
     answer = problem(fault)
@@ -137,7 +137,7 @@ class TimedConnection(HttpToolsProtocol):
     def wind(self) -> None:
         "Start the clock."
         self.stop()
-        self.clock = self.loop.call_later(self.seconds, self.give_up, Fault("slow-upload"))
+        self.clock = self.loop.call_later(self.seconds, self.give_up, ApiError("slow-upload"))
 
     def stop(self) -> None:
         "Stop the clock."
@@ -150,7 +150,7 @@ class TimedConnection(HttpToolsProtocol):
         if self.untaken:
             self.untaken.cancel()
 
-    def give_up(self, fault: Fault) -> None:
+    def give_up(self, fault: ApiError) -> None:
         "Close, with an answer if a request has begun that nobody else will answer."
         if not self.in_head or self.transport.is_closing():
             return self.transport.end()
@@ -189,7 +189,7 @@ def probes_only(
     app: ASGIApp,
 ) -> ASGIApp:
     "An application of which only the probes can be reached."
-    refuse = problem(Fault("too-many-connections"))
+    refuse = problem(ApiError("too-many-connections"))
 
     async def reserve(scope: Scope, receive: Receive, send: Send) -> None:
         await (app if scope["path"] in PROBES else refuse)(scope, receive, send)
@@ -200,7 +200,7 @@ def probes_only(
 class GuestConnection(LingeringConnection):
     "A client's connection that may be one too many."
 
-    def find_place(self) -> None:
+    def resolve_project(self) -> None:
         "Become a guest where the places are taken."
         guests = [other for other in cast(set[GuestConnection], self.connections) if other.guest]
         if len(self.connections) - len(guests) <= self.most:
@@ -220,7 +220,7 @@ class Connection(GuestConnection):
         super().connection_made(Transport(transport, self.leave))
         self.wind()
         if len(self.connections) > self.most:
-            self.find_place()
+            self.resolve_project()
 
     def data_received(self, data: bytes) -> None:
         "Some bytes, of which something may be understood."
@@ -229,7 +229,7 @@ class Connection(GuestConnection):
         self.useless += len(data)
         super().data_received(data)
         if self.useless > MAX_HEAD and not self.transport.is_closing():
-            self.give_up(Fault("large-head"))
+            self.give_up(ApiError("large-head"))
         elif self.cycle and self.cycle.response_complete and not self.clock:  # a rest has ended, and no request begun
             self.wind()
 
@@ -274,7 +274,7 @@ class Connection(GuestConnection):
 
     def send_400_response(self, _msg: str) -> None:
         "What is no HTTP is answered like every other fault."
-        self.transport.write(last_words(Fault("bad-request")))
+        self.transport.write(last_words(ApiError("bad-request")))
         self.transport.close()
 
     def pause_writing(self) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_SCALE', 'MAX_STRETCH', 'random_box', 'turn_matrix', 'light_table', 'turn_and_light', 'sometimes', 'vary',
-           'retake']
+           'jitter_photograph']
 
 # %% ../../nbs/training/01_augment.ipynb #da0dd5aa
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.card import Preprocessing
 from ..core.image import crop_box
-from ..data.cutpaste import load_cv2, take
+from ..data.cutpaste import load_cv2, jitter_camera
 
 # %% ../../nbs/training/01_augment.ipynb #b9f4526f
 MIN_SCALE = 0.35  # Smallest share of the area that is kept, 0..1
@@ -92,8 +92,8 @@ def vary(
     return turn_and_light(pixels, matrix, light_table(0.5 + sometimes(0.15), math.exp(sometimes(-math.log(0.7)))))
 
 # %% ../../nbs/training/01_augment.ipynb #089a1110
-def retake(
+def jitter_photograph(
     pixels: np.ndarray,  # uint8 (side, side, 3)
 ) -> np.ndarray:  # uint8 (side, side, 3)
     "The picture as another camera would have taken it: exposure, white balance, contrast, sharpness and noise."
-    return take(np.random.default_rng(random.getrandbits(32)), pixels)
+    return jitter_camera(np.random.default_rng(random.getrandbits(32)), pixels)

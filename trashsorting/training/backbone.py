@@ -30,7 +30,7 @@ from ..core.card import Preprocessing
 from ..core.config import TrainConfig
 from ..core.errors import ModelError, TrashsortingError
 from ..core.image import open_rgb, to_input
-from ..core.log import bar
+from ..core.log import progress_bar
 
 # %% ../../nbs/training/03_backbone.ipynb #54fb0318
 PACKAGED_WEIGHTS = {
@@ -132,7 +132,7 @@ def embed(
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     rows = []
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        for batch in bar(batches, "embeddings", progress):
+        for batch in progress_bar(batches, "embeddings", progress):
             arrays = list(pool.map(lambda path: to_input(open_rgb(path), preprocessing), batch))
             inputs = torch.from_numpy(np.stack(arrays)).contiguous(memory_format=torch.channels_last)
             rows.append(model.forward_head(model.forward_features(inputs), pre_logits=True).numpy())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARGIN_BYTES', 'FILE', 'bytes_needed', 'check_room', 'loader_rngs', 'read_rngs', 'set_rngs', 'all_rngs', 'plain',
-           'write_atomically', 'Recovery', 'read_state']
+           'write_atomically', 'Checkpointer', 'read_state']
 
 # %% ../../nbs/training/07_checkpoint.ipynb #f84e8be8
 import os
@@ -129,7 +129,7 @@ def write_atomically(
     os.replace(part, path)
 
 # %% ../../nbs/training/07_checkpoint.ipynb #bbc90086
-class Recovery(Callback):
+class Checkpointer(Callback):
     "Write the state after each epoch to `recovery.pth`; go on from it if it is there."
 
     order = 100  # after every other callback has done its part

@@ -19,7 +19,7 @@ from ..core.card import file_sha256
 from ..core.config import TrainConfig
 from ..core.errors import TrashsortingError
 from ..data.manifest import Manifest
-from .averaging import check_unseen, started_from
+from .averaging import check_unseen, initialized_from
 from .backbone import create_backbone
 from .run import Run, load_run
 
@@ -159,5 +159,5 @@ def describe_weights(
     teachers: Path | None = None,  # A folder of finished runs; None: none
 ) -> str:  # As a learner's `weights`, once it is begun with that run and taught by these
     "What a run will say of its weights. Raises `ModelError`."
-    weights = started_from(load_run(start)) if start else create_backbone(config.backbone, None, config.pretrained)[1]
+    weights = initialized_from(load_run(start)) if start else create_backbone(config.backbone, None, config.pretrained)[1]
     return weights + taught_by(len(list(Path(teachers).glob("*/run.json"))) if teachers else 0)

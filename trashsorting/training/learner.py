@@ -23,10 +23,10 @@ from fastai.torch_core import rank_distrib
 
 from ..core.config import TrainConfig
 from ..core.errors import DataError
-from ..data.cutpaste import describe_composites, find_composites
+from ..data.cutpaste import describe_synthetic, find_synthetic
 from ..data.manifest import Manifest
 from .backbone import backbone_preprocessing, create_backbone, split_parameters
-from .callbacks import AverageWeights, FreezeNorm, RunLog, check_converging
+from .callbacks import ExponentialMovingAverage, FreezeNorm, RunLog, check_converging
 from .dataloaders import make_dataloaders, name_workers
 
 # %% ../../nbs/training/05_learner.ipynb #cfd683cf
@@ -43,15 +43,15 @@ def create_learner(
     manifest: Manifest,  # With the parts "train" and "val"
     config: TrainConfig,
     out: Path,  # Folder of the run; the weights go to `out/checkpoint.pth`
-    composites: Path | None = None,  # A folder of `compose.compose_folder`; None: photographs only
+    composites: Path | None = None,  # A folder of `compose.synthesize_folder`; None: photographs only
 ) -> Learner:  # Its `preprocessing`, `weights`, `composites` and `learned_from` say what the model expects and came from
     "Loaders, network, loss and metrics in one fastai learner. Raises `DataError` or `ModelError`."
     if len(manifest.labels) < 2:
         raise DataError(f"{manifest.root}: a classifier needs two classes or more, got {list(manifest.labels)}")
-    if missing := set(manifest.labels) - set(manifest.part("train").labels):
+    if missing := set(manifest.labels) - set(manifest.subset("train").labels):
         raise DataError(f"{manifest.root}: no photograph of class '{min(missing)}' is in part 'train'")
-    composed = describe_composites(composites) if composites else ""
-    found = find_composites(composites, manifest.part("train").entries) if composites else None
+    composed = describe_synthetic(composites) if composites else ""
+    found = find_synthetic(composites, manifest.subset("train").entries) if composites else None
     set_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, weights = create_backbone(config.backbone, len(manifest.labels), config.pretrained)
@@ -64,7 +64,7 @@ def create_learner(
         config.augment,
         device,
         found,
-        config.composite_share,
+        config.synthetic_fraction,
         min(config.train_size, config.image_size),
         int(config.cache_gb * 1e9),
     )
@@ -94,7 +94,7 @@ def fit(
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
     "The classifier, then the rest, ending with the mean of the weights. Raises `Diverged`, or `TrashsortingError`."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
-    average = [AverageWeights(config.average)] if config.average else []
+    average = [ExponentialMovingAverage(config.average)] if config.average else []
     cbs = [log, *average, *cbs]
     with learn.no_bar(), learn.no_logging(), name_workers():
         learn.freeze()

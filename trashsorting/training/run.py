@@ -39,7 +39,7 @@ def save_run(
         "data": data,
         "root": str(manifest.root.resolve()),
         "manifest_sha256": manifest.sha256,
-        "left_out": [asdict(item) for item in manifest.left_out],
+        "skipped": [asdict(item) for item in manifest.skipped],
         "sources": [source.model_dump() for source in manifest.sources],
         "labels": list(manifest.labels),
         "config": asdict(config),

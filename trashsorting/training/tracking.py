@@ -167,7 +167,7 @@ def start_tracker(
 ) -> Tracker:
     "A started tracker of the kind that the configuration names."
     tracker = TRACKERS["none" if rank_distrib() else config.tracker](folder)
-    parts = {part: len(manifest.part(part).entries) for part in sorted({entry.split for entry in manifest.entries})}
+    parts = {part: len(manifest.subset(part).entries) for part in sorted({entry.split for entry in manifest.entries})}
     known = {"data": data, "manifest_sha256": manifest.sha256, "labels": list(manifest.labels), "photographs": parts}
     tracker.start({**asdict(config), **known})
     return tracker
@@ -256,7 +256,7 @@ def worst_answers(
     count: int = N_ANSWERS,
 ) -> list[PredictionRow]:  # The photograph whose class got the least probability comes first
     "What the model says of the photographs on which it is worst."
-    entries, classes = manifest.part("val").entries, predictor.card.classes
+    entries, classes = manifest.subset("val").entries, predictor.card.classes
     paths = [manifest.root / entry.file for entry in entries]
     probabilities, _ = score(
         predictor.session, predictor.card.preprocessing, paths, temperature=predictor.card.temperature
