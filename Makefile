@@ -7,15 +7,15 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 VERSION := $(shell sed -n 's/^version *= *//p' settings.ini)
 BIN := .venv/bin
 in_venv := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Quarto cannot be had from PyPI: where it is missing, tools/quarto stands in for it.
+# Quarto is not on PyPI. Where it is missing, tools/quarto stands in for it.
 quarto := $(shell command -v quarto 2>/dev/null)
 docs_path := PATH="$(CURDIR)/$(BIN):$(if $(quarto),,$(CURDIR)/tools:)$$PATH"
 readme_path := PATH="$(CURDIR)/$(BIN):$(CURDIR)/tools:$$PATH"
 
-# What a caller gives reaches commands by their environment and never by their text, where it could be a command itself.
-# It is taken as it stands: `make` would expand a $ in it.
-given := TAG TORCH ARGS TRASHNET OTHERS CV PORT URL SECONDS USERS DATA OUT SPLIT EPOCHS
-given := $(foreach name,$(given),$(if $(filter command environment,$(origin $(name))),$(name)))
+# What a user gives reaches commands through the environment. In their text it could be a command itself. It is taken
+# as it stands, since `make` would expand a $ in it.
+given_names := TAG ARGS PORT NAME TITLE
+given := $(foreach name,$(given_names),$(if $(filter command environment,$(origin $(name))),$(name)))
 $(foreach name,$(given),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
 
 need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(MIN_PYTHON)".split("."))))' || { \
@@ -24,12 +24,12 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run cloud smoke wheel audit setup test test-torch check-long lint export outputs readme docs lab lock load load-arguments train train-arguments measured types dead coverage check-outputs hooks pre-commit
+.PHONY: help run setup cloud test check-long lint export outputs new-module docs lab lock wheel audit
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-run load-arguments: export PORT := $(PORT)
+run: export PORT := $(PORT)
 run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 	@exec .venv-serve/bin/python -m trashsorting serve --port "$$PORT"
 
@@ -46,7 +46,7 @@ run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
 	fi && $$pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements/serve.txt
 	@touch $@
 
-cloud: .venv-cloud/.stamp ## The environment from which `trashsorting job` and DVC reach the cloud: light, without torch
+cloud: .venv-cloud/.stamp ## The environment for `trashsorting job` and DVC: light, without torch
 
 .venv-cloud/.stamp: requirements/cloud.txt
 	@$(need_python)
@@ -54,26 +54,6 @@ cloud: .venv-cloud/.stamp ## The environment from which `trashsorting job` and D
 	$(PYTHON) -m venv .venv-cloud
 	.venv-cloud/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/cloud.txt
 	@touch $@
-
-smoke: ## What a first user does, in an environment of its own: predict and serve, on any system
-	$(PYTHON) tools/smoke.py
-
-test-torch: ## Training on TORCH=oldest or newest that settings.ini allows, in an environment of its own
-	$(PYTHON) tools/test_torch.py "$${TORCH:-oldest}"
-
-wheel: ## The wheel, into dist (TAG=v1.2.3 must then be what settings.ini says)
-	@test -z "$$TAG" || test "$$TAG" = "v$(VERSION)" || { \
-		echo "the tag is $$TAG, and settings.ini says $(VERSION)" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear .venv-build
-	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
-	.venv-build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	@ls dist/*.whl
-
-audit: ## What is known against the versions in the locks; asks an advisory service
-	@$(PYTHON) -m venv --clear .venv-audit
-	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
-	for lock in serve cloud train dev docs; do \
-		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 setup: .venv/.package ## The development environment (7 GB, torch is in it)
 
@@ -95,66 +75,42 @@ pytest := pytest -n 2 --dist loadfile --no-loadscope-reorder
 with_args := PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$ARGS"
 
 # One process a core: threads of two on the same cores wait for each other.
-test coverage: export OMP_NUM_THREADS = 1
+test: export OMP_NUM_THREADS = 1
 test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
 	$(in_venv) nbdev_test --flags slow
 	$(in_venv) $(with_args) $(pytest)
 
-check-long: setup check-outputs ## The same tests with tens of thousands of hostile uploads; what every notebook shows
+check-long: setup ## What each notebook shows, then the tests with tens of thousands of hostile uploads
+	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 $(with_args) pytest
 
-lint: setup ## ruff: rules everywhere, layout where nbdev does not write; types; dead code
+lint: setup ## Rules, layout, types, dead code, dependencies, and which package may import which
 	$(BIN)/ruff check . tools/quarto
 	$(BIN)/ruff format --check $(wildcard bench tests tools) setup.py tools/quarto
 	$(BIN)/mypy
 	$(BIN)/vulture
-
-measured: setup ## What the model says of photographs, for its card: TRASHNET=folder OTHERS="folder folder" CV=folder
-	@test -n "$$TRASHNET" && test -n "$$OTHERS" && test -n "$$CV" || { \
-		echo "make measured needs TRASHNET (with images/ and split.csv), OTHERS (folders with one sub-folder a class)" >&2; \
-		echo "and CV, the folder that trashsorting crossval filled" >&2; exit 2; }
-	export $(in_venv) && set -e && mkdir -p nbs/measured && \
-	trashsorting evaluate "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --predictions nbs/measured/val.csv && \
-	for folder in $$OTHERS; do \
-		trashsorting evaluate "$$folder" --predictions "nbs/measured/$$(basename "$$folder").csv"; done && \
-	trashsorting data check "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --out .venv/.check && \
-	cp .venv/.check/groups.csv nbs/measured/trashnet_groups.csv && cp "$$CV/predictions.csv" nbs/measured/out_of_fold.csv && \
-	trashsorting robustness "$$TRASHNET/images" --split "$$TRASHNET/split.csv" --json nbs/measured/stress.json
-
-types: setup ## mypy on the modules
-	$(BIN)/mypy
-
-dead: setup ## Code that nothing reaches, dependencies that nothing imports
-	$(BIN)/vulture
 	@sed -n 's/^\(train_\|cloud_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared
 	$(BIN)/deptry . --requirements-files .venv/.declared
+	$(BIN)/lint-imports --no-cache
 
-coverage: setup ## Lines of the package that notebooks or tests run, from tools/run_notebook.py and pytest together
-	@rm -f .coverage .coverage.*
-	export $(in_venv) && printf '%s\n' $(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb)) | \
-		xargs -P 2 -n 1 coverage run tools/run_notebook.py > /dev/null
-	$(in_venv) $(with_args) coverage run -m $(pytest)
-	$(in_venv) coverage combine --quiet
-	$(in_venv) coverage report
-
-check-outputs: setup ## Every notebook in a Jupyter kernel: does it show what is committed?
-	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
-
-export: setup ## Notebooks to modules, then clean the notebooks
+export: setup ## All that is written from the notebooks: modules, sidebar, picture of the packages, README
 	$(in_venv) nbdev_export
 	$(in_venv) nbdev_clean
-
-outputs: setup ## Run every notebook in a Jupyter kernel and keep what it shows (not the training run)
-	$(in_venv) PYTHONWARNINGS=ignore jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
-		$(filter-out nbs/train.ipynb,$(wildcard nbs/*.ipynb))
-	$(in_venv) nbdev_clean
-
-readme: setup ## README.md from nbs/index.ipynb, by the pinned pandoc, so that it is the same everywhere
+	$(BIN)/python tools/website.py sidebar
+	$(BIN)/python tools/packages.py
 	$(readme_path) nbdev_readme
 
-docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
+outputs: setup ## Run every notebook in a Jupyter kernel, keep what it shows, then export (not the training run)
+	find nbs -name '*.ipynb' ! -path nbs/train.ipynb ! -path '*/.*' -print0 | $(in_venv) PYTHONWARNINGS=ignore xargs -0 \
+		jupyter nbconvert --log-level WARN --to notebook --execute --inplace
+	@$(MAKE) --no-print-directory export
+
+new-module: ## The first cells of a notebook: NAME=data.foo TITLE="What it is"
+	@$(PYTHON) tools/new_module.py "$$NAME" "$$TITLE"
+
+docs: export $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
 	@rm -rf _proc
 	$(docs_path) PYTHONWARNINGS=ignore nbdev_docs
 	$(BIN)/python tools/website.py llms
@@ -166,14 +122,9 @@ docs: readme $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; link
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@
 
-hooks: setup ## git merges and saves notebooks cleanly (nbdev), and every commit is checked (pre-commit)
+lab: setup ## JupyterLab on the notebooks; git then keeps them clean (nbdev) and checks each commit (pre-commit)
 	$(in_venv) nbdev_install_hooks
 	$(in_venv) pre-commit install
-
-pre-commit: setup ## What every commit is checked for, over the whole tree, offline
-	$(in_venv) pre-commit run --all-files
-
-lab: hooks ## JupyterLab on the notebooks, with nbdev's git and Jupyter hooks
 	$(in_venv) jupyter lab nbs $$ARGS
 
 lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
@@ -181,19 +132,16 @@ lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
 		$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	PATH="$$PATH:$(CURDIR)/.venv-lock/bin" requirements/lock.sh $(if $(UPGRADE),--upgrade)
 
-load: export RUN_SECONDS := $(or $(SECONDS),30)
-load: load-arguments setup ## Put the service at URL=http://... under load, SECONDS=30 USERS=8; a table at the end
-	@$(BIN)/locust --locustfile bench/locustfile.py --host "$$URL" --headless --users "$${USERS:-8}" --spawn-rate 100 --run-time "$${RUN_SECONDS}s" --stop-timeout 60 --only-summary --loglevel WARNING
+wheel: ## The wheel, into dist (TAG=v1.2.3 must then be what settings.ini says)
+	@test -z "$$TAG" || test "$$TAG" = "v$(VERSION)" || { \
+		echo "the tag is $$TAG, and settings.ini says $(VERSION)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv-build
+	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
+	.venv-build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
 
-load-arguments:
-	@test -n "$$URL" || { \
-		echo "make load needs URL, the address of a service that you may put under load:" >&2; \
-		echo "  make load URL=http://127.0.0.1:$$PORT [SECONDS=30] [USERS=8]" >&2; exit 2; }
-
-train: train-arguments setup ## A model: DATA=folder OUT=folder [SPLIT=split.csv] [EPOCHS=8]
-	$(in_venv) trashsorting train --data "$$DATA" $${SPLIT:+--split "$$SPLIT"} --out "$$OUT" $${EPOCHS:+-p epochs "$$EPOCHS"}
-
-train-arguments:
-	@test -n "$$DATA" && test -n "$$OUT" || { \
-		echo "make train needs DATA (a folder with one sub-folder a class) and OUT (a folder for the model):" >&2; \
-		echo "  make train DATA=photos OUT=artifacts/model [SPLIT=split.csv] [EPOCHS=8]" >&2; exit 2; }
+audit: ## What is known against the versions in the locks; asks an advisory service
+	@$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	for lock in serve cloud train dev docs; do \
+		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done

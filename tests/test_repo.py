@@ -274,7 +274,7 @@ def test_wheel_is_complete(wheel):
 
 def test_wheel_says_what_settings_say(wheel):
     info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
-    assert "trashsorting = trashsorting.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "trashsorting = trashsorting.cli.main:main" in wheel.read(f"{info}/entry_points.txt").decode()
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"Requires-Python: >={settings()['min_python']}" in metadata
     required = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)

@@ -12,7 +12,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ("03_dataloaders", "04_learner", "07_export")
+NOTEBOOKS = ("training/02_dataloaders", "training/05_learner", "export/00_onnx")
 
 
 def wanted(which: str, requirements: str) -> list[str]:

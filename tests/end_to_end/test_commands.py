@@ -13,38 +13,37 @@ import pytest
 from trashsorting.data.sample import draw_picture, draw_sample
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("tutorial_*.ipynb"))]
+GUIDE = "google_cloud"  # its commands need an account: tests/test_workflows.py looks at them
+TUTORIALS = sorted(path for path in (ROOT / "nbs" / "tutorials").glob("*.ipynb") if path.stem != GUIDE)
+PAGES = [ROOT / "nbs" / "index.ipynb", *TUTORIALS]
 ADDRESS = "http://127.0.0.1:8080"
 
 # What is executed instead, because the command itself takes minutes, or needs photographs.
-SHORTER = {
-    "trashsorting data check photos": "trashsorting data check photos --hashes-only",
-    "make load URL=http://127.0.0.1:8080 SECONDS=30 USERS=8": "make --dry-run load URL=http://127.0.0.1:8080 SECONDS=1",
-}
-# What another test executes, or what that test looks at, since there is no Docker here.
+SHORTER = {"trashsorting data check photos": "trashsorting data check photos --hashes-only"}
+# The test that executes it, or looks at it where it needs Docker.
 ELSEWHERE = {
-    "make run": "test_run.py::test_a_stranger_gets_an_answer",
+    "make run": "end_to_end/test_run.py::test_a_stranger_gets_an_answer",
     "make test": "test_repo.py::test_readme_is_what_the_notebook_makes",  # it is what runs this
     "pip install .": "test_repo.py::test_wheel_is_complete",
     "pip install '.[train]'": "test_repo.py::test_lock_holds_what_settings_ask_for",
     "pip install '.[train,cloud]'": "test_repo.py::test_lock_holds_what_settings_ask_for",
-    "trashsorting serve --port 8080": "conftest.py::running",
+    "python bench/serve.py --photos photos": "test_bench.py::test_serve",
     "TRASHSORTING_MODEL=run/model.onnx trashsorting serve --port 8080": "conftest.py::running",
-    "trashsorting evaluate data --split data/manifest.csv --subset val": "test_photographs.py::",
-    "trashsorting train": "test_train.py::",
-    "trashsorting crossval": "test_crossval.py::",
-    "trashsorting zero-shot": "test_remember.py::test_the_command_makes_file_and_card",
-    "docker build": "test_image.py::test_it_is_small",
-    "docker run": "test_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
-    "docker compose up": "test_compose.py::test_they_find_each_other",
-    "HEIC=0 tools/push_image api REGISTRY": "test_http.py::test_a_service_without_heic_says_so_and_promises_nothing",
-    "trashsorting data pull": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
-    "trashsorting data push": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
-    "trashsorting data import photos": "test_dvc.py::test_the_tracked_data_is_made_again_from_the_photographs",
-    "dvc remote modify": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
-    "dvc add": "test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
-    "dvc repro": "test_pipeline.py::test_a_second_repro_runs_nothing",
-    "dvc metrics diff": "test_pipeline.py::test_a_parameter_reruns_what_depends_on_it_and_is_compared",
+    "trashsorting train": "training/test_train.py::",
+    "trashsorting crossval": "training/test_crossval.py::",
+    "trashsorting zero-shot": "export/test_zero_shot.py::test_the_command_makes_file_and_card",
+    "docker build": "end_to_end/test_api_image.py::test_it_is_small",
+    "docker run": "end_to_end/test_api_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
+    "docker compose up": "end_to_end/test_compose.py::test_they_find_each_other",
+    "HEIC=0 tools/push_image api REGISTRY": "serving/test_routes.py::"
+    "test_a_service_without_heic_says_so_and_promises_nothing",
+    "trashsorting data pull": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "trashsorting data push": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "trashsorting data import photos": "data/test_dvc.py::test_the_tracked_data_is_made_again_from_the_photographs",
+    "dvc remote modify": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "dvc add": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
+    "dvc repro": "end_to_end/test_pipeline.py::test_a_second_repro_runs_nothing",
+    "dvc metrics diff": "end_to_end/test_pipeline.py::test_a_parameter_reruns_what_depends_on_it_and_is_compared",
 }
 
 
@@ -61,31 +60,30 @@ def commands() -> list[str]:
     return list(dict.fromkeys(re.sub(r"\s+# .*$", "", line) for line in lines if line.strip()))
 
 
-def place_of(command: str) -> str | None:
-    "Where the table says that a command is executed; the longest entry that it starts with counts."
-    found = [known for known in ELSEWHERE if command == known or command.startswith(f"{known} ")]
-    return ELSEWHERE[max(found, key=len)] if found else None
+def covered_by(command: str) -> str | None:
+    "The test that the table names for a command; the longest entry that it starts with counts."
+    entries = [entry for entry in ELSEWHERE if command == entry or command.startswith(f"{entry} ")]
+    return ELSEWHERE[max(entries, key=len)] if entries else None
 
 
-HERE = [command for command in commands() if not place_of(command)]
+HERE = [command for command in commands() if not covered_by(command)]
 
 
 def run(command: str, folder: Path, url: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     words = shlex.split(command.replace(ADDRESS, url))
-    where = ROOT if words[0] == "make" else folder
     return subprocess.run(
-        words, cwd=where, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=150
+        words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=150
     )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    "What the commands speak of: a photograph, and a folder of some with one sub-folder a class."
-    made = tmp_path_factory.mktemp("commands")
-    draw_picture("glass", 0, (512, 384)).save(made / "photo.jpg")
-    draw_sample(made / "photos", per_class=2)
-    return made
+    "The files of the commands: a photograph, and a folder of drawings with one sub-folder per class."
+    work = tmp_path_factory.mktemp("commands")
+    draw_picture("glass", 0, (512, 384)).save(work / "photo.jpg")
+    draw_sample(work / "photos", per_class=2)
+    return work
 
 
 @pytest.mark.parametrize("command", HERE)
@@ -109,10 +107,9 @@ def test_the_program_works(program, folder, server):
 def test_the_table_is_about_what_is_written():
     written = commands()
     assert len(HERE) >= 5, "the README teaches by commands"
-    for known in [*SHORTER, *ELSEWHERE]:
-        assert any(command == known or command.startswith(f"{known} ") for command in written), (
-            f"nobody writes {known!r}"
-        )
-    for place in ELSEWHERE.values():
-        name, function = place.split("::")
-        assert f"def {function}" in (ROOT / "tests" / name).read_text(encoding="utf-8"), place
+    for entry in [*SHORTER, *ELSEWHERE]:
+        used = any(command == entry or command.startswith(f"{entry} ") for command in written)
+        assert used, f"no page has {entry!r}"
+    for test in ELSEWHERE.values():
+        name, function = test.split("::")
+        assert f"def {function}" in (ROOT / "tests" / name).read_text(encoding="utf-8"), test

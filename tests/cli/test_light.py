@@ -16,7 +16,7 @@ from trashsorting.cli.main import cli
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_sample
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOES = [
     "--version",
     "predict photos/glass",
