@@ -33,7 +33,7 @@ def test_llms_lists_every_page_and_every_public_name():
             assert website.page_name(source) in text
     for path in website.modules().values():
         for name in website.public_names(path):
-            assert f"`{path.stem}.{name}`: " in text
+            assert f"`{website.dotted(path)}.{name}`: " in text
 
 
 def test_no_page_loses_its_opening(tmp_path, monkeypatch):
@@ -61,9 +61,10 @@ def test_the_logo_is_drawn_by_its_tool_and_is_the_page_s_icon():
 def site(tmp_path, monkeypatch):
     "A website of two pages with one fault of each kind."
     (tmp_path / "index.html").write_text(
-        '<p id="here"><a href="core.html#there">a</a><a href="gone.html">b</a></p>', encoding="utf-8"
+        '<p id="here"><a href="core/card.html#there">a</a><a href="gone.html">b</a></p>', encoding="utf-8"
     )
-    (tmp_path / "core.html").write_text('<p id="modelcard">c</p><a href="index.html#here">d</a>', encoding="utf-8")
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "card.html").write_text('<p id="modelcard">c</p><a href="../index.html#here">d</a>', encoding="utf-8")
     (tmp_path / "lost.html").write_text("<p>e</p>", encoding="utf-8")
     monkeypatch.setattr(website, "SITE", tmp_path)
     return website.pages()
@@ -72,11 +73,11 @@ def site(tmp_path, monkeypatch):
 def test_faults_are_found(site):
     broken = website.broken_links(site)
     assert broken == [
-        "index.html: core.html#there: there is no such place in core.html",
+        "index.html: core/card.html#there: there is no such place in core/card.html",
         "index.html: gone.html leads nowhere",
     ]
     assert website.orphans(site) == ["lost.html: the sidebar does not name it"]
     unshown = website.unshown(site)
-    assert "core.html: Settings is public and not described there" in unshown
-    assert "core.html: ModelCard is public and not described there" not in unshown
-    assert "reference.html: core.ModelCard is public and not listed" in unshown
+    assert "core/card.html: Preprocessing is public and not described there" in unshown
+    assert "core/card.html: ModelCard is public and not described there" not in unshown
+    assert "reference.html: core.card.ModelCard is public and not listed" in unshown

@@ -1,8 +1,8 @@
 """The website from the tree of notebooks: `tools/website.py sidebar|llms|check`.
 
-`sidebar` writes `nbs/sidebar.yml`, a section for each folder of notebooks. `llms` writes `_docs/llms.txt`. `check` exits
-1 on a broken link or anchor, a page that the sidebar does not name, a first cell that nbdev would cut, a public name
-without a docstring, and a name of a module's `__all__` that neither its page nor the reference shows.
+`sidebar` writes `nbs/sidebar.yml`, a section for each folder of notebooks. `llms` writes `_docs/llms.txt`. `check`
+exits 1 on a broken link or anchor, a page that the sidebar does not name, a first cell that nbdev would cut, a public
+name without a docstring, and a name of a module's `__all__` that neither its page nor the reference shows.
 """
 
 import ast
@@ -97,9 +97,8 @@ def dropped_openings() -> list[str]:
         lines = "".join(json.loads(path.read_bytes())["cells"][0]["source"]).splitlines()
         more = [line for line in lines if line and not re.match(r"# |> |- [\w-]+: ", line)]
         if more or sum(line.startswith("> ") for line in lines) > 1:
-            found.append(
-                f"nbs/{path.relative_to(NBS)}: the first cell holds more than a title and one line; the rest is left out"
-            )
+            name = path.relative_to(NBS)
+            found.append(f"nbs/{name}: the first cell holds more than a title and one line; the rest is left out")
     return found
 
 

@@ -380,7 +380,8 @@ def test_without_a_project(monkeypatch):
 
 
 def test_the_light_installation_names_the_extra():
-    code = "import sys; sys.modules['google.auth'] = sys.modules['yaml'] = None; from trashsorting.cli.main import main; main()"
+    hidden = "sys.modules['google.auth'] = sys.modules['yaml'] = None"
+    code = f"import sys; {hidden}; from trashsorting.cli.main import main; main()"
     where = ["--project", "my-project", "--region", "europe-west4"]
     for words in ([*TRAIN, "--dry-run"], [*TRAIN, *where]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
