@@ -42,7 +42,7 @@ def test_no_page_loses_its_opening(tmp_path, monkeypatch):
     (tmp_path / "00_core.ipynb").write_text(json.dumps({"cells": [{"source": source}]}), encoding="utf-8")
     monkeypatch.setattr(website, "NBS", tmp_path)
     assert website.dropped_openings() == [
-        "nbs/core/01_card.ipynb: the first cell holds more than title and one line: the page leaves it out"
+        "nbs/00_core.ipynb: the first cell holds more than a title and one line; the rest is left out"
     ]
 
 
@@ -64,7 +64,9 @@ def site(tmp_path, monkeypatch):
         '<p id="here"><a href="core/card.html#there">a</a><a href="gone.html">b</a></p>', encoding="utf-8"
     )
     (tmp_path / "core").mkdir()
-    (tmp_path / "core" / "card.html").write_text('<p id="modelcard">c</p><a href="../index.html#here">d</a>', encoding="utf-8")
+    (tmp_path / "core" / "card.html").write_text(
+        '<p id="modelcard">c</p><a href="../index.html#here">d</a>', encoding="utf-8"
+    )
     (tmp_path / "lost.html").write_text("<p>e</p>", encoding="utf-8")
     monkeypatch.setattr(website, "SITE", tmp_path)
     return website.pages()
