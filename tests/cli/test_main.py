@@ -183,7 +183,7 @@ def test_a_split_chooses_the_part(sample, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "val.json").read_bytes())["n"] == 6
     absent = call("evaluate", sample, "--split", tmp_path / "manifest.csv", "--subset", "test")
-    assert absent.returncode == 1 and b"no photograph is in part 'test'; there is train, val" in absent.stderr
+    assert absent.returncode == 1 and b"no photograph is in split 'test'; there is train, val" in absent.stderr
 
 
 def test_the_light_commands_never_import_torch(sample):

@@ -164,8 +164,8 @@ def _look_at(
     "Read photographs, and look for near-duplicates and wrong labels. Raises `DataError` or `MissingExtra`."
     from trashsorting.core.errors import DataError
     from trashsorting.data.duplicates import find_label_issues, find_groups, compute_hashes, out_of_fold
-    from trashsorting.data.sources import open_manifest
-    from trashsorting.data.splits import apply_split, named
+    from trashsorting.data.sources import named, open_manifest
+    from trashsorting.data.splits import apply_split
     from trashsorting.core.log import step
 
     need("scipy", "Looking for near-duplicates", "train")

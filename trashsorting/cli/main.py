@@ -164,7 +164,7 @@ def _drop_seen(
 ):  # A `Manifest`
     "Leave out what a model was trained on. Raises `DataError` if that is everything."
     from trashsorting.core.errors import DataError
-    from trashsorting.data.splits import skip_files
+    from trashsorting.data.manifest import skip_files
 
     before = [entry.file for entry, was in zip(manifest.entries, seen, strict=True) if was]
     if len(before) == len(manifest.entries):
@@ -217,8 +217,8 @@ def _open_subset(
 ):  # A `Manifest`
     "The photographs to measure a model on. Raises `DataError`."
     from trashsorting.data.manifest import SPLITS
-    from trashsorting.data.sources import open_manifest, recognise_own
-    from trashsorting.data.splits import apply_split, named
+    from trashsorting.data.sources import named, open_manifest, recognise_own
+    from trashsorting.data.splits import apply_split
 
     manifest = open_manifest(source, into, classes, progress=True)
     if split or subset:

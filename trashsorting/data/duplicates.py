@@ -25,8 +25,8 @@ from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.log import progress_bar
 from ..core.system import count_cores, csv_text
-from .manifest import SPLITS, Entry, Manifest
-from .splits import fold_by_hash, skip_files, line_up
+from .manifest import SPLITS, Entry, Manifest, skip_files
+from .splits import fold_by_hash, line_up
 
 # %% ../../nbs/data/07_duplicates.ipynb #6f557819
 SIDE, _LUMA_WAVES, _CHROMA_WAVES, _CHROMA_BITS = 32, 8, 6, 32

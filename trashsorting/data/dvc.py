@@ -25,8 +25,8 @@ from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
 from .manifest import Manifest, manifest_from_csv
-from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources
-from .splits import apply_split, complete_split, named, spell
+from .sources import OWN_MANIFEST, OWN_SOURCES, named, open_manifest, own_sources
+from .splits import apply_split, complete_split, spell
 
 # %% ../../nbs/data/09_dvc.ipynb #f0f9fa1e
 def _keep_splits(
