@@ -195,7 +195,7 @@ def _check_splits(
     seen = f"the folders {', '.join(path.name for path in splits)} are a split"
     if beside:
         names = ", ".join(beside)
-        raise DataError(f"{base}: {seen}, and beside them lies {names}; move it into one of them, or out of {base.name}")
+        raise DataError(f"{base}: {seen}, and beside them lies {names}; move it into one of them or out of {base.name}")
     classes = {path: {folder.name for folder in inside[path]} for path in splits}
     trained = set().union(*(classes[path] for path in splits if split_of(path.name) == "train"))
     for path in splits:

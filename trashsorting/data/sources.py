@@ -137,7 +137,7 @@ def open_source(
     into: Path,  # The folder for what is unpacked, fetched or drawn
     progress: bool = False,  # Show a bar
 ) -> Path:  # The folder with one sub-folder per class, or with such folders in train, valid and test
-    "Bring a data set to a folder on this machine. Raises `DataError`, or `MissingExtra` for what the light install lacks."
+    "Bring a data set to a folder on this machine. Raises `DataError`, or `MissingExtra` in the light install."
     if is_word(source):
         with step(f"opening {source}"):
             return _open_builtin(str(source), into, progress)
@@ -290,7 +290,8 @@ def _check_own(
         problem = "is not the file that is listed"
     else:
         problem = "is in the folder, not in the list" if file in there else "is in the list, not in the folder"
-    hint = f"get what is listed (`trashsorting data pull {root}`) or list what is there (`trashsorting data import {root} --out {root} --replace`)"
+    pull, again = f"trashsorting data pull {root}", f"trashsorting data import {root} --out {root} --replace"
+    hint = f"get what is listed (`{pull}`) or list what is there (`{again}`)"
     raise DataError(f"{root / OWN_MANIFEST}: {file} {problem}: {hint}")
 
 # %% ../../nbs/data/06_sources.ipynb #f0803d06
