@@ -264,9 +264,9 @@ def test_stress_names_what_it_leaves_out(tmp_path):
         for command in ("evaluate", "robustness")
     ]
     assert [done.returncode for done in told] == [0, 0]
-    evaluated, stressed = ([line for line in done.stderr.splitlines() if "left out" in line] for done in told)
+    evaluated, stressed = ([line for line in done.stderr.splitlines() if "skipped" in line] for done in told)
     assert stressed == evaluated and len(stressed) == 1
-    assert stressed[0].startswith("left out: glass/notes.jpg: not a picture in an accepted format")
+    assert stressed[0].startswith("skipped: glass/notes.jpg: not a picture in an accepted format")
     assert json.loads((tmp_path / "stress.json").read_bytes())["robustness"]["n"] == 24
 
 

@@ -255,8 +255,8 @@ def test_every_command_names_the_skipped_files(command, odd, tmp_path):
     }[command]
     done = call(*words)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
-    assert sorted(lines) == sorted(f"left out: {file}: {reason}" for file, reason in reasons.items())
+    lines = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert sorted(lines) == sorted(f"skipped: {file}: {reason}" for file, reason in reasons.items())
     if command == "manifest":
         assert {row["file"] for row in rows_of(done)} == used
     if command == "check":
@@ -289,14 +289,14 @@ def test_pictures_in_no_class_folder_are_named(tmp_path):
     draw_sample(root / "__unsorted", 1, ("glass",))
     done = call("data", "manifest", root)
     assert len(rows_of(done)) == 9
-    assert "left out: overview.png: it lies in no class folder" in done.stderr
-    assert "left out: __unsorted/glass/glass000.png: it lies in no class folder" in done.stderr
+    assert "skipped: overview.png: it lies in no class folder" in done.stderr
+    assert "skipped: __unsorted/glass/glass000.png: it lies in no class folder" in done.stderr
     unlabelled = draw_split(tmp_path / "kaggle", {"train": "train"})
     (unlabelled / "test").mkdir()
     for number in range(30):
         draw_picture("glass", number).save(unlabelled / "test" / f"{number}.jpg")
     done = call("data", "manifest", unlabelled)
-    assert len(rows_of(done)) == 18 and "left out: 10 more: it lies in no class folder" in done.stderr
+    assert len(rows_of(done)) == 18 and "skipped: 10 more: it lies in no class folder" in done.stderr
 
 
 # Files of other programs
@@ -317,7 +317,7 @@ def test_files_of_other_programs_are_ignored(tmp_path):
         done = call(*words, root)
         assert done.returncode == 0, done.stderr
         lines = done.stderr.splitlines()
-        skipped = {line.split(": ")[1] for line in lines if line.startswith("left out: ")}
+        skipped = {line.split(": ")[1] for line in lines if line.startswith("skipped: ")}
         assert skipped == {f"glass/glass000.{suffix}" for suffix in ("AAE", "MOV", "json", "xml", "txt", "csv")}, words
         ignored = [line for line in lines if line.startswith("ignored: ")]
         assert len(ignored) == 1 and "hidden or left by other programs" in ignored[0]

@@ -137,7 +137,7 @@ def test_a_name_that_is_not_utf_8_is_skipped_with_the_reason(tmp_path):
     os.rename(sample / "glass/glass007.png", os.fsencode(sample) + b"/glass/fl\xe4schchen.png")
     done = call("data", "manifest", sample, "--out", out)
     assert done.returncode == 0 and "39 photographs of 2 classes, 1 " in done.stdout
-    assert r"left out: glass/fl\xe4schchen.png: the name is not valid UTF-8" in done.stderr
+    assert r"skipped: glass/fl\xe4schchen.png: the name is not valid UTF-8" in done.stderr
     assert len(manifest_from_csv(out, sample).entries) == 39
 
 

@@ -234,7 +234,7 @@ def read_folder(
 _MAX_NAMED = 20
 
 
-def left_out_lines(
+def skipped_lines(
     manifest: Manifest,
 ) -> list[str]:  # For each reason up to `_MAX_NAMED` files, and how many more there are
     "The skipped and ignored files, as lines for a terminal."
@@ -243,9 +243,9 @@ def left_out_lines(
         files.setdefault(item.reason, []).append(item.file)
     lines = []
     for reason, names in files.items():
-        lines += [f"left out: {name}: {reason}" for name in names[:_MAX_NAMED]]
+        lines += [f"skipped: {name}: {reason}" for name in names[:_MAX_NAMED]]
         if len(names) > _MAX_NAMED:
-            lines.append(f"left out: {len(names) - _MAX_NAMED} more: {reason}")
+            lines.append(f"skipped: {len(names) - _MAX_NAMED} more: {reason}")
     if manifest.ignored:
         names = sorted({Path(name).name for name in manifest.ignored})
         kinds = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

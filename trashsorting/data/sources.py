@@ -23,7 +23,7 @@ from .archive import unpack
 from .listing import SkippedFile, dataset_root, list_folder
 from .manifest import Entry, Manifest, manifest_from_csv, read_folder
 from .sample import draw_sample
-from .splits import apply_split, complete_split, spell
+from .splits import apply_split, complete_split, match_spelling
 from .storage import fetch
 
 # %% ../../nbs/data/06_sources.ipynb #fb955327
@@ -38,7 +38,7 @@ def _open_archive(
 
 # %% ../../nbs/data/06_sources.ipynb #6ca6a9c2
 @contextmanager
-def named(
+def source_errors(
     source: str | Path,  # What the user named
     into: Path,  # The folder that it was unpacked, drawn or fetched to; not used for a folder on this machine
 ) -> Iterator[None]:
@@ -99,15 +99,15 @@ def _fetch_trashnet(
     return root
 
 # %% ../../nbs/data/06_sources.ipynb #8fe93905
-WORDS = ("hub", "sample", *_HUB_SOURCES)
+BUILTIN_SOURCES = ("hub", "sample", *_HUB_SOURCES)
 
 
-def is_word(
+def is_builtin(
     source: str | Path,  # What the user named
     folder: Path = Path(),  # The folder that a path is relative to
 ) -> bool:
-    "Whether a source is one of `WORDS`. A path of that name comes first, which is logged."
-    if str(source) not in WORDS:
+    "Whether a source is one of `BUILTIN_SOURCES`. A path of that name comes first, which is logged."
+    if str(source) not in BUILTIN_SOURCES:
         return False
     is_here = (folder / source).exists()
     if is_here:
@@ -116,7 +116,7 @@ def is_word(
 
 # %% ../../nbs/data/06_sources.ipynb #8961a4b1
 def _open_builtin(
-    name: str,  # One of `WORDS`
+    name: str,  # One of `BUILTIN_SOURCES`
     into: Path,  # As for `open_source`
     progress: bool = False,  # Show a bar
 ) -> Path:  # The folder with the class folders
@@ -133,12 +133,12 @@ _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}  # suf
 
 
 def open_source(
-    source: str | Path,  # A folder, an archive of one, the address of one of these in a bucket, or one of `WORDS`
+    source: str | Path,  # A folder, an archive, the address of one of these in a bucket, or one of `BUILTIN_SOURCES`
     into: Path,  # The folder for what is unpacked, fetched or drawn
     progress: bool = False,  # Show a bar
 ) -> Path:  # The folder with one sub-folder per class, or with such folders in train, valid and test
     "Bring a data set to a folder on this machine. Raises `DataError`, or `MissingExtra` in the light install."
-    if is_word(source):
+    if is_builtin(source):
         with step(f"opening {source}"):
             return _open_builtin(str(source), into, progress)
     path = fetch(str(source), into, Path(into) / _FETCHED) if is_remote(source) else Path(source)
@@ -192,7 +192,7 @@ def _read_sources(
     local = {
         source.name: path.parent / source.where
         for source in sources
-        if not is_remote(source.where) and not is_word(source.where, path.parent)
+        if not is_remote(source.where) and not is_builtin(source.where, path.parent)
     }
     return tuple(s.model_copy(update={"where": str(local[s.name])}) if s.name in local else s for s in sources)
 
@@ -253,13 +253,13 @@ def open_manifest(
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # The split is the folders' own, or undecided
     "Open and read photographs from any source. Raises `DataError`."
-    known = _HUB_SOURCES.get(str(source)) if is_word(source) else None
+    known = _HUB_SOURCES.get(str(source)) if is_builtin(source) else None
     if not known and (Path(source).suffix.lower() != ".json" or Path(source).is_dir()):
         root = open_source(source, into, progress)
-        with named(source, into):
+        with source_errors(source, into):
             return read_folder(root, labels, progress)
     sources = (known,) if known else _read_sources(Path(source))
-    with named(source, into):
+    with source_errors(source, into):
         manifest = _join_sources(sources, Path(into), progress)
     if labels and (unknown := set(manifest.labels) - set(labels)):
         raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
@@ -295,7 +295,7 @@ def _check_own(
     raise DataError(f"{root / OWN_MANIFEST}: {file} {problem}: {hint}")
 
 # %% ../../nbs/data/06_sources.ipynb #f0803d06
-def recognise_own(
+def apply_own_manifest(
     manifest: Manifest,  # As read
 ) -> Manifest:  # With the split of the folder's own manifest, if it has one
     "Use the manifest that a prepared folder holds. Raises `DataError` where folder and manifest differ."
@@ -303,7 +303,8 @@ def recognise_own(
     if not path.is_file():
         return manifest
     listed = manifest_from_csv(path, manifest.root)
-    by_file = spell({entry.file: entry for entry in listed.entries}, [entry.file for entry in manifest.entries])
+    files = [entry.file for entry in manifest.entries]
+    by_file = match_spelling({entry.file: entry for entry in listed.entries}, files)
     listed = replace(listed, entries=tuple(replace(by_file[file], file=file) for file in sorted(by_file)))
     _check_own(manifest, listed)
     return replace(listed, skipped=manifest.skipped, sources=own_sources(manifest.root), ignored=manifest.ignored)
@@ -318,6 +319,6 @@ def load_manifest(
 ) -> Manifest:  # Every entry decided
     "Open a source, read it and divide it. Raises `DataError`."
     manifest = open_manifest(source, into, progress=progress)
-    with named(source, into):
-        manifest = recognise_own(manifest)
+    with source_errors(source, into):
+        manifest = apply_own_manifest(manifest)
         return complete_split(apply_split(manifest, split) if split else manifest, seed)

@@ -20,7 +20,7 @@ from ..core.system import csv_text, read_csv
 from .manifest import SPLITS, Manifest, skip_files
 
 # %% ../../nbs/data/05_splits.ipynb #b7002b98
-def line_up(
+def groups_by_class(
     manifest: Manifest,
     groups: Iterable[tuple[str, ...]],  # Files that stay together; any other file is a group of its own
 ) -> dict[str, list[tuple[str, ...]]]:  # By class: its groups; a group of several classes is with its commonest
@@ -45,7 +45,7 @@ def _hash_positions(
         return min(hashlib.sha256(f"{seed}/{file}".encode()).digest() for file in files)
 
     positions = {}
-    for label, class_groups in line_up(manifest, groups).items():
+    for label, class_groups in groups_by_class(manifest, groups).items():
         before, length = 0, sum(map(len, class_groups))
         for files in sorted(class_groups, key=rank):
             positions[files] = label, (before + len(files) / 2) / length
@@ -133,7 +133,7 @@ def read_split(
 _Value = TypeVar("_Value")
 
 
-def spell(
+def match_spelling(
     listed: dict[str, _Value],  # By file, as a list spells it
     files: Iterable[str],  # As the disk spells them
 ) -> dict[str, _Value]:  # By file as the disk spells it; a file that is not on the disk stays
@@ -172,7 +172,7 @@ def apply_split(
 ) -> Manifest:  # Every entry decided
     "Use the split of a file. Raises `DataError` where it does not fit the folder."
     used, skipped = ([item.file for item in items] for items in (manifest.entries, manifest.skipped))
-    splits = spell(read_split(path), [*used, *skipped, *manifest.ignored])
+    splits = match_spelling(read_split(path), [*used, *skipped, *manifest.ignored])
     _check_listed(manifest, path, splits)
     entries = tuple(replace(entry, split=splits[entry.file][1]) for entry in manifest.entries)
     reasons = {entry.file: "" for entry in entries if entry.split == _NO_SPLIT}
