@@ -183,7 +183,7 @@ def test_a_split_chooses_the_part(sample, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "val.json").read_bytes())["n"] == 6
     absent = call("evaluate", sample, "--split", tmp_path / "manifest.csv", "--subset", "test")
-    assert absent.returncode == 1 and b"no photograph is in part 'test'; there is train, val" in absent.stderr
+    assert absent.returncode == 1 and b"no photograph is in split 'test'; there is train, val" in absent.stderr
 
 
 def test_the_light_commands_never_import_torch(sample):
@@ -264,9 +264,9 @@ def test_stress_names_what_it_leaves_out(tmp_path):
         for command in ("evaluate", "robustness")
     ]
     assert [done.returncode for done in told] == [0, 0]
-    evaluated, stressed = ([line for line in done.stderr.splitlines() if "left out" in line] for done in told)
+    evaluated, stressed = ([line for line in done.stderr.splitlines() if "skipped" in line] for done in told)
     assert stressed == evaluated and len(stressed) == 1
-    assert stressed[0].startswith("left out: glass/notes.jpg: not a picture in an accepted format")
+    assert stressed[0].startswith("skipped: glass/notes.jpg: not a picture in an accepted format")
     assert json.loads((tmp_path / "stress.json").read_bytes())["robustness"]["n"] == 24
 
 

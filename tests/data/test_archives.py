@@ -1,4 +1,4 @@
-"""Archives, lists and names as other programs write them: read as they were meant, or a sentence."""
+"""Archives, tables and names as other programs write them: read correctly, or refused with a clear error."""
 
 import io
 import json
@@ -199,7 +199,7 @@ def test_what_a_zip_may_not_hold(name, mode, reason, photographs, tmp_path):
 
 
 def test_a_tar_bomb_is_refused(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_UNPACKED", 2**20)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 2**20)
     big = make_tar(tmp_path / "big.tar.gz", {"glass/zeros.png": bytes(2**21)})
     many = make_tar(tmp_path / "many.tar.gz", {f"glass/{number}.png": b"" for number in range(300)})
     for archive in (big, many):
@@ -209,36 +209,36 @@ def test_a_tar_bomb_is_refused(photographs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_head_that_would_fill_the_memory_is_refused(kind, photographs, tmp_path):
-    head = tarfile.TarInfo("comment")
-    head.type, head.size = kind, 2**32
+def test_a_header_that_would_fill_the_memory_is_refused(kind, photographs, tmp_path):
+    header = tarfile.TarInfo("comment")
+    header.type, header.size = kind, 2**32
     before = make_tar(tmp_path / "photos.tar", photographs, "w").read_bytes().rstrip(b"\0")
     before += bytes(-len(before) % 512)
-    (tmp_path / "late.tar").write_bytes(before + head.tobuf() + bytes(2048))
-    (tmp_path / "first.tar").write_bytes(head.tobuf() + bytes(2048))
-    with pytest.raises(DataError, match=r"late\.tar: cannot be unpacked: one of its heads is too long"):
+    (tmp_path / "late.tar").write_bytes(before + header.tobuf() + bytes(2048))
+    (tmp_path / "first.tar").write_bytes(header.tobuf() + bytes(2048))
+    with pytest.raises(DataError, match=r"late\.tar: cannot be unpacked: one of its headers is too long"):
         unpack(tmp_path / "late.tar", tmp_path / "data")
     with pytest.raises(DataError, match=r"first\.tar: neither a zip nor a tar"):
         unpack(tmp_path / "first.tar", tmp_path / "data")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_tar_that_is_cut_off_is_said_to_be(mode, share, photographs, tmp_path):
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9])
+def test_a_tar_that_is_cut_off_is_refused(mode, fraction, photographs, tmp_path):
     whole = make_tar(tmp_path / "whole", photographs, mode).read_bytes()
     length = len(whole.rstrip(b"\0")) if mode == "w" else len(whole)
-    (tmp_path / "cut.tar").write_bytes(whole[: int(length * share)])
+    (tmp_path / "cut.tar").write_bytes(whole[: int(length * fraction)])
     with pytest.raises(DataError, match=r"cut\.tar: (cannot be unpacked: .*; it is damaged|neither a zip nor a tar)"):
         unpack(tmp_path / "cut.tar", tmp_path / "data")
 
 
-def test_a_tar_that_ends_between_two_members_is_cut_off_too(photographs, tmp_path):
+def test_a_tar_that_ends_between_two_members_is_refused(photographs, tmp_path):
     with tarfile.open(make_tar(tmp_path / "whole.tar", photographs, "w")) as opened:
         start = opened.getmembers()[6].offset
     data = (tmp_path / "whole.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[:start])
-    (tmp_path / "spoilt.tar").write_bytes(data[:start] + b"\xff" * 512 + data[start + 512 :])
-    for name in ("cut.tar", "spoilt.tar"):
+    (tmp_path / "damaged.tar").write_bytes(data[:start] + b"\xff" * 512 + data[start + 512 :])
+    for name in ("cut.tar", "damaged.tar"):
         with pytest.raises(DataError, match=rf"{name}: cannot be unpacked: it ends in the middle of its list"):
             unpack(tmp_path / name, tmp_path / "data")
 
@@ -258,17 +258,17 @@ def test_a_tar_that_ends_between_two_members_is_cut_off_too(photographs, tmp_pat
     ],
 )
 @pytest.mark.parametrize("name", ["photos.zip", "photos.7z", "photos"])
-def test_what_is_no_archive_is_a_sentence(name, data, reason, tmp_path):
+def test_any_other_file_is_refused(name, data, reason, tmp_path):
     (tmp_path / name).write_bytes(data)
     done = call("data", "manifest", tmp_path / name)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search(rf"^trashsorting: {re.escape(str(tmp_path / name))}: .*{reason}", done.stderr), done.stderr
 
 
-# The name that the user knows
+# Names in errors
 
 
-def test_errors_name_the_archive_and_no_folder_that_is_gone(photographs, tmp_path):
+def test_errors_name_the_archive_and_no_temporary_folder(photographs, tmp_path):
     (tmp_path / "split.csv").write_text("file,label,split\nglass/x.png,glass,val\n", encoding="utf-8")
     hollow = make_zip(tmp_path / "hollow.zip", {**photographs, "void/notes.txt": b"x"})
     good = make_zip(tmp_path / "good.zip", photographs)
@@ -294,19 +294,19 @@ def test_errors_name_the_archive_and_no_folder_that_is_gone(photographs, tmp_pat
         assert not re.search(r"tmp\w{8}/|\.new-|\.fetched", done.stderr.replace(str(tmp_path), "")), done.stderr
 
 
-@pytest.mark.parametrize("word", ["sample", "hub", "garythung/trashnet"])
-def test_a_folder_here_comes_before_what_a_word_stands_for(word, tmp_path, monkeypatch):
-    draw_sample(tmp_path / word, 2, ("glass", "paper"))
+@pytest.mark.parametrize("name", ["sample", "hub", "garythung/trashnet"])
+def test_a_folder_comes_before_the_built_in_source_of_its_name(name, tmp_path, monkeypatch):
+    draw_sample(tmp_path / name, 2, ("glass", "paper"))
     monkeypatch.chdir(tmp_path)
-    done = call("data", "manifest", word)
+    done = call("data", "manifest", name)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 5
-    assert f"{word}: the one in {tmp_path} is read, and not the built-in source" in done.stderr
-    (tmp_path / "sources.json").write_text(json.dumps([{"name": "one", "where": word}]), encoding="utf-8")
+    assert f"{name}: the one in {tmp_path} is read, and not the built-in source" in done.stderr
+    (tmp_path / "sources.json").write_text(json.dumps([{"name": "first", "where": name}]), encoding="utf-8")
     assert len(call("data", "manifest", "sources.json").stdout.splitlines()) == 5
-    # It is a path like any other for a run, too, which works in another folder.
+    # A run works in another folder, so there it is an absolute path.
     from trashsorting.cli.train import resolve_paths
 
-    assert resolve_paths({}, data=word, out="run")["data"] == str(tmp_path / word)
+    assert resolve_paths({}, data=name, out="run")["data"] == str(tmp_path / name)
 
 
 # Names that look the same
@@ -401,7 +401,7 @@ BAD_TABLES = {
     ],
     ids=["split", "manifest", "predictions"],
 )
-def test_a_table_that_cannot_be_read_is_a_sentence(kind, read, head, tmp_path):
+def test_a_table_that_cannot_be_read_is_refused(kind, read, head, tmp_path):
     data, reason = BAD_TABLES[kind]
     wide = head.decode().encode("utf-16-le")
     (tmp_path / "x.csv").write_bytes(data.replace(b"HEAD", head).replace("HEAD".encode("utf-16-le"), wide))
@@ -444,7 +444,7 @@ def test_a_manifest_that_excel_saved_is_the_same_manifest(tmp_path):
         "\udcff",
     ],
 )
-def test_a_foreign_list_of_sources_is_a_sentence(text, tmp_path):
+def test_any_other_list_of_sources_is_refused(text, tmp_path):
     (tmp_path / "sources.json").write_bytes(os.fsencode(text))
     done = call("data", "manifest", tmp_path / "sources.json")
     assert (done.returncode, done.stdout) == (1, "")
@@ -454,7 +454,7 @@ def test_a_foreign_list_of_sources_is_a_sentence(text, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "7", '["../mine"]', "[1]", "[" * 100_000])
-def test_a_note_that_is_not_ours_deletes_nothing(text, photographs, tmp_path):
+def test_a_note_of_another_program_deletes_nothing(text, photographs, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work", encoding="utf-8")
     (tmp_path / "data").mkdir()
@@ -464,12 +464,12 @@ def test_a_note_that_is_not_ours_deletes_nothing(text, photographs, tmp_path):
     assert (tmp_path / "mine/thesis.txt").is_file()
 
 
-# A bar
+# Progress
 
 
 def test_a_long_unpacking_shows_a_bar(photographs, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(archives, "bar", lambda items, what, wanted, *_: shown.append((what, wanted)) or items)
+    monkeypatch.setattr(archives, "progress_bar", lambda items, what, wanted, *_: shown.append((what, wanted)) or items)
     for archive in (make_zip(tmp_path / "a.zip", photographs), make_tar(tmp_path / "a.tgz", photographs)):
         open_source(archive, tmp_path / "data", progress=True)
         shutil.rmtree(tmp_path / "data")

@@ -84,7 +84,7 @@ def test_the_command_finds_what_was_planted(planted, tmp_path):
         assert len({part[file] for file, its in group.items() if its == number} - {"none"}) <= 1
 
     used = call("data", "manifest", planted, "--split", tmp_path / "check" / "split.csv")
-    assert used.returncode == 0 and "left out: paper/misnamed.jpg" in used.stderr
+    assert used.returncode == 0 and "skipped: paper/misnamed.jpg" in used.stderr
 
 
 def test_fingerprints_alone_name_what_was_done(planted):
@@ -237,7 +237,7 @@ def test_evaluate_counts_what_the_model_has_seen(tested, tmp_path):
     rest = call("evaluate", test, "--model", model, "--unseen-only", "--json", tmp_path / "unseen.json")
     figures = json.loads((tmp_path / "unseen.json").read_bytes())
     assert (figures["n"], figures["n_seen"], figures["accuracy"]) == (2, 0, figures["unseen_accuracy"])
-    assert "left out: glass/copy.jpg: the model was trained on it, or nearly" in rest.stderr
+    assert "skipped: glass/copy.jpg: the model was trained on it, or nearly" in rest.stderr
 
 
 def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
@@ -288,7 +288,7 @@ def test_a_set_that_holds_the_other_again_is_found(tmp_path, monkeypatch):
     manifest = dataset.open_manifest(tmp_path / "sources.json", tmp_path / "joined")
     assert manifest.labels == LABELS and len(manifest.entries) == 36
     assert {source.name: source.licence for source in manifest.sources} == {"waste-classifier": "MIT", "ours": "CC0"}
-    assert len([item for item in manifest.skipped if "leaves out its class 'compost'" in item.reason]) == 2
+    assert len([item for item in manifest.skipped if "skips its class 'compost'" in item.reason]) == 2
 
     groups = find_groups(manifest, compute_hashes([manifest.root / entry.file for entry in manifest.entries]))
     together = {file: at for at, group in enumerate(groups) for file in group.files}

@@ -1,4 +1,4 @@
-"""Folders of strangers, through the commands: splits of their own, what vanishes, what programs leave, large files."""
+"""Folders of other people, through the commands: their splits, skipped and ignored files, large files."""
 
 import csv
 import json
@@ -15,32 +15,31 @@ import pytest
 from command import call
 from PIL import Image
 
-from trashsorting.cli.data import manifest as dataset
 from trashsorting.core.errors import DataError
 from trashsorting.core.image import DamagedImage, TooManyBytes, open_rgb
 from trashsorting.core.settings import MAX_BYTES, MAX_FILE_BYTES
-from trashsorting.data.listing import list_folder
+from trashsorting.data.listing import READ_ALREADY, list_folder
 from trashsorting.data.manifest import read_folder
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.sources import load_manifest
 
 LABELS = ("glass", "metal", "paper")
 SIZES = {"train": 6, "val": 3, "test": 2}  # photographs of each class
-FIRST = {"train": 0, "val": 50, "test": 70}  # each part has drawings of its own
+FIRST = {"train": 0, "val": 50, "test": 70}  # each split has drawings of its own
 
 
-def draw_part(folder: Path, part: str, labels=LABELS) -> None:
-    "The photographs of one part, in a folder for each class."
+def draw_classes(folder: Path, split: str, labels=LABELS) -> None:
+    "The photographs of one split, in a folder for each class."
     for label in labels:
         (folder / label).mkdir(parents=True, exist_ok=True)
-        for number in range(FIRST[part], FIRST[part] + SIZES[part]):
+        for number in range(FIRST[split], FIRST[split] + SIZES[split]):
             draw_picture(label, number).save(folder / label / f"{label}{number}.png")
 
 
 def draw_split(root: Path, names: dict[str, str], labels=LABELS) -> Path:
-    "A data set with folders called `names` for the parts."
-    for name, part in names.items():
-        draw_part(root / name, part, labels)
+    "A data set with a folder for each split."
+    for name, split in names.items():
+        draw_classes(root / name, split, labels)
     return root
 
 
@@ -82,7 +81,7 @@ def test_the_split_of_the_folders_is_kept(names, layout, tmp_path):
     rows = rows_of(call("data", "manifest", source))
     assert {row["label"] for row in rows} == set(LABELS)
     counts = Counter(row["split"] for row in rows)
-    assert counts == {part: 3 * SIZES[part] for part in names.values()}
+    assert counts == {split: 3 * SIZES[split] for split in names.values()}
     assert all(FIRST[row["split"]] <= int(Path(row["file"]).stem[len(row["label"]) :]) for row in rows)
 
 
@@ -97,47 +96,47 @@ def test_a_list_of_sources_keeps_their_splits(tmp_path):
     assert {row["split"] for row in rows if row["source"] == "ours"} == {"train", "val"}
 
 
-def test_without_a_validation_part_some_of_the_training_part_is_held_out(tmp_path):
+def test_without_a_validation_split_some_of_the_training_split_is_held_out(tmp_path):
     draw_split(tmp_path / "photos", {"train": "train", "test": "test"})
     done = call("data", "manifest", tmp_path / "photos")
     rows = rows_of(done)
     assert {row["split"] for row in rows if row["file"].startswith("test/")} == {"test"}
     held_out = Counter(row["label"] for row in rows if row["split"] == "val")
     assert set(held_out) == set(LABELS) and set(held_out.values()) == {1}
-    assert "no part to validate on" in done.stderr and "18 photographs to train on" in done.stderr
-    assert "the 6 to test on stay so" in done.stderr
+    assert "there is no validation split" in done.stderr and "18 training photographs" in done.stderr
+    assert "the 6 test photographs stay so" in done.stderr
     again = load_manifest(tmp_path / "photos", tmp_path / "work")
     assert {entry.file: entry.split for entry in again.entries} == {row["file"]: row["split"] for row in rows}
 
 
 def mixed(root: Path) -> None:
     draw_split(root, ROBOFLOW)
-    draw_part(root, "train", ("glass",))
+    draw_classes(root, "train", ("glass",))
 
 
 def differing(root: Path) -> None:
-    draw_part(root / "train", "train", ("glass", "metal"))
-    draw_part(root / "test", "test", ("glass", "paper"))
+    draw_classes(root / "train", "train", ("glass", "metal"))
+    draw_classes(root / "test", "test", ("glass", "paper"))
 
 
 def flat(root: Path) -> None:
     for name in ("train", "test"):
-        draw_part(root / name, "train", ("glass",))
+        draw_classes(root / name, "train", ("glass",))
         for path in list((root / name / "glass").iterdir()):
             path.rename(root / name / path.name)
         (root / name / "glass").rmdir()
 
 
-def part_as_class(root: Path) -> None:
-    draw_part(root, "train", ("glass", "metal"))
+def split_as_class(root: Path) -> None:
+    draw_classes(root, "train", ("glass", "metal"))
     (root / "metal").rename(root / "test")
 
 
 REFUSED = {
-    mixed: "test, train, valid are the parts of a split, and beside them lies glass",
-    differing: "their classes differ: test has 'paper', the training part has glass, metal",
-    flat: "test, train are called like the parts of a split, but there are no class folders in them",
-    part_as_class: "test is called like a part of a split and lies beside glass",
+    mixed: "test, train, valid are a split, and beside them lies glass",
+    differing: "their classes differ: test has 'paper', the training split has glass, metal",
+    flat: "test, train are named like a split, but there are no class folders in them",
+    split_as_class: "test is named like a split and lies beside glass",
 }
 
 
@@ -162,39 +161,39 @@ def test_training_refuses_what_the_manifest_refuses(tmp_path):
     assert done.returncode == 1 and REFUSED[mixed] in done.stderr
 
 
-def test_evaluate_scores_the_part_that_is_asked_for(tmp_path):
+def test_evaluate_scores_the_chosen_split(tmp_path):
     draw_split(tmp_path / "photos", ROBOFLOW)
-    figures = tmp_path / "figures.json"
-    whole = call("evaluate", tmp_path / "photos", "--json", figures)
-    assert whole.returncode == 0 and json.loads(figures.read_bytes())["n"] == 33
-    assert "all parts are scored (18 train, 9 val, 6 test)" in whole.stderr
-    tested = call("evaluate", tmp_path / "photos", "--subset", "test", "--json", figures)
-    assert tested.returncode == 0 and not tested.stderr and json.loads(figures.read_bytes())["n"] == 6
+    metrics = tmp_path / "metrics.json"
+    whole = call("evaluate", tmp_path / "photos", "--json", metrics)
+    assert whole.returncode == 0 and json.loads(metrics.read_bytes())["n"] == 33
+    assert " are scored (18 train, 9 val, 6 test)" in whole.stderr
+    tested = call("evaluate", tmp_path / "photos", "--subset", "test", "--json", metrics)
+    assert tested.returncode == 0 and not tested.stderr and json.loads(metrics.read_bytes())["n"] == 6
     unknown = call("evaluate", tmp_path / "photos", "--subset", "tests")
-    assert unknown.returncode == 1 and "no photograph is in part 'tests'; there is test, train, val" in unknown.stderr
+    assert unknown.returncode == 1 and "no photograph is in split 'tests'; there is test, train, val" in unknown.stderr
     made = call("data", "import", tmp_path / "photos", "--out", tmp_path / "made")
     assert made.returncode == 0 and "(18 train, 9 val, 6 test)" in made.stdout, made.stderr
-    assert call("evaluate", tmp_path / "made", "--subset", "test", "--json", figures).returncode == 0
-    assert json.loads(figures.read_bytes())["n"] == 6
+    assert call("evaluate", tmp_path / "made", "--subset", "test", "--json", metrics).returncode == 0
+    assert json.loads(metrics.read_bytes())["n"] == 6
     assert Counter(row["split"] for row in rows_of(call("data", "manifest", tmp_path / "made"))) == {
         "train": 18, "val": 9, "test": 6,
     }  # fmt: skip
 
 
-def test_a_checked_split_keeps_what_is_tested_on(tmp_path):
+def test_a_checked_split_keeps_the_test_photographs(tmp_path):
     root = draw_split(tmp_path / "photos", ROBOFLOW)
     shutil.copy(root / "test" / "glass" / "glass70.png", root / "train" / "glass" / "leak.png")
     done = call("data", "check", root, "--hashes-only", "--out", tmp_path / "check")
-    assert done.returncode == 0 and "1 of them cross the split" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 of them " in done.stdout, done.stderr
     with open(tmp_path / "check" / "split.csv", encoding="utf-8") as stream:
-        parts = {row["file"]: row["split"] for row in csv.DictReader(stream)}
-    assert parts.pop("train/glass/leak.png") == "test"
-    assert all(part == ROBOFLOW[file.split("/")[0]] for file, part in parts.items())
+        splits = {row["file"]: row["split"] for row in csv.DictReader(stream)}
+    assert splits.pop("train/glass/leak.png") == "test"
+    assert all(split == ROBOFLOW[file.split("/")[0]] for file, split in splits.items())
     used = rows_of(call("data", "manifest", root, "--split", tmp_path / "check" / "split.csv"))
     assert Counter(row["split"] for row in used) == {"train": 18, "val": 9, "test": 7}
 
 
-# What vanishes
+# Skipped files
 
 
 @pytest.fixture
@@ -205,7 +204,7 @@ def odd(tmp_path, monkeypatch) -> tuple[Path, dict[str, str], set[str]]:
     (root / "glass/itself.jpg").symlink_to(root / "glass/itself.jpg")
     (root / "glass/circle").symlink_to(root)
     (root / "glass/up").symlink_to(tmp_path)
-    draw_part(tmp_path / "elsewhere", "val", ("metal",))
+    draw_classes(tmp_path / "elsewhere", "val", ("metal",))
     (root / "metal/linked").symlink_to(tmp_path / "elsewhere" / "metal")
     (root / "metal/twice").symlink_to(tmp_path / "elsewhere" / "metal")
     os.mkfifo(root / "metal/pipe.png")
@@ -216,9 +215,9 @@ def odd(tmp_path, monkeypatch) -> tuple[Path, dict[str, str], set[str]]:
     reasons = {
         "glass/lost.jpg": "the link leads nowhere",
         "glass/itself.jpg": "the link leads nowhere: Too many levels of symbolic links",
-        "glass/circle": dataset.READ_ALREADY,
-        "glass/up": dataset.READ_ALREADY,
-        "metal/twice": dataset.READ_ALREADY,
+        "glass/circle": READ_ALREADY,
+        "glass/up": READ_ALREADY,
+        "metal/twice": READ_ALREADY,
         "metal/pipe.png": "it is no file but a pipe, a socket or a device",
         "metal/socket.jpg": "it is no file but a pipe, a socket or a device",
         "metal/closed": "the folder cannot be entered: Permission denied",
@@ -235,7 +234,7 @@ def odd(tmp_path, monkeypatch) -> tuple[Path, dict[str, str], set[str]]:
     return root, reasons, used | {f"metal/linked/metal{n}.png" for n in range(50, 53)}
 
 
-def test_what_is_found_is_used_or_left_out(odd):
+def test_every_file_is_used_or_skipped(odd):
     root, reasons, used = odd
     manifest = read_folder(root)
     assert {entry.file for entry in manifest.entries} == used
@@ -244,7 +243,7 @@ def test_what_is_found_is_used_or_left_out(odd):
 
 
 @pytest.mark.parametrize("command", ["manifest", "check", "report", "import", "evaluate"])
-def test_every_command_names_what_it_leaves_out(command, odd, tmp_path):
+def test_every_command_names_the_skipped_files(command, odd, tmp_path):
     root, reasons, used = odd
     out = tmp_path / "out"
     words = {
@@ -256,12 +255,12 @@ def test_every_command_names_what_it_leaves_out(command, odd, tmp_path):
     }[command]
     done = call(*words)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
-    assert sorted(lines) == sorted(f"left out: {file}: {reason}" for file, reason in reasons.items())
+    lines = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert sorted(lines) == sorted(f"skipped: {file}: {reason}" for file, reason in reasons.items())
     if command == "manifest":
         assert {row["file"] for row in rows_of(done)} == used
     if command == "check":
-        assert f"{len(used)} photographs of 2 classes, {len(reasons)} left out" in done.stdout
+        assert f"{len(used)} photographs of 2 classes, {len(reasons)} " in done.stdout
     if command == "evaluate":
         with open(out, encoding="utf-8") as stream:
             assert {row["file"] for row in csv.DictReader(stream)} == used
@@ -270,13 +269,14 @@ def test_every_command_names_what_it_leaves_out(command, odd, tmp_path):
 def test_predict_finds_what_evaluate_finds(odd):
     root, reasons, used = odd
     done = call("predict", root, "--json")
-    answers = {Path(one["file"]).relative_to(root).as_posix(): one.get("error") for one in json.loads(done.stdout)}
-    assert {file for file, error in answers.items() if not error} == used
-    assert {file: error for file, error in answers.items() if error} == reasons
+    predictions = json.loads(done.stdout)
+    errors = {Path(line["file"]).relative_to(root).as_posix(): line.get("error") for line in predictions}
+    assert {file for file, error in errors.items() if not error} == used
+    assert {file: error for file, error in errors.items() if error} == reasons
     assert done.returncode == 1 and len(done.stderr.splitlines()) == len(reasons)
 
 
-def test_a_folder_that_cannot_be_entered_is_a_sentence(odd, tmp_path):
+def test_a_folder_that_cannot_be_entered_is_an_error(odd, tmp_path):
     (tmp_path / "closed").mkdir()
     for words in (["data", "manifest"], ["evaluate"], ["predict"]):
         done = call(*words, tmp_path / "closed")
@@ -289,20 +289,20 @@ def test_pictures_in_no_class_folder_are_named(tmp_path):
     draw_sample(root / "__unsorted", 1, ("glass",))
     done = call("data", "manifest", root)
     assert len(rows_of(done)) == 9
-    assert "left out: overview.png: it lies in no class folder" in done.stderr
-    assert "left out: __unsorted/glass/glass000.png: it lies in no class folder" in done.stderr
+    assert "skipped: overview.png: it lies in no class folder" in done.stderr
+    assert "skipped: __unsorted/glass/glass000.png: it lies in no class folder" in done.stderr
     unlabelled = draw_split(tmp_path / "kaggle", {"train": "train"})
     (unlabelled / "test").mkdir()
     for number in range(30):
         draw_picture("glass", number).save(unlabelled / "test" / f"{number}.jpg")
     done = call("data", "manifest", unlabelled)
-    assert len(rows_of(done)) == 18 and "left out: 10 more: it lies in no class folder" in done.stderr
+    assert len(rows_of(done)) == 18 and "skipped: 10 more: it lies in no class folder" in done.stderr
 
 
-# What other programs leave
+# Files of other programs
 
 
-def test_what_other_programs_leave_counts_nowhere(tmp_path):
+def test_files_of_other_programs_are_ignored(tmp_path):
     root = draw_sample(tmp_path / "photos", 5, ("glass", "metal"))
     before = call("data", "manifest", root).stdout
     junk = [".ipynb_checkpoints/a-checkpoint.png", "glass/.ipynb_checkpoints/glass000-checkpoint.png", "@eaDir/a.jpg",
@@ -317,7 +317,7 @@ def test_what_other_programs_leave_counts_nowhere(tmp_path):
         done = call(*words, root)
         assert done.returncode == 0, done.stderr
         lines = done.stderr.splitlines()
-        skipped = {line.split(": ")[1] for line in lines if line.startswith("left out: ")}
+        skipped = {line.split(": ")[1] for line in lines if line.startswith("skipped: ")}
         assert skipped == {f"glass/glass000.{suffix}" for suffix in ("AAE", "MOV", "json", "xml", "txt", "csv")}, words
         ignored = [line for line in lines if line.startswith("ignored: ")]
         assert len(ignored) == 1 and "hidden or left by other programs" in ignored[0]
@@ -327,7 +327,7 @@ def test_what_other_programs_leave_counts_nowhere(tmp_path):
             assert len(json.loads(done.stdout)) == 10
 
 
-def test_pictures_that_are_damaged_still_count(tmp_path):
+def test_damaged_pictures_count(tmp_path):
     root = draw_sample(tmp_path / "photos", 10, ("glass", "metal"))
     for number in range(40):
         (root / "glass" / f"{number}.xml").write_text("<annotation/>", encoding="utf-8")
@@ -338,7 +338,7 @@ def test_pictures_that_are_damaged_still_count(tmp_path):
         read_folder(root)
 
 
-# What a file is called, how large it is, and errors that name it
+# Names, sizes, and errors that name the file
 
 
 def test_the_content_decides_and_not_the_suffix(tmp_path):
@@ -350,26 +350,26 @@ def test_the_content_decides_and_not_the_suffix(tmp_path):
     new = {"glass/web.jpg", "glass/old.jfif", "glass/OLDER.JPE"}
     done = call("data", "manifest", root)
     assert new <= {row["file"] for row in rows_of(done)} and not done.stderr
-    figures = tmp_path / "figures.json"
-    assert call("evaluate", root, "--json", figures).returncode == 0
-    assert json.loads(figures.read_bytes())["n"] == 13
-    answers = json.loads(call("predict", root, "--json").stdout)
-    assert len(answers) == 13 and not any("error" in one for one in answers)
-    assert call("data", "check", root, "--hashes-only").stdout.startswith("13 photographs of 2 classes, 0 left out")
+    metrics = tmp_path / "metrics.json"
+    assert call("evaluate", root, "--json", metrics).returncode == 0
+    assert json.loads(metrics.read_bytes())["n"] == 13
+    predictions = json.loads(call("predict", root, "--json").stdout)
+    assert len(predictions) == 13 and not any("error" in prediction for prediction in predictions)
+    assert call("data", "check", root, "--hashes-only").stdout.startswith("13 photographs of 2 classes, 0 ")
 
 
-def test_a_photograph_over_the_limit_of_the_service_is_read_by_every_command(tmp_path):
+def test_every_command_reads_a_photograph_over_the_limit_of_the_service(tmp_path):
     root = draw_sample(tmp_path / "photos", 30, ("glass", "metal"))
     noise = np.random.default_rng(0).integers(0, 256, (1900, 1900, 3), np.uint8)
     Image.fromarray(noise).save(root / "glass" / "large.png", compress_level=0)
     assert MAX_BYTES < (root / "glass" / "large.png").stat().st_size < MAX_FILE_BYTES
     with open(root / "metal" / "larger.jpg", "wb") as stream:
         stream.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
-    said = "the file is larger than the limit of 64 MB"
+    reason = "the file is larger than the limit of 64 MB"
     for words in (["data", "manifest"], ["data", "check", "--hashes-only"], ["evaluate"], ["predict"]):
         done = call(*words, root)
         assert done.returncode == (words == ["predict"]), done.stderr
-        assert "metal/larger.jpg" in done.stderr and said in done.stderr and len(done.stderr.splitlines()) == 1
+        assert "metal/larger.jpg" in done.stderr and reason in done.stderr and len(done.stderr.splitlines()) == 1
     assert "glass/large.png" in {entry.file for entry in read_folder(root).entries}
     assert open_rgb(root / "glass" / "large.png").size == (1900, 1900)
 

@@ -1,4 +1,4 @@
-"""Photographs from anywhere: zips that are fetched, unpacked again or cannot be, odd names, lists that are wrong."""
+"""Photographs from any source: zips from a bucket, replaced or refused; odd names; manifests with errors."""
 
 import os
 import shutil
@@ -62,7 +62,7 @@ def test_a_damaged_zip_leaves_what_an_earlier_one_brought(sample, tmp_path):
     assert read_folder(tmp_path / "data") == before
 
 
-def test_a_zip_replaces_nothing_that_no_zip_brought(sample, tmp_path):
+def test_a_zip_replaces_no_other_files(sample, tmp_path):
     archive, mine = pack(sample, tmp_path / "photos.zip"), tmp_path / "mine"
     (mine / "glass").mkdir(parents=True)
     (mine / "glass/thesis.txt").write_text("years of work", encoding="utf-8")
@@ -71,7 +71,7 @@ def test_a_zip_replaces_nothing_that_no_zip_brought(sample, tmp_path):
     assert [path.name for path in mine.rglob("*")] == ["glass", "thesis.txt"]
 
 
-def test_what_only_an_earlier_zip_brought_is_no_longer_the_zips(sample, tmp_path):
+def test_files_of_an_earlier_zip_are_no_longer_replaced(sample, tmp_path):
     unpack(pack(sample, tmp_path / "first.zip"), tmp_path / "data")
     shutil.rmtree(sample / "metal")
     unpack(pack(sample, tmp_path / "second.zip"), tmp_path / "data")
@@ -81,7 +81,7 @@ def test_what_only_an_earlier_zip_brought_is_no_longer_the_zips(sample, tmp_path
     assert (tmp_path / "data/metal/metal000.png").is_file()
 
 
-def apply_corruption(archive: Path, local: int, central: int, value: bytes) -> None:
+def overwrite(archive: Path, local: int, central: int, value: bytes) -> None:
     "Overwrite bytes in the headers of a zip's first member: so far into its own, so far into the directory's."
     data = bytearray(archive.read_bytes())
     for start, place in ((data.index(b"PK\3\4"), local), (data.index(b"PK\1\2"), central)):
@@ -98,21 +98,21 @@ def scramble(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "reason"),
     [
         (
-            lambda archive: apply_corruption(archive, 6, 8, b"\1\0"),
+            lambda archive: overwrite(archive, 6, 8, b"\1\0"),
             "is encrypted, .*; pack it again without a password",
         ),
-        (lambda archive: apply_corruption(archive, 8, 10, b"\x09\0"), "compression .* not supported; pack it again"),
+        (lambda archive: overwrite(archive, 8, 10, b"\x09\0"), "compression .* not supported; pack it again"),
         (scramble, "Error -3 while decompressing data.*; it is damaged"),
     ],
     ids=["encrypted", "Deflate64", "damaged"],
 )
-def test_a_zip_that_cannot_be_unpacked_is_a_sentence(damage, said, sample, tmp_path):
+def test_a_zip_that_cannot_be_unpacked_is_refused(damage, reason, sample, tmp_path):
     archive = pack(sample, tmp_path / "photos.zip")
     damage(archive)
-    with pytest.raises(DataError, match=rf"photos\.zip: cannot be unpacked: .*{said}"):
+    with pytest.raises(DataError, match=rf"photos\.zip: cannot be unpacked: .*{reason}"):
         unpack(archive, tmp_path / "data")
     assert not list((tmp_path / "data").glob("*"))
 
@@ -132,27 +132,27 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(sample, tmp_path):
 # Names and lists
 
 
-def test_a_name_that_is_not_utf_8_is_left_out_with_the_reason(tmp_path):
+def test_a_name_that_is_not_utf_8_is_skipped_with_the_reason(tmp_path):
     sample, out = draw_sample(tmp_path / "sample", 20, LABELS), tmp_path / "manifest.csv"
     os.rename(sample / "glass/glass007.png", os.fsencode(sample) + b"/glass/fl\xe4schchen.png")
     done = call("data", "manifest", sample, "--out", out)
-    assert done.returncode == 0 and "39 photographs of 2 classes, 1 left out" in done.stdout
-    assert r"left out: glass/fl\xe4schchen.png: the name is not valid UTF-8" in done.stderr
+    assert done.returncode == 0 and "39 photographs of 2 classes, 1 " in done.stdout
+    assert r"skipped: glass/fl\xe4schchen.png: the name is not valid UTF-8" in done.stderr
     assert len(manifest_from_csv(out, sample).entries) == 39
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "reason"),
     [
         ("glass/a.png,glass,val,00,160,120", r"old\.csv, line 3: glass/a\.png is listed twice"),
         ("glass/b.png,glass,vall,00,160,120", r"old\.csv, line 3: unknown split 'vall' for glass/b\.png; known"),
     ],
     ids=["twice", "misspelt"],
 )
-def test_a_manifest_that_contradicts_itself_is_refused(more, said, tmp_path):
+def test_a_manifest_that_contradicts_itself_is_refused(more, reason, tmp_path):
     head = "file,label,split,sha256,width,height\nglass/a.png,glass,train,00,160,120\n"
     (tmp_path / "old.csv").write_text(f"{head}{more}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=reason):
         manifest_from_csv(tmp_path / "old.csv", tmp_path)
     undecided = more.replace("a.png", "b.png").replace(",vall,", ",,").replace(",val,", ",,")
     (tmp_path / "old.csv").write_text(f"{head}{undecided}\n", encoding="utf-8")
@@ -160,7 +160,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(more, said, tmp_path):
     assert [(entry.file, entry.split) for entry in read.entries] == [("glass/a.png", "train"), ("glass/b.png", "")]
 
 
-def test_a_folder_is_taken_at_its_own_word(tmp_path):
+def test_a_folder_with_its_own_manifest_must_match_it(tmp_path):
     sample = draw_sample(tmp_path / "sample", 20, LABELS)
     (sample / "glass/.hidden.png").write_bytes(b"a file manager's")
     (sample / "glass/notes.txt").write_text("buy milk", encoding="utf-8")

@@ -204,8 +204,8 @@ def test_verbose_counts_and_times_and_quiet_says_nothing(tmp_path):
     (tmp_path / "raw/glass/notes.txt").write_text("buy milk", encoding="utf-8")
     loud = run("trashsorting", "data", "import", "raw", "--out", "a", "--verbose", cwd=tmp_path)
     assert "INFO    reading photographs: 61 files of 6 classes in raw, " in loud
-    assert "INFO    copying photographs: 60 files, " in loud and "WARNING left out: glass/notes.txt" in loud
+    assert "INFO    copying photographs: 60 files, " in loud and "WARNING skipped: glass/notes.txt" in loud
     plain = run("trashsorting", "data", "import", "raw", "--out", "b", cwd=tmp_path)
-    assert "left out: glass/notes.txt" in plain and "INFO" not in plain
+    assert "skipped: glass/notes.txt" in plain and "INFO" not in plain
     quiet = run("trashsorting", "data", "import", "raw", "--out", "c", "--quiet", cwd=tmp_path)
     assert "notes.txt" not in quiet and quiet.startswith("c: 60 photographs of 6 classes")

@@ -164,8 +164,8 @@ def _look_at(
     "Read photographs, and look for near-duplicates and wrong labels. Raises `DataError` or `MissingExtra`."
     from trashsorting.core.errors import DataError
     from trashsorting.data.duplicates import find_label_issues, find_groups, compute_hashes, out_of_fold
-    from trashsorting.data.sources import open_manifest
-    from trashsorting.data.splits import apply_split, named
+    from trashsorting.data.sources import open_manifest, source_errors
+    from trashsorting.data.splits import apply_split
     from trashsorting.core.log import step
 
     need("scipy", "Looking for near-duplicates", "train")
@@ -173,7 +173,7 @@ def _look_at(
         for module in ("timm", "cleanlab"):
             need(module, "Looking at photographs through a network (without: --hashes-only)", "train")
     manifest = open_manifest(source, into, progress=True)
-    with named(source, into):
+    with source_errors(source, into):
         manifest = apply_split(manifest, split) if split else manifest
     report_skipped(manifest)
     paths = [manifest.root / entry.file for entry in manifest.entries]

@@ -62,8 +62,8 @@ def report_skipped(
     manifest,  # A `Manifest`
 ) -> None:
     "Name every file that could not be used, unless somebody wants quiet."
-    from trashsorting.data.manifest import left_out_lines
+    from trashsorting.data.manifest import skipped_lines
     from trashsorting.core.log import log
 
-    for line in left_out_lines(manifest):
+    for line in skipped_lines(manifest):
         log.warning("%s", line)

@@ -71,7 +71,7 @@ def resolve_paths(
     **typed: Path | str | None,  # data, split, composites, start, teachers, out, where they were typed
 ) -> dict:  # The same, with the places as absolute paths; addresses in a bucket as they are
     "Say where a run's data is and where it goes. Raises `TrashsortingError` or `UsageError`."
-    from trashsorting.data.sources import WORDS, is_word
+    from trashsorting.data.sources import BUILTIN_SOURCES, is_builtin
     from trashsorting.core.config import RUN_PATHS, check_paths
 
     places = {name: str(typed.get(name) or given.get(name) or "") for name in RUN_PATHS}
@@ -81,9 +81,9 @@ def resolve_paths(
     places["out"] = places["out"].rstrip("/")
     check_paths(**places | ({"out": "a bucket"} if is_remote(places["out"]) else {}))
     data, split = places["data"], places["split"]
-    elsewhere = is_word(data) or is_remote(data)
+    elsewhere = is_builtin(data) or is_remote(data)
     if not (elsewhere or Path(data).exists() or Path(f"{data}.dvc").exists()):
-        raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
+        raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(BUILTIN_SOURCES)}")
     if split and not Path(split).is_file():
         raise TrashsortingError(f"{split}: no such file; a split is a CSV with the columns file,label,split")
     stay = {name for name, place in places.items() if not place or is_remote(place) or (name == "data" and elsewhere)}

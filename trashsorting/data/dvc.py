@@ -25,8 +25,8 @@ from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
 from .manifest import Manifest, manifest_from_csv
-from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources
-from .splits import apply_split, complete_split, named, spell
+from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources, source_errors
+from .splits import apply_split, complete_split, match_spelling
 
 # %% ../../nbs/data/09_dvc.ipynb #f0f9fa1e
 def _keep_splits(
@@ -38,7 +38,7 @@ def _keep_splits(
     if not own.is_file():
         return decided
     listed = {entry.file: entry for entry in manifest_from_csv(own, manifest.root).entries}
-    listed = spell(listed, [entry.file for entry in decided.entries])
+    listed = match_spelling(listed, [entry.file for entry in decided.entries])
     entries = []
     for entry in decided.entries:
         known = listed.get(entry.file, entry)
@@ -118,7 +118,7 @@ def import_data(
     into.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as work:
         found = open_manifest(source, Path(work) / "source", progress=progress)
-        with named(source, Path(work) / "source"):
+        with source_errors(source, Path(work) / "source"):
             manifest = complete_split(apply_split(found, split), seed) if split else _keep_splits(found, seed)
         _check_nothing_lost(into, manifest)
         with step("copying photographs") as notes:

@@ -21,8 +21,8 @@ from ..core.errors import ModelError, TrashsortingError
 from ..core.image import open_rgb, to_input
 from ..core.system import write_json
 from ..data.duplicates import Group, resolve_conflicts
-from ..data.manifest import Manifest
-from ..data.splits import fold_by_hash, skip_files, split_csv
+from ..data.manifest import Manifest, skip_files
+from ..data.splits import fold_by_hash, split_csv
 from ..evaluation.calibration import calibrate
 from ..evaluation.ood import predict_logits
 from ..evaluation.oof import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
