@@ -4,8 +4,8 @@ The photographs are drawn and perturbed in memory, so that this measures the sea
 writes them and measures reading, fingerprints, embeddings and labels, which is what `trashsorting data check` does.
 Memory is the growth of the process's peak over what it held before the search.
 
-    python bench/data_check.py                      # 1,000 to 10,000, a minute or two
-    python bench/data_check.py --files 500          # the command's parts, per photograph
+    python experiments/data_check.py                      # 1,000 to 10,000, a minute or two
+    python experiments/data_check.py --files 500          # the command's parts, per photograph
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What `trashsorting zero-shot` chooses, tried on photographs that the fits have not seen: a table of each.
 
-`python bench/remember.py MODEL --data DIR --split FILE --synthetic DIR`, half an hour for TrashNet. MODEL is a file
+`python experiments/zero_shot.py MODEL --data DIR --split FILE --synthetic DIR`, half an hour for TrashNet. MODEL is a file
 of `trashsorting export`. A fifth of the training photographs and their composites are held out. No other part is read.
 """
 

@@ -1,6 +1,6 @@
 """How much the answers move in INT8, and how much sooner they come, by how many convolutions stay in float: a table.
 
-`python bench/quantize.py MODEL --data DIR --split FILE --synthetic DIR`, four minutes. MODEL is a float file with its
+`python experiments/quantize.py MODEL --data DIR --split FILE --synthetic DIR`, four minutes. MODEL is a float file with its
 card. Training photographs that calibrated nothing and composites are asked; no other part is read.
 """
 

@@ -3,7 +3,7 @@
 Of every so many photographs a copy is made in each of the ways below; all photographs are compared with each other.
 Without --photos the pictures are drawn, and drawings of one kind are alike.
 
-    python bench/copies.py --photos DIR             # JPEGs in sub-folders, such as TrashNet's images
+    python experiments/copies.py --photos DIR             # JPEGs in sub-folders, such as TrashNet's images
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Where a training step's time goes: loading alone, the step alone, both: `python bench/train.py --data DIR`.
+"""Where a training step's time goes: loading alone, the step alone, both: `python experiments/train.py --data DIR`.
 
 Images a second by the clock, and milliseconds of processor time an image, which on a busy machine moves less. On cores
 that are all busy the loader's share of the processor time is what it costs a step; it is to be 10 % at most.

