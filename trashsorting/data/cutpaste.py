@@ -520,7 +520,7 @@ def synthesize_folder(
     seed: int = 0,  # Of all random numbers
     progress: bool = False,  # Show a bar
 ) -> dict:  # The content of `synthetic.json` in the folder
-    "Synthesize images from the training subset. Raises `DataError` for a folder with other settings, or if nothing can be cut out, `MissingExtra`."
+    "Synthesize images from the training subset. Raises `DataError` or `MissingExtra`."
     load_cv2()
     entries, out = manifest.subset("train").entries, Path(out)
     _begin_folder(out, seed=seed, n_each=n_each, side=side)
@@ -544,7 +544,8 @@ def describe_synthetic(
         note = json.loads((Path(folder) / _NOTE).read_bytes())
         n_each, cut_out, seed = note["n_each"], note["cut_out"], note["seed"]
     except (OSError, ValueError, KeyError):
-        raise DataError(f"{folder}: no finished synthetic images; make them with `trashsorting data synthesize`") from None
+        advice = "make them with `trashsorting data synthesize`"
+        raise DataError(f"{folder}: no finished synthetic images; {advice}") from None
     return f"{n_each} of each of {cut_out} of {note['photographs']} photographs, on drawn backgrounds, seed {seed}"
 
 # %% ../../nbs/data/10_cutpaste.ipynb #0f0617ba

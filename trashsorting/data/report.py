@@ -116,7 +116,8 @@ def _plot_groups(
             picture = open_rgb(manifest.root / entry.file)
             picture.thumbnail((256, 256))
             ax.imshow(picture)
-            ax.set_title(f"{entry.file}\n{entry.split}", fontsize=7, color="red" if entry.file in conflicts else "black")
+            color = "red" if entry.file in conflicts else "black"
+            ax.set_title(f"{entry.file}\n{entry.split}", fontsize=7, color=color)
     return figure
 
 # %% ../../nbs/data/08_report.ipynb #0b582658
@@ -182,8 +183,9 @@ def _drift_section(
     "The drift in words and tables."
     rows = [(label, f"{old:.1%}", f"{new:.1%}", f"{new - old:+.1%}") for label, (old, new) in drift.fractions.items()]
     sections = [
-        f"{len(drift.added)} photographs added, {len(drift.removed)} removed, {len(drift.relabelled)} in another class, "
-        f"{len(drift.moved)} in another subset. Distance of the class fractions: {drift.distance:.3f} (0 equal, 1 disjoint).",
+        f"{len(drift.added)} photographs added, {len(drift.removed)} removed, {len(drift.relabelled)} in another "
+        f"class, {len(drift.moved)} in another subset. Distance of the class fractions: {drift.distance:.3f} "
+        "(0 equal, 1 disjoint).",
         _markdown_table(("class", "before", "now", "change"), rows),
     ]
     if grey:
@@ -212,8 +214,8 @@ def _duplicates_section(
     ]
     more = f"\n\nand {len(groups) - _MAX_LISTED} more groups" if len(groups) > _MAX_LISTED else ""
     summary = (
-        f"{len(groups)} groups of {sum(len(group.files) for group in groups)} photographs; {len(conflicts)} with a label "
-        f"conflict, {len(leaking)} in several subsets."
+        f"{len(groups)} groups of {sum(len(group.files) for group in groups)} photographs; {len(conflicts)} with a "
+        f"label conflict, {len(leaking)} in several subsets."
     )
     head = ("photographs", "subsets", "how", "largest distance", "resolution")
     return summary + "\n\n" + _markdown_table(head, rows) + more
