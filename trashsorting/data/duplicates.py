@@ -212,7 +212,7 @@ class _Link:
     first: str  # File
     second: str  # File
     how: str  # "same bytes", "copy", "copy, mirrored" (or another orientation), or "same object"
-    apart: str  # "3 bits" of 128, or "cosine 0.93"
+    distance: str  # "3 bits" of 128, or "cosine 0.93"
 
 # %% ../../nbs/data/07_duplicates.ipynb #e6d16016
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def groups_csv(
         for entry in group.entries:
             link = next(link for link in group.links if entry.file in (link.first, link.second))
             linked_to = link.second if link.first == entry.file else link.first
-            columns = (entry.file, entry.label, entry.split, entry.source, linked_to, link.how, link.apart)
+            columns = (entry.file, entry.label, entry.split, entry.source, linked_to, link.how, link.distance)
             rows.append((number, *columns, describe_resolution(group)))
     return csv_text(rows)
 
@@ -356,7 +356,7 @@ class LabelIssue:
     file: str
     label: str  # As given
     suggested: str  # The most probable class
-    given: float  # Probability of its label, 0..1
+    probability: float  # Of its label, 0..1
 
 # %% ../../nbs/data/07_duplicates.ipynb #7af0b831
 def out_of_fold(
@@ -402,7 +402,7 @@ def label_issues_csv(
     issues: Iterable[LabelIssue],
 ) -> str:  # One line each
     "The label issues as a table."
-    rows = ((issue.file, issue.label, issue.suggested, f"{issue.given:.4f}") for issue in issues)
+    rows = ((issue.file, issue.label, issue.suggested, f"{issue.probability:.4f}") for issue in issues)
     return csv_text([("file", "label", "suggested", "probability_of_label"), *rows])
 
 # %% ../../nbs/data/07_duplicates.ipynb #ca156412

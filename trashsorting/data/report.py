@@ -209,7 +209,7 @@ def _duplicates_section(
     first = [*conflicts, *(group for group in leaking if group not in conflicts)]
     ordered = [*first, *(group for group in groups if group not in first)]
     rows = [
-        ("<br>".join(g.files), "<br>".join(g.several("split")), g.how, g.links[-1].apart, describe_resolution(g))
+        ("<br>".join(g.files), "<br>".join(g.several("split")), g.how, g.links[-1].distance, describe_resolution(g))
         for g in ordered[:_MAX_LISTED]
     ]
     more = f"\n\nand {len(groups) - _MAX_LISTED} more groups" if len(groups) > _MAX_LISTED else ""
@@ -225,7 +225,7 @@ def _issues_section(
     issues: Sequence[LabelIssue],
 ) -> str:  # Markdown
     "Labels that are probably wrong."
-    rows = [(issue.file, issue.label, issue.suggested, f"{issue.given:.3f}") for issue in issues[:_MAX_LISTED]]
+    rows = [(issue.file, issue.label, issue.suggested, f"{issue.probability:.3f}") for issue in issues[:_MAX_LISTED]]
     head = ("photograph", "class", "looks like", "probability of its class")
     return f"## Label issues: {len(issues)}\n\n{_markdown_table(head, rows)}"
 
