@@ -1,4 +1,4 @@
-"""The benchmarks run and print what they promise; what they find is for `bench/` to say, no test is timed."""
+"""Benchmarks and experiments run and print their tables; no time is asserted."""
 
 import re
 import shutil
@@ -44,20 +44,20 @@ def test_decode():
 
 
 def test_copies():
-    table = run("bench/copies.py", "--quick")
+    table = run("experiments/copies.py", "--quick")
     assert "| JPEG, quality 40 | 100.0% | 12 | 75.8% to 100.0% |" in table
-    assert "66 pairs of 12 pictures; 0 taken for copies (at most 6 grey bits and 16 of all)" in table
+    assert "66 pairs of 12 pictures; 0 count as copies (at most 6 grey bits and 16 of all)" in table
 
 
 def test_backbones(tmp_path):
     photos = draw_sample(tmp_path, per_class=10)
-    table = run("bench/backbones.py", "--data", str(photos), "--backbones", "tf_efficientnet_lite0")
+    table = run("experiments/backbones.py", "--data", str(photos), "--backbones", "tf_efficientnet_lite0")
     assert "48 photographs of manifest" in table
     assert re.search(r"lite0 \| 224 \| \d+\.\d% \| .* \| 0, 0 \|$", table, re.M)
 
 
 def test_train():
-    table = run("bench/train.py", "--quick")
+    table = run("experiments/train.py", "--quick")
     for what in ("loading alone", "loading alone, in this process", "forward and backward alone", "both"):
         assert f"| {what}" in table
     assert "loader's share of a step" in table

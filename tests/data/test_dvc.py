@@ -1,4 +1,4 @@
-"""The data's versions against a real object store: push, pull, an older version, and kill -9 in the middle."""
+"""Versions of the data in an object store: push, pull, an older version, and a killed transfer."""
 
 import http.server
 import json
@@ -20,7 +20,7 @@ from trashsorting.data.dvc import data_version, tracked_version
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 ROOT = Path(__file__).resolve().parents[2]
-WAYS_OUT = (
+ADVICE = (
     "gcloud auth application-default login",
     "dvc remote modify --local gcs url",
     "trashsorting data import DIR",
@@ -54,7 +54,7 @@ class Checkout:
         )
 
     def run(self, *words, fails: bool = False) -> str:
-        "Run a command to its end; what it said, on standard error if it is to fail."
+        "Run a command and return its output, or its standard error if it is to fail."
         process = self.start(*words)
         out, err = process.communicate(timeout=240)
         assert (process.returncode != 0) == fails, out + err
@@ -85,16 +85,16 @@ def clone(checkout: Checkout, folder: Path, store: Store, bucket: str) -> Checko
 
 
 def push_for_jobs(checkout: Checkout) -> str:
-    "Where `tools/push_data` says that it has put data/, with a gcloud that only says what it is asked."
+    "The address that `tools/push_data` prints for data/, with a gcloud that only prints its arguments."
     programs = checkout.folder / "tools"
     programs.mkdir(exist_ok=True)
     shutil.copy(ROOT / "tools/push_data", programs)
     (programs / "gcloud").write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
     (programs / "gcloud").chmod(0o755)
-    places = os.pathsep.join([str(programs), str(COMMAND.parent), os.environ["PATH"]])
+    search_path = os.pathsep.join([str(programs), str(COMMAND.parent), os.environ["PATH"]])
     done = subprocess.run(
         [programs / "push_data", "gs://jobs/"],
-        env={**checkout.environment, "PATH": places, "PYTHONPATH": str(ROOT)},
+        env={**checkout.environment, "PATH": search_path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -111,22 +111,22 @@ def test_push_clone_pull_and_back_to_the_older_version(store, tmp_path):
     (tmp_path / "ours").mkdir()
     ours = Checkout(tmp_path / "ours", store, bucket)
     draw(ours, 2)
-    named = tracked_version(ours.folder / "data")
-    assert named == yaml.safe_load((ours.folder / "data.dvc").read_bytes())["outs"][0]["md5"]
-    address = f"gs://jobs/data/{named.removesuffix('.dir')}"
+    version = tracked_version(ours.folder / "data")
+    assert version == yaml.safe_load((ours.folder / "data.dvc").read_bytes())["outs"][0]["md5"]
+    address = f"gs://jobs/data/{version.removesuffix('.dir')}"
     assert push_for_jobs(ours) == address
     assert "13 files sent" in ours.run(COMMAND, "data", "push")
     note = yaml.safe_load((ours.folder / "data.dvc").read_bytes())["outs"][0]
-    assert all(one["cloud"]["gcs"]["version_id"] for one in note["files"])
-    assert tracked_version(ours.folder / "data") == data_version(ours.folder / "data") == named
+    assert all(file["cloud"]["gcs"]["version_id"] for file in note["files"])
+    assert tracked_version(ours.folder / "data") == data_version(ours.folder / "data") == version
     assert push_for_jobs(ours) == address
     first, before = ours.commit(), ours.bytes()
 
-    # One photograph is changed in the folder: named, and sent as a new version.
+    # A changed photograph is reported, and pushed as a new version.
     changed = ours.folder / "data/glass/glass000.png"
     Image.open(changed).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(ours.folder / "flipped.png")
     os.replace(ours.folder / "flipped.png", changed)
-    assert data_version(ours.folder / "data") == f"{named}-changed"
+    assert data_version(ours.folder / "data") == f"{version}-changed"
     assert "glass/glass000.png is not the file that is listed" in ours.run(
         COMMAND, "data", "manifest", "data", fails=True
     )
@@ -136,7 +136,7 @@ def test_push_clone_pull_and_back_to_the_older_version(store, tmp_path):
     ours.commit()
     assert len(store.objects("versions")) == 13 and len(store.objects("versions", versions=True)) == 15
 
-    # Somebody else, on another machine.
+    # Another clone pulls both versions.
     theirs = clone(ours, tmp_path / "theirs", store, bucket)
     assert "13 files fetched" in theirs.run(COMMAND, "data", "pull")
     assert theirs.bytes() == ours.bytes() != before
@@ -145,15 +145,15 @@ def test_push_clone_pull_and_back_to_the_older_version(store, tmp_path):
     assert theirs.bytes() == before
 
 
-def wait_for(found, least: int, process: subprocess.Popen) -> int:
-    "Until so many are there; fails if the process ends before."
+def wait_for(count_items, least: int, process: subprocess.Popen) -> int:
+    "Wait for so many items; fails if the process ends before."
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if (count := found()) >= least:
+        if (count := count_items()) >= least:
             return count
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.01)
-    raise AssertionError("nothing moved in two minutes")
+    raise AssertionError("nothing was transferred in two minutes")
 
 
 def test_killed_in_the_middle_and_repeated(store, tmp_path):
@@ -185,13 +185,13 @@ def test_killed_in_the_middle_and_repeated(store, tmp_path):
 
 
 @pytest.fixture
-def closed_door():
-    "A store that answers as Google's does when nobody has logged in."
+def closed_store():
+    "A store that answers like Google's without a login."
 
-    class Door(http.server.BaseHTTPRequestHandler):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            said = {"error": {"code": 401, "message": "Anonymous caller does not have storage.objects.list access."}}
-            body = json.dumps(said).encode()
+            answer = {"error": {"code": 401, "message": "Anonymous caller does not have storage.objects.list access."}}
+            body = json.dumps(answer).encode()
             self.send_response(401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -200,27 +200,29 @@ def closed_door():
         def log_message(self, *words):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Door)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Store(f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
 
 
 def refused(checkout: Checkout, *words) -> str:
-    "What a command says that cannot reach its bucket: one line, with every way out."
-    said = checkout.run(COMMAND, "data", *words, fails=True)
-    assert said.startswith("trashsorting: gs://") and said.count("\n") == 1, said
-    assert all(way in said for way in WAYS_OUT), said
-    return said
+    "The message of a command that cannot reach its bucket: one line, with all advice."
+    message = checkout.run(COMMAND, "data", *words, fails=True)
+    assert message.startswith("trashsorting: gs://") and message.count("\n") == 1, message
+    assert all(advice in message for advice in ADVICE), message
+    return message
 
 
-def test_what_cannot_be_reached_is_one_sentence_with_the_ways_out(store, closed_door, tmp_path):
+def test_an_unreachable_bucket_is_one_sentence_with_advice(store, closed_store, tmp_path):
     (tmp_path / "ours").mkdir()
     ours = Checkout(tmp_path / "ours", store, "gs://trash_classification_data")
     shutil.copy(ROOT / "data.dvc", ours.folder)
     for word in ("pull", "push"):
-        said = refused(ours, word)
-        assert said.startswith("trashsorting: gs://trash_classification_data cannot be used: there is no such bucket;")
+        message = refused(ours, word)
+        assert message.startswith(
+            "trashsorting: gs://trash_classification_data cannot be used: there is no such bucket;"
+        )
 
     (ours.folder / ".dvc/config.local").write_text(
         f"['remote \"gcs\"']\n    url = {store.make_bucket('empty')}\n", encoding="utf-8"
@@ -233,7 +235,7 @@ def test_what_cannot_be_reached_is_one_sentence_with_the_ways_out(store, closed_
     assert "its credentials cannot be read" in refused(ours, "pull")
 
     (ours.folder / ".dvc/config.local").write_text("['remote \"gcs\"']\n    url = gs://empty\n", encoding="utf-8")
-    ours.environment |= {**closed_door.environment, **QUIET}
+    ours.environment |= {**closed_store.environment, **QUIET}
     assert "no credentials that may read it were found" in refused(ours, "pull")
 
 
@@ -249,9 +251,9 @@ def test_the_default_remote_keeps_versions():
     assert out["path"] == "data"
 
 
-@pytest.mark.skipif("TRASHNET" not in os.environ, reason="!!! TRASHNET is unset: the tracked data was not made again")
-def test_the_tracked_data_is_made_again_from_the_photographs(tmp_path):
-    "`data import` on TrashNet gives the very folder that data.dvc names."
+@pytest.mark.skipif("TRASHNET" not in os.environ, reason="!!! TRASHNET is unset: the tracked data was not reproduced")
+def test_the_tracked_data_is_reproduced_from_the_photographs(tmp_path):
+    "`data import` on TrashNet gives exactly the folder in data.dvc."
     folder = Path(os.environ["TRASHNET"])
     words = [COMMAND, "data", "import", folder / "images", "--split", folder / "split.csv", "--out", tmp_path / "data"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)

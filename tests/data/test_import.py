@@ -1,4 +1,4 @@
-"""A folder that is prepared for DVC: replaced whole or not at all, and nothing is lost that is only there."""
+"""A folder that is prepared for DVC is replaced as a whole or not at all, and no file is lost."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from trashsorting.data.splits import split_csv
 LABELS = ("glass", "metal")
 
 
-def everything(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     "Every file of a folder, hidden ones too."
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -28,12 +28,12 @@ def prepared(tmp_path) -> Path:
     return import_data(draw_sample(tmp_path / "raw", 20, LABELS), tmp_path / "here/data").root
 
 
-def is_refused(source: str | Path, into: Path, said: str, split: Path | None = None) -> None:
-    "Replacing it is refused in these words, and everything is where it was."
-    before = everything(into.parent)
-    with pytest.raises(DataError, match=said):
+def is_refused(source: str | Path, into: Path, message: str, split: Path | None = None) -> None:
+    "Replacing the folder is refused with this message, and no file changes."
+    before = contents(into.parent)
+    with pytest.raises(DataError, match=message):
         import_data(source, into, split, replace_old=True)
-    assert everything(into.parent) == before
+    assert contents(into.parent) == before
 
 
 def test_a_folder_that_is_no_data_set_is_not_replaced(tmp_path):
@@ -47,18 +47,18 @@ def test_a_file_is_not_replaced(tmp_path):
     for replace_old in (False, True):
         with pytest.raises(DataError, match="notes: a file is there already; choose another --out"):
             import_data("sample", tmp_path / "notes", replace_old=replace_old)
-    assert everything(tmp_path) == {"notes": b"buy milk"}
+    assert contents(tmp_path) == {"notes": b"buy milk"}
 
 
 @pytest.mark.parametrize("file", ["README.txt", "glass/notes.txt", ".gitignore"])
 @pytest.mark.parametrize("source", ["sample", "itself"])
-def test_what_is_not_in_the_list_is_not_deleted(source, file, prepared):
+def test_a_file_that_the_manifest_lacks_is_not_deleted(source, file, prepared):
     (prepared / file).write_text("buy milk", encoding="utf-8")
-    said = rf"{file} would be lost \(.*\); move it elsewhere"
-    is_refused(prepared if source == "itself" else source, prepared, said)
+    message = rf"{file} would be lost \(.*\); move it elsewhere"
+    is_refused(prepared if source == "itself" else source, prepared, message)
 
 
-def test_a_photograph_that_cannot_be_used_is_not_deleted(prepared, tmp_path):
+def test_an_unusable_photograph_is_not_deleted(prepared, tmp_path):
     whole = (prepared / "glass/glass003.png").read_bytes()
     (prepared / "glass/glass003.png").write_bytes(whole[:-200])
     is_refused(prepared, prepared, r"glass/glass003\.png would be lost \(.*damaged or cut off\)")
@@ -72,7 +72,7 @@ def test_a_photograph_that_cannot_be_used_is_not_deleted(prepared, tmp_path):
     is_refused(linked, prepared, r"glass/glass000\.png would be lost", tmp_path / "split.csv")
 
 
-def test_a_folder_is_prepared_again_with_what_was_added(prepared, tmp_path):
+def test_a_folder_is_prepared_again_with_new_photographs(prepared, tmp_path):
     draw_sample(prepared, 21, LABELS)
     (prepared / "metal/metal004.png").unlink()
     done = call("data", "import", prepared, "--out", prepared, "--replace")
@@ -83,7 +83,7 @@ def test_a_folder_is_prepared_again_with_what_was_added(prepared, tmp_path):
 
 
 def test_the_old_folder_is_back_when_the_new_one_cannot_be_moved(prepared, monkeypatch):
-    before, move = everything(prepared), os.replace
+    before, move = contents(prepared), os.replace
 
     def fail_for_new(source, target):
         if Path(target) == prepared and Path(source).name == "made":
@@ -93,4 +93,4 @@ def test_the_old_folder_is_back_when_the_new_one_cannot_be_moved(prepared, monke
     monkeypatch.setattr(os, "replace", fail_for_new)
     with pytest.raises(DataError, match=r"data: cannot be put in its place: No space left .*; nothing was replaced"):
         import_data("sample", prepared, replace_old=True)
-    assert everything(prepared) == before and [path.name for path in prepared.parent.iterdir()] == ["data"]
+    assert contents(prepared) == before and [path.name for path in prepared.parent.iterdir()] == ["data"]

@@ -39,7 +39,7 @@ ELSEWHERE = {
     "test_a_service_without_heic_says_so_and_promises_nothing",
     "trashsorting data pull": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data push": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
-    "trashsorting data import photos": "data/test_dvc.py::test_the_tracked_data_is_made_again_from_the_photographs",
+    "trashsorting data import photos": "data/test_dvc.py::test_the_tracked_data_is_reproduced_from_the_photographs",
     "dvc remote modify": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "dvc add": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "dvc repro": "end_to_end/test_pipeline.py::test_a_second_repro_runs_nothing",

@@ -209,10 +209,10 @@ def _check_lines(
     ]
     for number, group in enumerate(groups, 1):
         lines.append(f"\ngroup {number}: {describe_resolution(group)}")
-        lines += [f"  {link.first}  {link.second}  {link.how}, {link.apart}" for link in group.links]
+        lines += [f"  {link.first}  {link.second}  {link.how}, {link.distance}" for link in group.links]
     if doubts:
         lines.append("\nlabels to look at, the most doubtful first:")
-        lines += [f"  {one.file}  looks like {one.suggested}  ({one.given:.1%} {one.label})" for one in doubts[:20]]
+        lines += [f"  {one.file}  looks like {one.suggested}  ({one.probability:.1%} {one.label})" for one in doubts[:20]]
         lines += [f"  and {len(doubts) - 20} more"] if len(doubts) > 20 else []
     wrong = sum(bool(find_label_conflicts(group)) for group in groups)
     lines.append(f"\n{len(groups)} near-duplicate groups of {sum(len(group.files) for group in groups)} photographs")

