@@ -90,7 +90,7 @@ def synthesize(source: str, split: Path | None, out: Path, n_each: int, side: in
     and then, so that the network learns the piece and not the board.
     """
     need("cv2", "Composing photographs", "train")
-    from trashsorting.data.cutpaste import synthesize_folder, describe_synthetic
+    from trashsorting.data.cutpaste import describe_synthetic, synthesize_folder
     from trashsorting.data.sources import load_manifest
     from trashsorting.core.log import step
 
@@ -163,7 +163,7 @@ def _look_at(
 ) -> tuple:  # The manifest, its groups, and its doubtful labels (None with `hashes_only`)
     "Read photographs, and look for near-duplicates and wrong labels. Raises `DataError` or `MissingExtra`."
     from trashsorting.core.errors import DataError
-    from trashsorting.data.duplicates import find_label_issues, find_groups, compute_hashes, out_of_fold
+    from trashsorting.data.duplicates import compute_hashes, find_groups, find_label_issues, out_of_fold
     from trashsorting.data.sources import open_manifest, source_errors
     from trashsorting.data.splits import apply_split
     from trashsorting.core.log import step
@@ -202,7 +202,7 @@ def _check_lines(
     doubts,  # From `find_label_issues`, or None
 ) -> list[str]:
     "What was found, for a terminal."
-    from trashsorting.data.duplicates import find_label_conflicts, leaking_groups, describe_resolution
+    from trashsorting.data.duplicates import describe_resolution, find_label_conflicts, leaking_groups
 
     lines = [
         f"{len(manifest.entries)} photographs of {len(manifest.labels)} classes, {len(manifest.skipped)} left out"
@@ -249,7 +249,14 @@ def check(source: str, split: Path | None, hashes_only: bool, out: Path | None, 
     moved to its part that is farthest from training.
     """
     from trashsorting.core.errors import DataError
-    from trashsorting.data.duplicates import find_label_conflicts, leaking_groups, label_issues_csv, groups_csv, keep_together, resolve_conflicts
+    from trashsorting.data.duplicates import (
+        find_label_conflicts,
+        groups_csv,
+        keep_together,
+        label_issues_csv,
+        leaking_groups,
+        resolve_conflicts,
+    )
     from trashsorting.data.splits import complete_split, split_csv
 
     check_written(out)

@@ -96,7 +96,7 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 
     The image is that of dockerfiles/train.dockerfile. The job is labelled with the commit and the data version.
     """
-    from trashsorting.cloud.vertex import resolve_project, job_request, open_cloud, submit, to_yaml, wait
+    from trashsorting.cloud.vertex import job_request, open_cloud, resolve_project, submit, to_yaml, wait
 
     planned = _plan_training(**asked)
     if dry_run:
@@ -116,7 +116,7 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 @_REGION_OPTION
 def job_list(most: int, project: str | None, region: str | None) -> None:
     "Show training jobs."
-    from trashsorting.cloud.vertex import resolve_project, list_runs, open_cloud, runs_table
+    from trashsorting.cloud.vertex import list_runs, open_cloud, resolve_project, runs_table
 
     click.echo(runs_table(list_runs(open_cloud(resolve_project(project, region)), most)))
 
@@ -127,7 +127,7 @@ def job_list(most: int, project: str | None, region: str | None) -> None:
 @_REGION_OPTION
 def job_logs(id: str, project: str | None, region: str | None) -> None:
     "Show the log of a job, and its state."
-    from trashsorting.cloud.vertex import resolve_project, find_run, open_cloud, read_logs
+    from trashsorting.cloud.vertex import find_run, open_cloud, read_logs, resolve_project
 
     cloud = open_cloud(resolve_project(project, region))
     found = find_run(cloud, id)
@@ -142,7 +142,7 @@ def job_logs(id: str, project: str | None, region: str | None) -> None:
 @_REGION_OPTION
 def job_cancel(id: str, project: str | None, region: str | None) -> None:
     "End a job."
-    from trashsorting.cloud.vertex import cancel, resolve_project, open_cloud
+    from trashsorting.cloud.vertex import cancel, open_cloud, resolve_project
 
     cancel(open_cloud(resolve_project(project, region)), id)
     click.echo(f"{id}: asked to end")
@@ -175,7 +175,7 @@ def job_deploy(
     """
     need("yaml", "Writing the service's document", "cloud")
     from trashsorting.cloud.cloud_run import Service, deploy, service_document, traffic
-    from trashsorting.cloud.vertex import resolve_project, origin_labels, to_yaml
+    from trashsorting.cloud.vertex import origin_labels, resolve_project, to_yaml
 
     service = Service.build(labels=origin_labels(Path()), **asked)
     if dry_run:

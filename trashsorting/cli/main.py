@@ -21,7 +21,7 @@ from .. import __version__
 from .data import data
 from .job import job
 from .options import FILE, OUT_FILE, check_written
-from .train import crossval, export, average, quantize, add_zero_shot_head, sweep, train
+from .train import add_zero_shot_head, average, crossval, export, quantize, sweep, train
 from ..core.errors import TrashsortingError, need
 from ..core.settings import SHIPPED_MODEL, Settings, read_settings
 from ..core.system import csv_text, write_json
@@ -338,7 +338,7 @@ def robustness(source: str, split: Path | None, subset: str | None, json_file: P
     from trashsorting.evaluation.ood import detect, ood_table
     from trashsorting.core.image import open_rgb
     from trashsorting.inference.predictor import Predictor
-    from trashsorting.evaluation.ood import predict_logits, ood_images
+    from trashsorting.evaluation.ood import ood_images, predict_logits
     from trashsorting.evaluation.robustness import measure_robustness, robustness_table
 
     predictor = Predictor(model, read_settings().threads)

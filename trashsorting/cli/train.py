@@ -369,7 +369,7 @@ def divide(
 ) -> tuple:  # The manifest, without what contradicts itself, and the folds' manifests
     "Read photographs and divide the training part, look-alikes together. Raises `DataError` or `MissingExtra`."
     from trashsorting.training.crossval import make_folds
-    from trashsorting.data.duplicates import find_groups, compute_hashes, resolve_conflicts
+    from trashsorting.data.duplicates import compute_hashes, find_groups, resolve_conflicts
     from trashsorting.data.sources import load_manifest
     from trashsorting.training.backbone import embed
     from trashsorting.core.log import step
@@ -445,7 +445,7 @@ def crossval(
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.training.crossval import calibrate_folds, collect_predictions, write_splits, average_folds
+    from trashsorting.training.crossval import average_folds, calibrate_folds, collect_predictions, write_splits
     from trashsorting.evaluation.oof import evaluate_folds, fold_table
     from trashsorting.core.config import RUN_PATHS
 
@@ -484,7 +484,7 @@ def average(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str)
     """
     need("fastai", "Mixing runs", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.training.crossval import read_calibration, apply_calibration
+    from trashsorting.training.crossval import apply_calibration, read_calibration
     from trashsorting.training.averaging import average_runs
 
     if crossval:

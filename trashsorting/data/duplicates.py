@@ -24,8 +24,8 @@ from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.log import progress_bar
 from ..core.system import count_cores, csv_text
-from .manifest import SPLITS, Entry, Manifest
-from .splits import fold_by_hash, line_up, skip_files
+from .manifest import SPLITS, Entry, Manifest, skip_files
+from .splits import fold_by_hash, groups_by_class
 
 # %% ../../nbs/data/07_duplicates.ipynb #6f557819
 _SIDE, _LUMA_WAVES, _CHROMA_WAVES, _CHROMA_BITS = 32, 8, 6, 32
@@ -374,7 +374,7 @@ def out_of_fold(
     from sklearn.preprocessing import StandardScaler
 
     together = [group.files for group in groups]
-    fewest = min(map(len, line_up(manifest, together).values()))
+    fewest = min(map(len, groups_by_class(manifest, together).values()))
     folds = PredefinedSplit(fold_by_hash(manifest, max(2, min(k, fewest)), together, seed))
     targets = np.array([manifest.labels.index(entry.label) for entry in manifest.entries])
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-3, max_iter=300))

@@ -24,8 +24,8 @@ from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
 from .manifest import SPLITS, Manifest, manifest_from_csv
-from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources
-from .splits import apply_split, complete_split, named, spell
+from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources, source_errors
+from .splits import apply_split, complete_split, match_spelling
 
 # %% ../../nbs/data/09_dvc.ipynb #f0f9fa1e
 def _keep_splits(
@@ -37,7 +37,7 @@ def _keep_splits(
     if not listed_in.is_file():
         return split
     listed = {entry.file: entry for entry in manifest_from_csv(listed_in, manifest.root).entries}
-    listed = spell(listed, [entry.file for entry in split.entries])
+    listed = match_spelling(listed, [entry.file for entry in split.entries])
     entries = []
     for entry in split.entries:
         known = listed.get(entry.file, entry)
@@ -136,7 +136,7 @@ def import_data(
     into.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as work:
         manifest = open_manifest(source, Path(work) / "source", progress=progress)
-        with named(source, Path(work) / "source"):
+        with source_errors(source, Path(work) / "source"):
             manifest = complete_split(apply_split(manifest, split), seed) if split else _keep_splits(manifest, seed)
         _check_nothing_lost(into, manifest)
         with step("copying photographs") as notes:

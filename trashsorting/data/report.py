@@ -18,13 +18,7 @@ import numpy as np
 from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.system import count_cores
-from trashsorting.data.duplicates import (
-    Group,
-    LabelIssue,
-    describe_resolution,
-    find_label_conflicts,
-    leaking_groups,
-)
+from .duplicates import Group, LabelIssue, describe_resolution, find_label_conflicts, leaking_groups
 from .manifest import Manifest
 
 # %% ../../nbs/data/08_report.ipynb #87ace3ca

@@ -22,7 +22,14 @@ from ..core.log import progress_bar
 from ..core.settings import MAX_FILE_BYTES, MAX_PIXELS, SHIPPED_MODEL
 from ..core.system import count_cores
 from .batch import batches, prefetch_map
-from .session import Session, class_activation_map, open_session, run_activation_maps, run_network, run_session
+from trashsorting.inference.session import (
+    Session,
+    class_activation_map,
+    open_session,
+    run_activation_maps,
+    run_network,
+    run_session,
+)
 
 # %% ../../nbs/inference/02_predictor.ipynb #bf3c364e
 class Prediction(BaseModel):

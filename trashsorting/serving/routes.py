@@ -35,9 +35,9 @@ from .page import has_already, make_etag
 from trashsorting.serving.schemas import (
     NO_MODEL,
     Answer,
+    ApiError,
     BatchAnswer,
     BatchItem,
-    ApiError,
     Health,
     ModelInfo,
     Ready,

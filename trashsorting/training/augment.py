@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.card import Preprocessing
 from ..core.image import crop_box
-from ..data.cutpaste import load_cv2, jitter_camera
+from ..data.cutpaste import jitter_camera, load_cv2
 
 # %% ../../nbs/training/01_augment.ipynb #b9f4526f
 MIN_SCALE = 0.35  # Smallest share of the area that is kept, 0..1

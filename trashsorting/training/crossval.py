@@ -27,7 +27,7 @@ from ..evaluation.calibration import calibrate
 from ..evaluation.ood import predict_logits
 from ..evaluation.oof import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
 from ..inference.session import open_session
-from .averaging import check_alike, average_runs
+from .averaging import average_runs, check_alike
 from .run import Run, load_run
 
 # %% ../../nbs/training/12_crossval.ipynb #d1f540d4

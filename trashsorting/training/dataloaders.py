@@ -30,7 +30,7 @@ from ..core.image import MIN_FACTOR, open_rgb, resize
 from ..core.log import step
 from ..core.system import count_cores
 from ..data.manifest import Entry, Manifest
-from .augment import MAX_STRETCH, MIN_SCALE, random_box, jitter_photograph, vary
+from .augment import MAX_STRETCH, MIN_SCALE, jitter_photograph, random_box, vary
 
 # %% ../../nbs/training/02_dataloaders.ipynb #7ed93751
 class _SyntheticImage(PILImage):
