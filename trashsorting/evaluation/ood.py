@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ..core.card import Preprocessing
-from ..core.errors import need
-from ..core.image import open_rgb, to_input
+from ..core.errors import DataError, need
+from ..core.image import ImageError, open_rgb, to_input
 from .metrics import span, wilson
 from ..inference.session import Session, run_logits, softmax
 
@@ -62,11 +62,16 @@ def ood_images(
     files: Iterable[Path] = (),  # Photographs that show no trash
     per_texture: int = 10,  # Drawn images of each texture
 ) -> Iterator[Image.Image]:  # RGB, opened one at a time
-    "Images that show no trash: drawn textures, then photographs. Raises what `open_rgb` raises."
+    "Images that show no trash: drawn textures, then photographs. Raises `DataError` for a file that is no image."
     for kind in _TEXTURES:
         for number in range(per_texture):
             yield _draw_texture(kind, number)
-    yield from map(open_rgb, files)
+    for file in files:
+        try:
+            image = open_rgb(file)
+        except ImageError as error:
+            raise DataError(f"{file}: {error}; remove it from the folder") from None
+        yield image
 
 # %% ../../nbs/evaluation/04_ood.ipynb #20265df6
 def predict_logits(
