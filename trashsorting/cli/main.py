@@ -20,7 +20,7 @@ import click
 from .. import __version__
 from .data import data
 from .job import job
-from .options import FILE, OUT_FILE, check_written
+from .options import FILE, MADE_FOLDER, OUT_FILE, check_written
 from .train import crossval, export, average, quantize, add_zero_shot_head, sweep, train
 from ..core.errors import TrashsortingError, need
 from ..core.settings import SHIPPED_MODEL, Settings, read_settings
@@ -322,16 +322,19 @@ def evaluate(
 @cli.command()
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
-@click.option("--subset", help="Which part of the split to spoil.  [default: val with --split, else all]")
+@click.option("--subset", help="Which subset of the split to corrupt.  [default: val with --split, else all]")
+@click.option("--ood", type=MADE_FOLDER, help="Photographs that show no trash, beside drawn textures.")
 @_JSON_OPTION
 @_MODEL_OPTION
-def robustness(source: str, split: Path | None, subset: str | None, json_file: Path | None, model: Path) -> None:
-    """Measure a model on spoilt photographs and on other things.
+def robustness(
+    source: str, split: Path | None, subset: str | None, ood: Path | None, json_file: Path | None, model: Path
+) -> None:
+    """Measure a model on corrupted photographs and on out-of-distribution images.
 
     DIR is as for evaluate. Each photograph is classified 43 times, so this takes a while.
     """
-    for module in ("torchvision", "skimage"):
-        need(module, "Spoiling photographs", "train")
+    for module in ("torchvision", "sklearn"):
+        need(module, "Corrupting photographs", "train")
     check_written(json_file)
     from dataclasses import asdict
 
@@ -341,6 +344,7 @@ def robustness(source: str, split: Path | None, subset: str | None, json_file: P
     from trashsorting.evaluation.ood import predict_logits, ood_images
     from trashsorting.evaluation.robustness import measure_robustness, robustness_table
 
+    ood_files = [Path(file) for file, reason in _list_pictures(str(ood)) if not reason] if ood else []
     predictor = Predictor(model, read_settings().threads)
     card, opened = predictor.card, (predictor.session, predictor.card.preprocessing)
     with TemporaryDirectory() as folder:
@@ -350,7 +354,7 @@ def robustness(source: str, split: Path | None, subset: str | None, json_file: P
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
         measured = measure_robustness(*opened, map(open_rgb, paths), targets)
         ours = predict_logits(*opened, map(open_rgb, paths))
-    found = detect(ours, predict_logits(*opened, ood_images().values()), card.temperature)
+    found = detect(ours, predict_logits(*opened, ood_images(ood_files)), card.temperature)
     click.echo(f"{robustness_table(measured)}\n\n{ood_table(found)}")
     if json_file:
         scores = {name: asdict(one) for name, one in found.items()}
