@@ -127,9 +127,11 @@ def detect(
     temperature: float = 1.0,  # From the model card
 ) -> dict[str, _OODMetrics]:  # By score: "probability" and "energy"
     "Measure how well both scores detect OOD images. Raises `MissingExtra`."
-    probability = [softmax(logits, temperature).max(axis=1) for logits in (trash, other)]
-    energies = [energy(logits, temperature) for logits in (trash, other)]
-    return {"probability": score_ood(*probability), "energy": score_ood(*energies)}
+    scores = {
+        "probability": lambda logits: softmax(logits, temperature).max(axis=1),
+        "energy": lambda logits: energy(logits, temperature),
+    }
+    return {name: score_ood(score(trash), score(other)) for name, score in scores.items()}
 
 # %% ../../nbs/evaluation/04_ood.ipynb #c2017ccd
 def ood_table(
