@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from trashsorting.cli.main import cli
-from trashsorting.cloud.vertex import CloudError, TrainingJob, VertexClient, find_run, list_runs, submit
+from trashsorting.cloud.vertex import CloudError, TrainingJob, VertexClient, get_job, list_jobs, submit
 from trashsorting.core.errors import TrashsortingError
 from trashsorting.core.settings import read_settings
 from trashsorting.data.dvc import tracked_version
@@ -271,7 +271,7 @@ def test_a_full_quota_is_an_error_in_the_end():
 
 def test_reading_is_retried_and_submitting_is_not():
     with google(refusal(503, "Busy."), None, refusal(429, "Slowly."), custom_job("RUNNING")) as server:
-        assert find_run(client(server.address), "42").state == "RUNNING"
+        assert get_job(client(server.address), "42").state == "RUNNING"
         assert len(server.requests) == 4
     with (
         google(None, custom_job("PENDING")) as server,
@@ -289,7 +289,7 @@ def test_no_network(login):
         os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM"] = closed  # monkeypatch puts it back
         assert error_of(*TRAIN).startswith(f"no usable answer from {closed}: ConnectionError\nlook at the network")
     with pytest.raises(CloudError, match="no usable answer"):
-        find_run(client(closed, retry_timeout=0.1), "42")
+        get_job(client(closed, retry_timeout=0.1), "42")
 
 
 def test_an_answer_that_is_no_job(login):
@@ -322,7 +322,7 @@ def test_list_reads_all_pages_and_sorts_by_time():
         (200, {"customJobs": [custom_job("FAILED", 9)[1], custom_job("SUCCEEDED", 8, labels={"data": "4989fc48"})[1]]}),
     ]
     with google(*pages) as server:
-        assert [run.id for run in list_runs(client(server.address), most=2)] == ["9", "8"]
+        assert [run.id for run in list_jobs(client(server.address), most=2)] == ["9", "8"]
     assert [path for _, path, _, _ in server.requests] == [
         f"{PARENT}?filter=labels.app%3Dtrashsorting&pageSize=100",
         f"{PARENT}?filter=labels.app%3Dtrashsorting&pageSize=100&pageToken=more",
