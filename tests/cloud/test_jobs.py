@@ -1,4 +1,4 @@
-"""`trashsorting job` against stand-ins: Google's REST interface on loopback, and a `gcloud` that keeps a file."""
+"""`trashsorting job` with fakes: Google's REST interface on loopback, and a `gcloud` that keeps its state in a file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from trashsorting.cli.main import cli
-from trashsorting.cloud.vertex import Cloud, CloudError, TrainingJob, find_run, list_runs, submit
+from trashsorting.cloud.vertex import CloudError, TrainingJob, VertexClient, get_job, list_jobs, submit
 from trashsorting.core.errors import TrashsortingError
 from trashsorting.core.settings import read_settings
 from trashsorting.data.dvc import tracked_version
@@ -45,8 +45,8 @@ PARENT = "/v1/projects/my-project/locations/europe-west4/customJobs"
 # Google on loopback
 
 
-class Google(BaseHTTPRequestHandler):
-    """Answers from a list of (status, JSON), the last for ever; None hangs up. Tokens are always given."""
+class FakeGoogle(BaseHTTPRequestHandler):
+    """Answers from a list of (status, JSON), the last one repeatedly; None closes the connection."""
 
     protocol_version = "HTTP/1.1"
 
@@ -54,11 +54,13 @@ class Google(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"] or 0))
         if self.path == "/token":
             assert b"subject_token=signed-by-github" in body
-            given = {"access_token": "from-the-pool", "expires_in": 3600, "token_type": "Bearer"}
-            return self.reply(200, given | {"issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
+            token = {"access_token": "from-the-pool", "expires_in": 3600, "token_type": "Bearer"}
+            return self.reply(200, token | {"issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
         if self.path == "/revoked":
             return self.reply(400, {"error": "invalid_grant", "error_description": "The pool is gone."})
-        self.server.asked.append((self.command, self.path, self.headers["authorization"], json.loads(body or "null")))
+        self.server.requests.append(
+            (self.command, self.path, self.headers["authorization"], json.loads(body or "null"))
+        )
         answers = self.server.answers
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if answer is None:
@@ -76,14 +78,14 @@ class Google(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *words):
+    def log_message(self, *args):
         pass
 
 
 @contextmanager
 def google(*answers):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Google) as server:
-        server.answers, server.asked, server.daemon_threads = list(answers), [], True
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeGoogle) as server:
+        server.answers, server.requests, server.daemon_threads = list(answers), [], True
         server.address = f"http://127.0.0.1:{server.server_port}"
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -106,13 +108,13 @@ def custom_job(state, number=42, **more):
 
 @pytest.fixture
 def login(tmp_path, monkeypatch):
-    "Workload identity federation, as a GitHub workflow has it: a file's token is exchanged, here by the stand-in."
+    "Workload identity federation as in a GitHub workflow: the fake exchanges the token in a file."
 
     def log_in(address, path="/token"):
         (tmp_path / "github-token").write_text("signed-by-github", encoding="utf-8")
         account = {
             "type": "external_account",
-            "universe_domain": "example.test",  # Google's own would be asked where the account may be used
+            "universe_domain": "example.test",  # with Google's own, the library would ask Google about the account
             "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/github/providers/one",
             "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
             "token_url": f"{address}{path}",
@@ -135,8 +137,8 @@ def invoke(*words):
     return CliRunner().invoke(cli, [str(word) for word in words])
 
 
-def said(*words) -> str:
-    "The sentence that a command ends with."
+def error_of(*words) -> str:
+    "The message of the error that a command ends with."
     done = invoke(*words)
     assert isinstance(done.exception, TrashsortingError), done.output + repr(done.exception)
     return str(done.exception)
@@ -145,7 +147,7 @@ def said(*words) -> str:
 # Training
 
 
-def test_what_a_dry_run_prints_is_what_is_sent(login):
+def test_a_dry_run_prints_the_request(login):
     printed = yaml.safe_load(invoke(*TRAIN, "--dry-run").stdout)
     with google(custom_job("PENDING")) as server:
         login(server.address)
@@ -156,7 +158,7 @@ def test_what_a_dry_run_prints_is_what_is_sent(login):
         "gs://bkt/runs/one",
         "what it says: trashsorting job logs 42",
     ]
-    ((method, path, authorization, body),) = server.asked
+    ((method, path, authorization, body),) = server.requests
     assert (method, path, authorization) == ("POST", PARENT, "Bearer from-the-pool")
     assert re.fullmatch(r"trashsorting-\d{8}-\d{6}-[0-9a-f]{7}", body["displayName"])
     assert body | {"displayName": ""} == printed | {"displayName": ""}
@@ -220,80 +222,83 @@ def test_the_request_in_full(tmp_path, monkeypatch):
         (["-p", "out", "elsewhere"], "say --out instead"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_sent(words, sentence, login):
+def test_wrong_options_are_refused_before_a_request(words, sentence, login):
     with google(custom_job("PENDING")) as server:
         login(server.address)
-        assert sentence in said(*TRAIN, *words)
-        assert not server.asked
+        assert sentence in error_of(*TRAIN, *words)
+        assert not server.requests
 
 
 @pytest.mark.parametrize(
     ("status", "advice"),
     [(400, ""), (401, "gcloud auth"), (403, "the API is not enabled"), (404, "look at the name"), (500, ""), (503, "")],
 )
-def test_a_refusal_is_a_sentence_and_the_job_is_not_sent_again(status, advice, login):
+def test_a_refusal_is_a_sentence_and_the_job_is_not_submitted_again(status, advice, login):
     with google(refusal(status, "Because of this.")) as server:
         login(server.address)
-        sentence = said(*TRAIN)
+        sentence = error_of(*TRAIN)
     assert sentence.startswith(f"Because of this. ({status})") and advice in sentence and "Traceback" not in sentence
-    asked = {body["displayName"] for _, _, _, body in server.asked}
-    assert len(asked) == 1 and len(server.asked) <= (3 if status == 401 else 1), "google-auth renews its token on 401"
+    names = {body["displayName"] for _, _, _, body in server.requests}
+    assert len(names) == 1 and len(server.requests) <= (3 if status == 401 else 1), (
+        "google-auth renews its token on 401"
+    )
 
 
-def cloud(address, patience=5.0):
-    return Cloud(requests.Session(), "my-project", "europe-west4", address, address, first_wait=0.01, patience=patience)
+def client(address, retry_timeout=5.0):
+    session, delays = requests.Session(), {"retry_delay": 0.01, "retry_timeout": retry_timeout}
+    return VertexClient(session, "my-project", "europe-west4", address, address, **delays)
 
 
-def a_job():
+def make_job():
     return TrainingJob(name="one", image=IMAGE, data="gs://bkt/photos", out="gs://bkt/runs/one")
 
 
-def test_quota_is_waited_for():
+def test_a_full_quota_is_retried():
     full = refusal(429, "Quota exceeded.")
     with google(full, full, custom_job("PENDING")) as server:
-        assert submit(cloud(server.address), a_job()).id == "42"
-        assert len(server.asked) == 3
+        assert submit(client(server.address), make_job()).id == "42"
+        assert len(server.requests) == 3
 
 
-def test_quota_that_does_not_come_back():
+def test_a_full_quota_is_an_error_in_the_end():
     with (
         google(refusal(429, "Quota exceeded.")) as server,
         pytest.raises(CloudError, match=r"Quota exceeded. \(429\)\nthe quota is used up"),
     ):
-        submit(cloud(server.address, patience=0.1), a_job())
-    assert len(server.asked) > 1
+        submit(client(server.address, retry_timeout=0.1), make_job())
+    assert len(server.requests) > 1
 
 
-def test_a_question_is_asked_again_and_an_order_is_not():
+def test_reading_is_retried_and_submitting_is_not():
     with google(refusal(503, "Busy."), None, refusal(429, "Slowly."), custom_job("RUNNING")) as server:
-        assert find_run(cloud(server.address), "42").state == "RUNNING"
-        assert len(server.asked) == 4
+        assert get_job(client(server.address), "42").state == "RUNNING"
+        assert len(server.requests) == 4
     with (
         google(None, custom_job("PENDING")) as server,
         pytest.raises(CloudError, match=r"no usable answer from http.*: ConnectionError"),
     ):
-        submit(cloud(server.address), a_job())
-    assert len(server.asked) == 1, "it may have arrived: a second one could be a second bill"
+        submit(client(server.address), make_job())
+    assert len(server.requests) == 1, "the first may have arrived: a second job would cost twice"
 
 
-def test_network_down(login):
+def test_no_network(login):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with google(custom_job("PENDING")) as server:
         login(server.address)
         os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM"] = closed  # monkeypatch puts it back
-        assert said(*TRAIN).startswith(f"no usable answer from {closed}: ConnectionError\nlook at the network")
+        assert error_of(*TRAIN).startswith(f"no usable answer from {closed}: ConnectionError\nlook at the network")
     with pytest.raises(CloudError, match="no usable answer"):
-        find_run(cloud(closed, patience=0.1), "42")
+        get_job(client(closed, retry_timeout=0.1), "42")
 
 
-def test_what_is_no_answer_of_googles(login):
+def test_an_answer_that_is_no_job(login):
     with google((200, {"hello": "world"})) as server:
         login(server.address)
-        assert "not a job of Vertex AI's" in said(*TRAIN)
+        assert "not a job of Vertex AI's" in error_of(*TRAIN)
 
 
-def test_a_job_that_fails(login):
+def test_waiting_for_a_job(login):
     failed = custom_job(
         "FAILED", error={"code": 9, "message": "The replica workerpool0-0 exited with a non-zero status of 1."}
     )
@@ -308,17 +313,17 @@ def test_a_job_that_fails(login):
         login(server.address)
         done = invoke(*TRAIN, "--wait")
     assert done.exit_code == 0 and done.stdout.endswith("succeeded\n")
-    assert [(method, path) for method, path, _, _ in server.asked] == [("POST", PARENT), ("GET", f"{PARENT}/42")]
+    assert [(method, path) for method, path, _, _ in server.requests] == [("POST", PARENT), ("GET", f"{PARENT}/42")]
 
 
-def test_list_reads_all_pages_and_shows_the_newest_first():
+def test_list_reads_all_pages_and_sorts_by_time():
     pages = [
         (200, {"customJobs": [custom_job("RUNNING", 7)[1]], "nextPageToken": "more"}),
         (200, {"customJobs": [custom_job("FAILED", 9)[1], custom_job("SUCCEEDED", 8, labels={"data": "4989fc48"})[1]]}),
     ]
     with google(*pages) as server:
-        assert [run.id for run in list_runs(cloud(server.address), most=2)] == ["9", "8"]
-    assert [path for _, path, _, _ in server.asked] == [
+        assert [run.id for run in list_jobs(client(server.address), most=2)] == ["9", "8"]
+    assert [path for _, path, _, _ in server.requests] == [
         f"{PARENT}?filter=labels.app%3Dtrashsorting&pageSize=100",
         f"{PARENT}?filter=labels.app%3Dtrashsorting&pageSize=100&pageToken=more",
     ]
@@ -344,44 +349,44 @@ def test_list_logs_and_cancel_as_commands(login):
     assert table[1].split() == ["42", "running", "2026-01-31T09:00:42", "4989fc48", "trashsorting-42"]
     assert logs.stdout.splitlines() == ["2026-01-31T09:05:00 pulling", "2026-01-31T09:06:00 epoch 1"]
     assert logs.stderr == "42: failed, exited\n" and ended.exit_code == 0
-    _, _, first, second, last = server.asked
+    _, _, first, second, last = server.requests
     assert first[1] == "/v2/entries:list" and first[3]["resourceNames"] == ["projects/my-project"]
     assert (
         'resource.type="ml_job" AND resource.labels.job_id="42"' in first[3]["filter"]
         and second[3]["pageToken"] == "more"
     )
     assert (last[0], last[1], last[3]) == ("POST", f"{PARENT}/42:cancel", {})
-    assert "is no job's number" in said("job", "cancel", "../../models")
+    assert "is no job's number" in error_of("job", "cancel", "../../models")
 
 
 # Logging in
 
 
-def test_without_a_login(monkeypatch, tmp_path):
+def test_no_credentials(monkeypatch, tmp_path):
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     for name, value in {"HOME": tmp_path, "CLOUDSDK_CONFIG": tmp_path, "NO_GCE_CHECK": "true"}.items():
         monkeypatch.setenv(name, str(value))
     where = ["--project", "my-project", "--region", "europe-west4"]
-    assert re.match(r"no credentials: .*\nlog in: gcloud auth application-default login", said(*TRAIN, *where))
+    assert re.match(r"no credentials: .*\nlog in: gcloud auth application-default login", error_of(*TRAIN, *where))
 
 
-def test_a_login_that_was_revoked(login):
+def test_revoked_credentials(login):
     with google(custom_job("PENDING")) as server:
         login(server.address, path="/revoked")
-        sentence = said(*TRAIN)
+        sentence = error_of(*TRAIN)
     assert (
         sentence.startswith("the login does not work: ") and "invalid_grant" in sentence and "gcloud auth" in sentence
     )
 
 
-def test_without_a_project(monkeypatch):
+def test_no_project(monkeypatch):
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
-    assert said(*TRAIN) == "which project? Say --project, or set GOOGLE_CLOUD_PROJECT"
+    assert error_of(*TRAIN) == "which project? Say --project, or set GOOGLE_CLOUD_PROJECT"
 
 
-def test_the_light_installation_names_the_extra():
-    hidden = "sys.modules['google.auth'] = sys.modules['yaml'] = None"
-    code = f"import sys; {hidden}; from trashsorting.cli.main import main; main()"
+def test_the_light_install_names_the_extra():
+    code = "import sys; sys.modules['google.auth'] = sys.modules['yaml'] = None\n"
+    code += "from trashsorting.cli.main import main; main()"
     where = ["--project", "my-project", "--region", "europe-west4"]
     for words in ([*TRAIN, "--dry-run"], [*TRAIN, *where]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
@@ -392,13 +397,13 @@ def test_the_light_installation_names_the_extra():
 # Serving
 
 GCLOUD = r"""#!{python} -S
-# Cloud Run in a file: keeps revisions and traffic, and answers in Cloud Run's words.
+# Cloud Run in a file: keeps revisions and traffic, and answers like Cloud Run.
 import json, os, pathlib, sys
 sys.path.append({packages!r})
 words, store = sys.argv[1:], pathlib.Path(os.environ["STORE"])
 state = json.loads(store.read_bytes()) if store.exists() else {{"revisions": [], "traffic": [], "calls": []}}
 state["calls"].append(words)
-def settle(split):
+def set_traffic(split):
     newest = state["revisions"][-1]["metadata"]["name"]
     state["traffic"] = [part | {{"revisionName": part.get("revisionName", newest)}} for part in split]
 if words[:3] == ["run", "services", "replace"]:
@@ -411,10 +416,11 @@ if words[:3] == ["run", "services", "replace"]:
     spec, status = wanted["spec"]["template"]["spec"], {{"conditions": [ready]}}
     state["revisions"].append({{"metadata": meta, "spec": spec, "status": status}})
     state["spec"] = wanted["spec"]
-    settle(wanted["spec"]["traffic"])
+    set_traffic(wanted["spec"]["traffic"])
 elif words[:3] == ["run", "services", "update-traffic"]:
     flag = words[4]
-    settle([{{"percent": 100}}] if flag == "--to-latest" else [{{"revisionName": flag.split("=")[1], "percent": 100}}])
+    revision = {{}} if flag == "--to-latest" else {{"revisionName": flag.split("=")[1]}}
+    set_traffic([revision | {{"percent": 100}}])
 elif os.environ.get("REFUSE"):
     print("ERROR: (gcloud.run) PERMISSION_DENIED", file=sys.stderr)
     sys.exit(1)
@@ -435,7 +441,7 @@ WHERE = ["--project", "my-project", "--region", "europe-west4"]
 
 @pytest.fixture
 def cloud_run(tmp_path, monkeypatch):
-    "gcloud on the PATH; returns what is in its file."
+    "gcloud on the PATH; returns the state in its file."
     program = tmp_path / "bin" / "gcloud"
     program.parent.mkdir()
     program.write_text(GCLOUD.format(python=sys.executable, packages=sysconfig.get_path("purelib")), encoding="utf-8")
@@ -445,7 +451,7 @@ def cloud_run(tmp_path, monkeypatch):
     return lambda: json.loads((tmp_path / "store.json").read_bytes())
 
 
-def confusion_metrics(state) -> dict[str, int]:
+def percents(state) -> dict[str, int]:
     return {part["revisionName"]: part["percent"] for part in state["traffic"]}
 
 
@@ -456,25 +462,25 @@ def test_deploy_canary_promote_roll_back(cloud_run):
         return done.stdout
 
     assert do("deploy", "--image", f"{API}:1") == "https://trashsorting.example\n"
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 100}
+    assert percents(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:2", "--canary", "10")
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 90, "trashsorting-00002": 10}
+    assert percents(cloud_run()) == {"trashsorting-00001": 90, "trashsorting-00002": 10}
     assert do("rollback") == "trashsorting: all traffic to trashsorting-00001\n"
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 100}
+    assert percents(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:3", "--canary", "50")
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 50, "trashsorting-00003": 50}
+    assert percents(cloud_run()) == {"trashsorting-00001": 50, "trashsorting-00003": 50}
     do("promote")
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00003": 100}
+    assert percents(cloud_run()) == {"trashsorting-00003": 100}
     do("rollback")
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00002": 100}
+    assert percents(cloud_run()) == {"trashsorting-00002": 100}
     do("rollback", "--to", "trashsorting-00001")
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00001": 100}
+    assert percents(cloud_run()) == {"trashsorting-00001": 100}
     do("deploy", "--image", f"{API}:4")
-    assert confusion_metrics(cloud_run()) == {"trashsorting-00004": 100}
+    assert percents(cloud_run()) == {"trashsorting-00004": 100}
     assert all(call[-5:] == [*WHERE, "--quiet"] for call in cloud_run()["calls"])
 
 
-def test_what_a_dry_run_prints_is_what_is_deployed(cloud_run):
+def test_a_dry_run_prints_what_is_deployed(cloud_run):
     words = ["job", "deploy", "--image", f"{API}:1", "--most", "2", "--api-key-secret", "the-key"]
     printed = yaml.safe_load(invoke(*words, "--dry-run").stdout)
     assert invoke(*words, *WHERE).exit_code == 0
@@ -486,26 +492,28 @@ def test_what_a_dry_run_prints_is_what_is_deployed(cloud_run):
         and annotations["autoscaling.knative.dev/maxScale"] == "2"
     )
     assert annotations["run.googleapis.com/startup-cpu-boost"] == "true"
-    env = {one["name"]: one for one in revision["spec"]["containers"][0]["env"]}
+    env = {variable["name"]: variable for variable in revision["spec"]["containers"][0]["env"]}
     assert env["TRASHSORTING_API_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "the-key", "key": "latest"}}
 
 
-def test_a_key_is_not_lost_by_forgetting_it(cloud_run):
+def test_a_key_is_not_dropped_by_mistake(cloud_run):
     words = ["job", "deploy", "--image", f"{API}:1", *WHERE]
     assert invoke(*words, "--api-key-secret", "the-key").exit_code == 0
-    assert "asks for a key now: say --api-key-secret, or --drop-key" in said(*words)
+    assert "asks for a key now: say --api-key-secret, or --drop-key" in error_of(*words)
     assert len(cloud_run()["revisions"]) == 1
     assert invoke(*words, "--drop-key").exit_code == 0 == invoke(*words).exit_code
 
 
-def test_what_cannot_be_deployed(cloud_run, monkeypatch):
-    assert "there is no service of this name" in said("job", "rollback", *WHERE)
+def test_errors_of_deployment(cloud_run, monkeypatch):
+    assert "there is no service of this name" in error_of("job", "rollback", *WHERE)
     canary = ["job", "deploy", "--image", f"{API}:1", "--canary", "10", *WHERE]
-    assert "deploy without --canary first" in said(*canary)
+    assert "deploy without --canary first" in error_of(*canary)
     monkeypatch.setenv("REFUSE", "yes")
-    assert said(*canary).startswith("gcloud run services list --filter=metadata.name=trashsorting has failed with 1")
+    assert error_of(*canary).startswith(
+        "gcloud run services list --filter=metadata.name=trashsorting has failed with 1"
+    )
     monkeypatch.setenv("PATH", "")
-    assert "there is no gcloud here" in said("job", "promote", *WHERE)
+    assert "there is no gcloud here" in error_of("job", "promote", *WHERE)
 
 
 def test_rollout_is_what_the_workflow_runs(cloud_run, monkeypatch):
@@ -520,16 +528,16 @@ def test_rollout_is_what_the_workflow_runs(cloud_run, monkeypatch):
     for words in (["all", f"{API}:1"], ["canary", f"{API}:2"], ["rollback"], ["promote"]):
         subprocess.run([ROOT / "tools/rollout", *words], cwd=ROOT, check=True, timeout=60)
     state = cloud_run()
-    assert confusion_metrics(state) == {"trashsorting-00002": 100}
+    assert percents(state) == {"trashsorting-00002": 100}
     assert state["revisions"][1]["spec"]["serviceAccountName"] == "service@my-project.iam.gserviceaccount.com"
     assert "TRASHSORTING_API_KEY" in json.dumps(state["spec"])
 
 
-def test_the_variables_are_ones_that_the_service_reads(monkeypatch):
+def test_the_service_reads_the_variables(monkeypatch):
     printed = yaml.safe_load(invoke("job", "deploy", "--image", f"{API}:1", "--dry-run").stdout)
     (container,) = printed["spec"]["template"]["spec"]["containers"]
-    for one in container["env"]:
-        monkeypatch.setenv(one["name"], one["value"])
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
     settings = read_settings()
-    found = settings.grace_seconds, settings.max_batch_bytes, settings.queue, settings.queue_seconds
-    assert found == (8, 28_000_000, 8, 10)
+    values = settings.grace_seconds, settings.max_batch_bytes, settings.queue, settings.queue_seconds
+    assert values == (8, 28_000_000, 8, 10)

@@ -46,10 +46,10 @@ def _plan_training(
     "Put a job together. Raises `TrashsortingError`."
     from datetime import UTC, datetime
 
-    from trashsorting.cloud.vertex import CloudError, TrainingJob, check_parameters, origin_labels, run_name
+    from trashsorting.cloud.vertex import CloudError, TrainingJob, check_parameters, origin_labels, job_name
 
     labels = origin_labels(Path())
-    name = run_name(labels, datetime.now(UTC))
+    name = job_name(labels, datetime.now(UTC))
     if not bucket and not (data and out):
         raise CloudError("where are the photographs, and where does the model go? Say --bucket, or --data and --out")
     if not data and "data" not in labels:
@@ -96,13 +96,13 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 
     The image is that of dockerfiles/train.dockerfile. The job is labelled with the commit and the data version.
     """
-    from trashsorting.cloud.vertex import job_request, open_cloud, resolve_project, submit, to_yaml, wait
+    from trashsorting.cloud.vertex import resolve_project, job_request, open_client, submit, to_yaml, wait
 
     planned = _plan_training(**asked)
     if dry_run:
         click.echo(to_yaml(job_request(planned)), nl=False)
         return
-    cloud = open_cloud(resolve_project(project, region))
+    cloud = open_client(resolve_project(project, region))
     sent = submit(cloud, planned)
     click.echo(f"{sent.id}  {sent.name}\n{planned.out}\nwhat it says: trashsorting job logs {sent.id}")
     if waits:
@@ -116,9 +116,9 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 @_REGION_OPTION
 def job_list(most: int, project: str | None, region: str | None) -> None:
     "Show training jobs."
-    from trashsorting.cloud.vertex import list_runs, open_cloud, resolve_project, runs_table
+    from trashsorting.cloud.vertex import resolve_project, list_jobs, open_client, jobs_table
 
-    click.echo(runs_table(list_runs(open_cloud(resolve_project(project, region)), most)))
+    click.echo(jobs_table(list_jobs(open_client(resolve_project(project, region)), most)))
 
 
 @job.command("logs")
@@ -127,10 +127,10 @@ def job_list(most: int, project: str | None, region: str | None) -> None:
 @_REGION_OPTION
 def job_logs(id: str, project: str | None, region: str | None) -> None:
     "Show the log of a job, and its state."
-    from trashsorting.cloud.vertex import find_run, open_cloud, read_logs, resolve_project
+    from trashsorting.cloud.vertex import resolve_project, get_job, open_client, read_logs
 
-    cloud = open_cloud(resolve_project(project, region))
-    found = find_run(cloud, id)
+    cloud = open_client(resolve_project(project, region))
+    found = get_job(cloud, id)
     for line in read_logs(cloud, found):
         click.echo(line)
     click.echo(f"{found.id}: {found.state.lower()}" + (f", {found.error}" if found.error else ""), err=True)
@@ -142,9 +142,9 @@ def job_logs(id: str, project: str | None, region: str | None) -> None:
 @_REGION_OPTION
 def job_cancel(id: str, project: str | None, region: str | None) -> None:
     "End a job."
-    from trashsorting.cloud.vertex import cancel, open_cloud, resolve_project
+    from trashsorting.cloud.vertex import cancel, resolve_project, open_client
 
-    cancel(open_cloud(resolve_project(project, region)), id)
+    cancel(open_client(resolve_project(project, region)), id)
     click.echo(f"{id}: asked to end")
 
 # %% ../../nbs/cli/03_job.ipynb #734f479b
@@ -175,7 +175,7 @@ def job_deploy(
     """
     need("yaml", "Writing the service's document", "cloud")
     from trashsorting.cloud.cloud_run import Service, deploy, service_document, traffic
-    from trashsorting.cloud.vertex import origin_labels, resolve_project, to_yaml
+    from trashsorting.cloud.vertex import resolve_project, origin_labels, to_yaml
 
     service = Service.build(labels=origin_labels(Path()), **asked)
     if dry_run:

@@ -1,0 +1,104 @@
+"""Temperature, upper limits and thresholds: properties of any predictions, and stated values."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import binom
+from simulated import CLASSES, predictions, quick
+
+from trashsorting.core.errors import ModelError
+from trashsorting.evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, mean_nll, upper_limit
+from trashsorting.evaluation.metrics import evaluate, risk_coverage
+from trashsorting.evaluation.oof import load_predictions
+from trashsorting.inference.session import softmax
+
+MEASURED = Path(__file__).resolve().parents[2] / "nbs/measured"
+
+
+@quick
+@given(predictions())
+def test_the_temperature_is_a_minimum_and_changes_no_prediction(simulated):
+    logits, targets = simulated
+    temperature = fit_temperature(logits, targets)
+    assert TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
+    predicted = softmax(logits, temperature).argmax(axis=1)
+    assert (logits[np.arange(len(logits)), predicted] == logits.max(axis=1)).all()
+    best = mean_nll(logits, targets, temperature)
+    for other in (1.0, temperature * 0.97, temperature * 1.03):
+        if TEMPERATURES[0] <= other <= TEMPERATURES[1]:
+            assert best <= mean_nll(logits, targets, other) + 1e-9
+
+
+def test_minimising_the_likelihood_gives_the_same_temperature():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (500, 6))
+    targets = np.array([rng.choice(6, p=row) for row in softmax(logits, 2.5)])
+    minimum = minimize_scalar(lambda t: mean_nll(logits, targets, t), bounds=(0.1, 10), method="bounded")
+    assert math.isclose(fit_temperature(logits, targets), minimum.x, rel_tol=1e-4)
+    assert math.isclose(fit_temperature(logits, targets), 2.2650836343218925, rel_tol=1e-10)
+    assert math.isclose(mean_nll(logits, targets), 1.6188031859170278, rel_tol=1e-12)
+
+
+def test_the_measured_predictions_give_the_numbers_of_the_card():
+    measured = load_predictions(MEASURED / "out_of_fold.csv")
+    temperature = fit_temperature(measured.logits, measured.targets)
+    assert math.isclose(temperature, 0.442783166115255, rel_tol=1e-10)
+    rule = choose_threshold(softmax(measured.logits, temperature), measured.targets, 0.05)
+    assert math.isclose(rule.threshold, 0.774379968331450, rel_tol=1e-10)
+    assert math.isclose(rule.limit, 0.049714756506403, rel_tol=1e-10)
+    assert str(rule) == (
+        "unsure below 0.7744: answers 86.2% of 1766 photographs, 96.45% of them right; "
+        "risk at most 4.97%, with 95% confidence"
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "n", "alpha", "limit"),
+    [
+        (1, 100, 0.05, 0.046559811453538956),
+        (10, 1000, 0.05, 0.016903175120562504),
+        (11, 1000, 0.01, 0.021377299640891533),
+        (0, 59, 0.05, 0.04950760988822695),
+        (3, 3, 0.05, 1),
+        (0, 0, 0.05, 1),
+    ],
+)
+def test_stated_upper_limits(errors, n, alpha, limit):
+    assert math.isclose(upper_limit(errors, n, alpha), limit, rel_tol=1e-10)
+
+
+@quick
+@given(st.integers(1, 400), st.data())
+def test_the_upper_limit_has_the_stated_probability(n, data):
+    errors, alpha = data.draw(st.integers(0, n)), data.draw(st.floats(0.001, 0.5))
+    limit = upper_limit(errors, n, alpha)
+    assert errors / n <= limit <= 1
+    if errors < n:
+        assert math.isclose(binom.cdf(errors, n, limit), alpha, rel_tol=1e-6)
+
+
+@quick
+@given(predictions(), st.floats(0.01, 0.9), st.sampled_from([None, 0.5, 0.95]))
+def test_a_threshold_keeps_its_risk_on_its_own_photographs(simulated, risk, confidence):
+    logits, targets = simulated
+    probabilities = softmax(logits)
+    correct = probabilities.argmax(axis=1) == targets
+    try:
+        rule = choose_threshold(probabilities, targets, risk, confidence)
+    except ModelError as error:
+        assert "no threshold keeps the risk" in str(error)
+        if confidence is None:
+            assert risk_coverage(probabilities, targets)[2].min() > risk
+        return
+    answered = probabilities.max(axis=1) >= rule.threshold
+    assert answered.any() and (~correct[answered]).mean() <= risk + 1e-12
+    assert (~correct[answered]).mean() <= rule.limit + 1e-12 and rule.limit <= risk
+    scored = evaluate(probabilities, targets, CLASSES[: logits.shape[1]], unsure_below=rule.threshold)
+    assert math.isclose(scored.coverage, rule.coverage)
+    assert math.isclose(scored.answered_accuracy, correct[answered].mean())
+    assert scored.accuracy == correct.mean(), "the threshold does not change the accuracy"
