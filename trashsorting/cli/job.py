@@ -46,7 +46,7 @@ def _plan_training(
     "Put a job together. Raises `TrashsortingError`."
     from datetime import UTC, datetime
 
-    from trashsorting.cloud.vertex import CloudError, TrainingJob, check_parameters, origin_labels, job_name
+    from trashsorting.cloud.vertex import CloudError, TrainingJob, check_parameters, job_name, origin_labels
 
     labels = origin_labels(Path())
     name = job_name(labels, datetime.now(UTC))
@@ -96,7 +96,7 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 
     The image is that of dockerfiles/train.dockerfile. The job is labelled with the commit and the data version.
     """
-    from trashsorting.cloud.vertex import resolve_project, job_request, open_client, submit, to_yaml, wait
+    from trashsorting.cloud.vertex import job_request, open_cloud, resolve_project, submit, to_yaml, wait
 
     planned = _plan_training(**asked)
     if dry_run:
@@ -116,7 +116,7 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 @_REGION_OPTION
 def job_list(most: int, project: str | None, region: str | None) -> None:
     "Show training jobs."
-    from trashsorting.cloud.vertex import resolve_project, list_jobs, open_client, jobs_table
+    from trashsorting.cloud.vertex import list_runs, open_cloud, resolve_project, runs_table
 
     click.echo(jobs_table(list_jobs(open_client(resolve_project(project, region)), most)))
 
@@ -127,7 +127,7 @@ def job_list(most: int, project: str | None, region: str | None) -> None:
 @_REGION_OPTION
 def job_logs(id: str, project: str | None, region: str | None) -> None:
     "Show the log of a job, and its state."
-    from trashsorting.cloud.vertex import resolve_project, get_job, open_client, read_logs
+    from trashsorting.cloud.vertex import find_run, open_cloud, read_logs, resolve_project
 
     cloud = open_client(resolve_project(project, region))
     found = get_job(cloud, id)
@@ -142,7 +142,7 @@ def job_logs(id: str, project: str | None, region: str | None) -> None:
 @_REGION_OPTION
 def job_cancel(id: str, project: str | None, region: str | None) -> None:
     "End a job."
-    from trashsorting.cloud.vertex import cancel, resolve_project, open_client
+    from trashsorting.cloud.vertex import cancel, open_cloud, resolve_project
 
     cancel(open_client(resolve_project(project, region)), id)
     click.echo(f"{id}: asked to end")
@@ -175,7 +175,7 @@ def job_deploy(
     """
     need("yaml", "Writing the service's document", "cloud")
     from trashsorting.cloud.cloud_run import Service, deploy, service_document, traffic
-    from trashsorting.cloud.vertex import resolve_project, origin_labels, to_yaml
+    from trashsorting.cloud.vertex import origin_labels, resolve_project, to_yaml
 
     service = Service.build(labels=origin_labels(Path()), **asked)
     if dry_run:

@@ -20,8 +20,8 @@ import click
 from .. import __version__
 from .data import data
 from .job import job
-from .options import FILE, MADE_FOLDER, OUT_FILE, check_written
-from .train import crossval, export, average, quantize, add_zero_shot_head, sweep, train
+from .options import FILE, OUT_FILE, check_written
+from .train import add_zero_shot_head, average, crossval, export, quantize, sweep, train
 from ..core.errors import TrashsortingError, need
 from ..core.settings import SHIPPED_MODEL, Settings, read_settings
 from ..core.system import csv_text, write_json
@@ -61,7 +61,7 @@ def _list_pictures(
     "The pictures in a folder, found as every command finds them; what else lies there goes to standard error."
     from trashsorting.core.errors import DataError
     from trashsorting.data.listing import SUFFIXES, list_folder
-    from trashsorting.data.manifest import Manifest, left_out_lines
+    from trashsorting.data.manifest import Manifest, skipped_lines
 
     listing = list_folder(Path(folder))
     unread = [(str(listing.root / item.file), item.reason) for item in listing.unread]
@@ -69,7 +69,7 @@ def _list_pictures(
         reasons = "".join(f"; {path}: {reason}" for path, reason in unread)
         raise DataError(f"{folder}: no pictures in this folder ({', '.join(SUFFIXES)}){reasons}")
     beside = Manifest(listing.root, (), tuple(listing.others), ignored=tuple(listing.ignored))
-    for line in left_out_lines(beside):
+    for line in skipped_lines(beside):
         click.echo(line, err=True)
     return sorted([(str(path), "") for path in listing.pictures] + unread)
 
@@ -164,7 +164,7 @@ def _drop_seen(
 ):  # A `Manifest`
     "Leave out what a model was trained on. Raises `DataError` if that is everything."
     from trashsorting.core.errors import DataError
-    from trashsorting.data.splits import skip_files
+    from trashsorting.data.manifest import skip_files
 
     before = [entry.file for entry, was in zip(manifest.entries, seen, strict=True) if was]
     if len(before) == len(manifest.entries):
@@ -202,9 +202,9 @@ def report_skipped(
     manifest,  # A `Manifest`
 ) -> None:
     "Say on standard error which files could not be used, and why."
-    from trashsorting.data.manifest import left_out_lines
+    from trashsorting.data.manifest import skipped_lines
 
-    for line in left_out_lines(manifest):
+    for line in skipped_lines(manifest):
         click.echo(line, err=True)
 
 # %% ../../nbs/cli/04_main.ipynb #78fd1167
@@ -217,13 +217,13 @@ def _open_subset(
 ):  # A `Manifest`
     "The photographs to measure a model on. Raises `DataError`."
     from trashsorting.data.manifest import SPLITS
-    from trashsorting.data.sources import open_manifest, recognise_own
-    from trashsorting.data.splits import apply_split, named
+    from trashsorting.data.sources import apply_own_manifest, open_manifest, source_errors
+    from trashsorting.data.splits import apply_split
 
     manifest = open_manifest(source, into, classes, progress=True)
     if split or subset:
-        with named(source, into):
-            return (apply_split(manifest, split) if split else recognise_own(manifest)).subset(subset or "val")
+        with source_errors(source, into):
+            return (apply_split(manifest, split) if split else apply_own_manifest(manifest)).subset(subset or "val")
     sizes = Counter(entry.split for entry in manifest.entries if entry.split)
     if len(sizes) > 1:
         counts = ", ".join(f"{sizes[name]} {name}" for name in SPLITS if sizes[name])
@@ -341,7 +341,7 @@ def robustness(
     from trashsorting.evaluation.ood import detect, ood_table
     from trashsorting.core.image import open_rgb
     from trashsorting.inference.predictor import Predictor
-    from trashsorting.evaluation.ood import predict_logits, ood_images
+    from trashsorting.evaluation.ood import ood_images, predict_logits
     from trashsorting.evaluation.robustness import measure_robustness, robustness_table
 
     ood_files = [Path(file) for file, reason in _list_pictures(str(ood)) if not reason] if ood else []
