@@ -21,7 +21,7 @@ def explain(client: httpx.Client, data: bytes, **params: str) -> httpx.Response:
 
 
 def test_the_model_that_ships_can_explain(client, predictor):
-    assert predictor.card.explains and client.get("/api/model/info").json()["explains"] is True
+    assert predictor.card.has_activation_map and client.get("/api/model/info").json()["explains"] is True
 
 
 def test_explain(client, predictor, picture):
@@ -102,7 +102,7 @@ def test_unknown_class(client, predictor, label):
 
 def test_a_model_that_cannot_explain():
     predictor = Predictor()
-    predictor.card = predictor.card.model_copy(update={"explains": False})
+    predictor.card = predictor.card.model_copy(update={"has_activation_map": False})
     with TestClient(create_app(predictor=predictor)) as client:
         answer = explain(client, encode(GLASS))
         assert (answer.status_code, answer.json()["code"]) == (501, "no-explanation")

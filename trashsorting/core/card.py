@@ -131,7 +131,7 @@ class Speedup(Card):
 class Quantization(Card):
     "An INT8 file and the float file that it was made of."
 
-    made_of: str = Field(description="SHA-256 of the float file")
+    float_sha256: str = Field(description="SHA-256 of the float file")
     n_calibration: int = Field(gt=0, description="photographs of the training part that the ranges were taken from")
     compared_on: str = Field(description="which photographs the comparison is on")
     comparison: PairedComparison = Field(description="float first, INT8 second")
@@ -164,9 +164,9 @@ class Provenance(Card):
     data_version: str | None = Field(
         None, description="DVC's name of the data; with -changed where they were no longer that"
     )
-    composites: str = Field("", description="pictures that stood in for photographs in training; empty: none")
-    mixed: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several")
-    remembers: str = Field("", description="what of ImageNet's network was added after training; empty: nothing")
+    synthetic: str = Field("", description="pictures that stood in for photographs in training; empty: none")
+    averaged: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several")
+    zero_shot_head: str = Field("", description="what of ImageNet's network was added after training; empty: nothing")
     sources: tuple[Source, ...] = Field((), description="where there were several: each with its licence and classes")
 
 # %% ../../nbs/core/01_card.ipynb #61067b71
@@ -176,9 +176,9 @@ class CrossValidation(Card):
     n: int = Field(gt=0, description="photographs, each held out by one of the networks")
     accuracy_by_fold: tuple[float, ...] = Field(description="forced top-1 of each network on its fold, 0..1")
     accuracy: float = Field(description="mean of these")
-    accuracy_deviation: float = Field(description="their sample standard deviation")
+    accuracy_std: float = Field(description="their sample standard deviation")
     macro_f1: float = Field(description="mean of the folds' macro F1")
-    macro_f1_deviation: float = Field(description="their sample standard deviation")
+    macro_f1_std: float = Field(description="their sample standard deviation")
     ece: float = Field(description="mean of the folds' expected calibration errors, after the temperature")
 
 # %% ../../nbs/core/01_card.ipynb #91e2d754
@@ -190,7 +190,7 @@ class ModelCard(Card):
     classes: Labels
     preprocessing: Preprocessing
     output: Literal["logits"] = Field("logits", description="the file ends before the softmax")
-    explains: bool = Field(
+    has_activation_map: bool = Field(
         False, description="the file also says where in the picture its logits come from: `evidence`"
     )
     temperature: float = Field(1.0, gt=0, description="the logits are divided by it before the softmax")
@@ -207,7 +207,7 @@ class ModelCard(Card):
     evaluation_note: str = Field(description="what the held-out photographs were used for besides measuring")
     provenance: Provenance
     quantization: Quantization | None = Field(None, description="of an INT8 file: how it compares with its float file")
-    fingerprints: str = Field(
+    perceptual_hashes: str = Field(
         "", repr=False, description="of the photographs trained on: base64 of 16 bytes each, sorted; empty: not known"
     )
 

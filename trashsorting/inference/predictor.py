@@ -145,7 +145,7 @@ def check_outputs(
 ) -> None:
     "Raise `ModelError` unless a model gives finite logits for the card's classes, and the evidence that it promises."
     outputs, n_classes = session.get_outputs(), len(card.classes)
-    names = ["logits", "evidence"] if card.explains else ["logits"]
+    names = ["logits", "evidence"] if card.has_activation_map else ["logits"]
     for name in names:
         if not any(value.name == name and value.type.startswith("tensor(") for value in outputs):
             raise ModelError(
@@ -227,7 +227,7 @@ class Predictor:
         label: str | None = None,  # The class to explain; None: the most probable
     ) -> tuple[Prediction, np.ndarray]:  # And a heat map (h, w), 0..1, of the part that `image.crop_box` keeps
         "Classify one photograph and say which part of it speaks for a class. Raises `ModelError`, `TrashsortingError`."
-        if not self.card.explains:
+        if not self.card.has_activation_map:
             raise ModelError(f"{self.model} {CANNOT_EXPLAIN}")
         if label not in (None, *self.card.classes):
             raise TrashsortingError(f"the model knows no class '{label}'; it knows {', '.join(self.card.classes)}")
