@@ -167,8 +167,8 @@ HELD_UP = {  # What it is called: the file, what is said
     ),
     "no segment for long": (lambda: b"\xff\xd8\xff\xfe\0\2" + bytes(9_000_000) + BASELINE[2:], "header makes no sense"),
     "filled up": (lambda: b"\xff\xd8" + 9_000_000 * b"\xff" + BASELINE[3:], "header makes no sense"),
-    "800,000 chunks": (lambda: with_chunks(800_000 * chunk(b"tIME", b"")), "more than 20,000 pieces"),
-    "800,000 empty pieces of pixels": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 pieces"),
+    "800,000 chunks": (lambda: with_chunks(800_000 * chunk(b"tIME", b"")), "more than 20,000 chunks"),
+    "800,000 empty pieces of pixels": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 chunks"),
 }
 
 
