@@ -173,7 +173,7 @@ def _inspect(
 def _compare_embeddings(
     manifest,  # A `Manifest`
     paths: list[Path],  # Of its photographs
-    hashes: list,  # From `compute_hashes`
+    hashes,  # From `compute_hashes`
 ) -> tuple:  # Near-duplicate groups, and label issues (None: too few photographs)
     "Look for near-duplicates and label issues in embeddings."
     from trashsorting.data.duplicates import find_groups, find_label_issues, out_of_fold
