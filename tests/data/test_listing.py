@@ -167,7 +167,7 @@ def test_evaluate_scores_the_part_that_is_asked_for(tmp_path):
     figures = tmp_path / "figures.json"
     whole = call("evaluate", tmp_path / "photos", "--json", figures)
     assert whole.returncode == 0 and json.loads(figures.read_bytes())["n"] == 33
-    assert "all parts are scored (18 train, 9 val, 6 test)" in whole.stderr
+    assert "all subsets are scored (18 train, 9 val, 6 test)" in whole.stderr
     tested = call("evaluate", tmp_path / "photos", "--subset", "test", "--json", figures)
     assert tested.returncode == 0 and not tested.stderr and json.loads(figures.read_bytes())["n"] == 6
     unknown = call("evaluate", tmp_path / "photos", "--subset", "tests")
@@ -261,7 +261,7 @@ def test_every_command_names_what_it_leaves_out(command, odd, tmp_path):
     if command == "manifest":
         assert {row["file"] for row in rows_of(done)} == used
     if command == "check":
-        assert f"{len(used)} photographs of 2 classes, {len(reasons)} left out" in done.stdout
+        assert f"{len(used)} photographs of 2 classes, {len(reasons)} skipped" in done.stdout
     if command == "evaluate":
         with open(out, encoding="utf-8") as stream:
             assert {row["file"] for row in csv.DictReader(stream)} == used
@@ -355,7 +355,7 @@ def test_the_content_decides_and_not_the_suffix(tmp_path):
     assert json.loads(figures.read_bytes())["n"] == 13
     answers = json.loads(call("predict", root, "--json").stdout)
     assert len(answers) == 13 and not any("error" in one for one in answers)
-    assert call("data", "check", root, "--hashes-only").stdout.startswith("13 photographs of 2 classes, 0 left out")
+    assert call("data", "check", root, "--hashes-only").stdout.startswith("13 photographs of 2 classes, 0 skipped")
 
 
 def test_a_photograph_over_the_limit_of_the_service_is_read_by_every_command(tmp_path):

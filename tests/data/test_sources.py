@@ -136,7 +136,7 @@ def test_a_name_that_is_not_utf_8_is_left_out_with_the_reason(tmp_path):
     sample, out = draw_sample(tmp_path / "sample", 20, LABELS), tmp_path / "manifest.csv"
     os.rename(sample / "glass/glass007.png", os.fsencode(sample) + b"/glass/fl\xe4schchen.png")
     done = call("data", "manifest", sample, "--out", out)
-    assert done.returncode == 0 and "39 photographs of 2 classes, 1 left out" in done.stdout
+    assert done.returncode == 0 and "39 photographs of 2 classes, 1 skipped" in done.stdout
     assert r"left out: glass/fl\xe4schchen.png: the name is not valid UTF-8" in done.stderr
     assert len(manifest_from_csv(out, sample).entries) == 39
 
