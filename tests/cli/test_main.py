@@ -291,7 +291,8 @@ def test_a_folder_is_searched_for_files_only(sample, tmp_path):
 
 
 def test_a_misspelt_parameter_waits_for_no_torch(tmp_path):
-    code = "import sys\nfrom trashsorting.cli.main import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    code = "import sys\nfrom trashsorting.cli.main import main\n"
+    code += "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
     words = [sys.executable, "-c", code, "train", "--data", "sample", "--out", tmp_path / "run", "-p", "epoch", "3"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert "unknown parameter 'epoch'" in done.stderr and done.stdout == "False\n"
