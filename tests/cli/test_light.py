@@ -1,4 +1,4 @@
-"""The light install: what works in it, and which extra everything else asks for by name."""
+"""The light installation: the commands that work in it, and the extra that the others name."""
 
 import os
 import re
@@ -17,11 +17,11 @@ from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_sample
 
 ROOT = Path(__file__).parents[2]
-DOES = [
+WORKS = [
     "--version",
     "predict photos/glass",
     "predict --json photos/glass/glass000.png",
-    "evaluate photos --json figures.json --predictions answers.csv",
+    "evaluate photos --json metrics.json --predictions predictions.csv",
     "evaluate photos --unseen-only",
     "evaluate sample",
     "data sample drawn",
@@ -36,11 +36,11 @@ NEEDS = [
     ("evaluate garythung/trashnet", "train"),
     ("evaluate sources.json", "train"),
     ("evaluate gs://bucket/photos.zip", "cloud"),
-    ("stress photos", "train"),
+    ("robustness photos", "train"),
     ("data manifest hub", "train"),
     ("data manifest gs://bucket/photos", "cloud"),
     ("data import hub --out new", "train"),
-    ("data synthesize photos --out composites", "train"),
+    ("data synthesize photos --out synthetic", "train"),
     ("data check photos", "train"),
     ("data check photos --hashes-only", "train"),
     ("data report photos --out report", "train"),
@@ -51,9 +51,9 @@ NEEDS = [
     ("train --data photos --out gs://bucket/run", "train"),
     ("sweep --data photos --out new", "train"),
     ("crossval --data photos --out new", "train"),
-    ("mix run run --out new", "train"),
+    ("average run run --out new", "train"),
     ("export run", "train"),
-    ("remember {model} --data photos --synthetic run --out new.onnx", "train"),
+    ("zero-shot {model} --data photos --synthetic run --out new.onnx", "train"),
     ("quantize {model} --data photos --out new.onnx", "train"),
     ("job train --image {image} {places} --dry-run", "cloud"),
     ("job train --image {image} {places} {project}", "cloud"),
@@ -65,7 +65,7 @@ NEEDS = [
     ("job deploy --image {image} {project}", "cloud"),
 ]
 
-GIVEN = {
+ARGUMENTS = {
     "model": str(SHIPPED_MODEL),
     "image": "europe-west4-docker.pkg.dev/my-project/a/b:1",
     "places": "--data gs://bucket/photos --out gs://bucket/run",
@@ -74,7 +74,7 @@ GIVEN = {
 
 
 def link_package(name: str, into: Path) -> None:
-    "Make one installed distribution importable, and no other that shares a folder with it, as in google/."
+    "Make an installed distribution importable, without others in the same folder, such as google/."
     files = [path for path in distribution(name).files or () if ".." not in path.parts]
     packages = {path.parts[0] for path in files if path.parts[1:] == ("__init__.py",)}
     for path in {path.parts[: 1 if path.parts[0] in packages else 2] for path in files}:
@@ -95,7 +95,7 @@ def light(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    "What the commands are given: photographs, a split, and places that need not be more than there."
+    "Arguments of the commands: photographs, and folders that only have to exist."
     folder = tmp_path_factory.mktemp("folder")
     draw_sample(folder / "photos", 2)
     (folder / "run").mkdir()
@@ -111,28 +111,28 @@ def call(words: str, light: dict[str, str], folder: Path) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("words", DOES)
-def test_the_light_install_does_what_it_promises(words, light, folder):
+@pytest.mark.parametrize("words", WORKS)
+def test_light_commands_work(words, light, folder):
     done = call(words, light, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("words", "extra"), NEEDS)
-def test_what_needs_an_extra_names_it(words, extra, light, folder):
+def test_other_commands_name_the_extra(words, extra, light, folder):
     (folder / "sources.json").write_text('["garythung/trashnet"]', encoding="utf-8")
     before = sorted(folder.rglob("*"))
-    done = call(words.format(**GIVEN), light | {"PATH": ""}, folder)  # without gcloud, too
+    done = call(words.format(**ARGUMENTS), light | {"PATH": ""}, folder)  # without gcloud, too
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(
         rf"trashsorting: .+ needs the '{extra}' extra: pip install 'trashsorting\[{extra}\]'\n", done.stderr
     )
-    assert sorted(folder.rglob("*")) == before  # it is said before any work is done
+    assert sorted(folder.rglob("*")) == before  # nothing was done before
 
 
 @pytest.mark.parametrize("word", ["promote", "rollback"])
-def test_what_needs_gcloud_alone_says_so(word, light, folder):
-    done = call(f"job {word} {GIVEN['project']}", light | {"PATH": ""}, folder)
+def test_a_missing_gcloud_is_named(word, light, folder):
+    done = call(f"job {word} {ARGUMENTS['project']}", light | {"PATH": ""}, folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no gcloud here: install the Google Cloud CLI" in done.stderr and "Traceback" not in done.stderr
 
@@ -145,14 +145,18 @@ def test_the_light_install_serves(light, tmp_path):
 
 
 def names(group: click.Group, before: str = "") -> set[str]:
-    "Every command, with the groups that it is in."
-    inner = [names(one, f"{before}{name} ") for name, one in group.commands.items() if isinstance(one, click.Group)]
-    single = {before + name for name, one in group.commands.items() if not isinstance(one, click.Group)}
+    "Every command with its groups."
+    inner = [
+        names(command, f"{before}{name} ")
+        for name, command in group.commands.items()
+        if isinstance(command, click.Group)
+    ]
+    single = {before + name for name, command in group.commands.items() if not isinstance(command, click.Group)}
     return single.union(*inner)
 
 
-def test_every_command_was_tried():
-    tried = [*DOES, *(words for words, _ in NEEDS), *(f"job {word}" for word in ("promote", "rollback"))]
+def test_every_command_is_tested():
+    tried = [*WORKS, *(words for words, _ in NEEDS), *(f"job {word}" for word in ("promote", "rollback"))]
     assert {name for name in names(cli) if not any(words.startswith(name) for words in tried)} == set()
 
 

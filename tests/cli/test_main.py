@@ -1,4 +1,4 @@
-"""The `trashsorting` command as a process: what it prints where, and what its exit status says."""
+"""The `trashsorting` command as a process: standard output, standard error and exit status."""
 
 import csv
 import json
@@ -36,14 +36,14 @@ def sample(tmp_path_factory) -> Path:
 def test_help_teaches_every_command():
     top = call("--help")
     assert top.returncode == 0
-    for name in ("predict", "evaluate", "train", "export", "zero-shot", "quantize", "data", "serve"):
+    for name in ("predict", "evaluate", "robustness", "train", "export", "zero-shot", "quantize", "data", "serve"):
         assert name in top.stdout.decode()
         one = call(name, "--help")
         assert one.returncode == 0 and b"Usage: trashsorting" in one.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["predict", "nowhere.jpg"], "nowhere.jpg: No such file"),
         (["predict", "{empty}"], "no pictures in this folder"),
@@ -65,21 +65,21 @@ def test_help_teaches_every_command():
         (["data", "sample", "{sample}"], "there is something in it already"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
         (
-            ["data", "synthesize", "{sample}", "--out", "{empty}/composites", "--seed", "-1"],
+            ["data", "synthesize", "{sample}", "--out", "{empty}/synthetic", "--seed", "-1"],
             "-1 is not in the range x>=0",
         ),
         (["serve", "--port", "99999"], "99999 is not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
 )
-def test_errors_are_a_sentence_on_standard_error(words, said, sample, tmp_path):
+def test_errors_are_a_sentence_on_standard_error(words, message, sample, tmp_path):
     (sample / "dev.csv").write_text("file,label,split\nglass/glass000.png,glass,dev\n", encoding="utf-8")
     done = call_here(*(word.format(sample=sample, empty=tmp_path) for word in words))
     assert done.returncode != 0
     assert done.stdout == ""
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 2
-    assert not any(tmp_path.iterdir())  # what is refused leaves nothing behind
+    assert not any(tmp_path.iterdir())  # nothing is left behind
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_predict_a_folder_a_file_and_standard_input(sample):
     assert folder.returncode == 0 and len(answers) == 12
 
     path = sample / "glass" / "glass000.png"
-    by_path = next(one for one in answers if one["file"] == str(path))
+    by_path = next(answer for answer in answers if answer["file"] == str(path))
     piped = json.loads(call("predict", "-", "--json", stdin=path.read_bytes()).stdout)[0]
     assert {**piped, "file": str(path)} == by_path
     assert tuple(sorted(by_path["all_probabilities"])) == read_card(SHIPPED_MODEL).classes
@@ -137,36 +137,36 @@ def test_predict_a_folder_a_file_and_standard_input(sample):
     assert [word for word in line.split() if word in best] == best
 
 
-def test_a_bad_file_does_not_spoil_the_rest(sample, tmp_path):
+def test_an_unusable_file_does_not_stop_the_others(sample, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"GIF89a")
     done = call("predict", bad, sample / "glass", "--json")
     answers = json.loads(done.stdout)
     assert done.returncode == 1
-    assert [("error" in one) for one in answers] == [True, False, False]
+    assert [("error" in answer) for answer in answers] == [True, False, False]
     assert b"bad.jpg: not a picture in an accepted format" in done.stderr
 
 
-def test_evaluate_writes_the_contract(sample, tmp_path):
-    done = call("evaluate", sample, "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_bytes())
+def test_evaluate_writes_all_metrics(sample, tmp_path):
+    done = call("evaluate", sample, "--json", tmp_path / "metrics.json")
+    metrics = json.loads((tmp_path / "metrics.json").read_bytes())
     assert done.returncode == 0, done.stderr
-    wanted = {"accuracy", "accuracy_interval", "macro_f1", "per_class", "confusion", "classes", "n", "ms_per_image"}
-    assert wanted <= figures.keys()
-    assert figures["n"] == 12 == sum(map(sum, figures["confusion"]))
-    assert figures["accuracy"] == sum(figures["confusion"][i][i] for i in range(6)) / 12
-    assert f"{figures['accuracy']:.4f}" in done.stdout.decode()
-    Evaluation.model_validate(figures)
+    expected = {"accuracy", "accuracy_interval", "macro_f1", "per_class", "confusion", "classes", "n", "ms_per_image"}
+    assert expected <= metrics.keys()
+    assert metrics["n"] == 12 == sum(map(sum, metrics["confusion"]))
+    assert metrics["accuracy"] == sum(metrics["confusion"][i][i] for i in range(6)) / 12
+    assert f"{metrics['accuracy']:.4f}" in done.stdout.decode()
+    Evaluation.model_validate(metrics)
 
 
 def test_evaluate_takes_fewer_classes_and_names_unknown_ones(sample, tmp_path):
     draw_sample(tmp_path / "few", 2, ("glass", "paper"))
     done = call("evaluate", tmp_path / "few", "--json", tmp_path / "few.json")
     assert done.returncode == 0
-    figures = json.loads((tmp_path / "few.json").read_bytes())
-    assert figures["per_class"]["metal"]["support"] == 0
-    present = [figures["per_class"][label]["f1"] for label in ("glass", "paper")]
-    assert figures["macro_f1"] == pytest.approx(sum(present) / 2)
+    metrics = json.loads((tmp_path / "few.json").read_bytes())
+    assert metrics["per_class"]["metal"]["support"] == 0
+    present = [metrics["per_class"][label]["f1"] for label in ("glass", "paper")]
+    assert metrics["macro_f1"] == pytest.approx(sum(present) / 2)
 
     (tmp_path / "few" / "batteries").mkdir()
     draw_picture("metal", 0).save(tmp_path / "few" / "batteries" / "a.png")
@@ -211,9 +211,9 @@ def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
     name = 'eine "Dose", Müll.png'
     draw_sample(tmp_path / "sample", 1, ("glass", "metal"))
     (tmp_path / "sample/metal/metal000.png").rename(tmp_path / "sample/metal" / name)
-    done = call("evaluate", tmp_path / "sample", "--predictions", tmp_path / "said.csv")
+    done = call("evaluate", tmp_path / "sample", "--predictions", tmp_path / "predictions.csv")
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "said.csv", newline="", encoding="utf-8") as stream:
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as stream:
         assert [row["file"] for row in csv.DictReader(stream)] == ["glass/glass000.png", f"metal/{name}"]
     classes = ("paper, clean", 'the "rest"')
     entries = [Entry(name, classes[0], "val", "", 1, 1)]
@@ -233,7 +233,7 @@ def test_any_name_of_a_photograph_or_a_class_survives_the_csv(tmp_path):
         ["data", "report", "{sample}", "--out"],
     ],
 )
-def test_a_place_that_cannot_be_written_is_named_before_the_work(words, sample, tmp_path):
+def test_an_output_that_cannot_be_written_is_named_first(words, sample, tmp_path):
     (tmp_path / "notes").write_text("a file, and no folder", encoding="utf-8")
     target = tmp_path / "notes" / "x.json"
     done = call_here(*(word.format(sample=sample) for word in words), target)
@@ -246,28 +246,30 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(words, sample, 
 
 
 def test_a_folder_is_made_for_what_is_written(sample, tmp_path):
-    figures, said = tmp_path / "new" / "figures.json", tmp_path / "newer" / "still" / "said.csv"
-    done = call_here("evaluate", sample, "--json", figures, "--predictions", said)
+    metrics, predictions = tmp_path / "new" / "metrics.json", tmp_path / "newer" / "still" / "predictions.csv"
+    done = call_here("evaluate", sample, "--json", metrics, "--predictions", predictions)
     assert done.returncode == 0, done.stderr
-    assert json.loads(figures.read_bytes())["n"] == 12 and len(said.read_text(encoding="utf-8").splitlines()) == 13
+    assert (
+        json.loads(metrics.read_bytes())["n"] == 12 and len(predictions.read_text(encoding="utf-8").splitlines()) == 13
+    )
     assert call_here("evaluate", sample / "nowhere", "--json", "/dev/null").stderr.startswith("trashsorting: ")
     assert call_here("evaluate", sample, "--json", "/dev/null").returncode == 0
 
 
-def test_stress_names_what_it_leaves_out(tmp_path):
+def test_robustness_names_what_it_skips(tmp_path):
     draw_sample(tmp_path / "few", 2, ("glass", "paper"))
     for n in range(20):
         draw_picture("glass", n).save(tmp_path / "few" / "glass" / f"more{n}.png")
     (tmp_path / "few" / "glass" / "notes.jpg").write_text("no picture", encoding="utf-8")
-    told = [
+    results = [
         call_here(command, tmp_path / "few", "--json", tmp_path / f"{command}.json")
         for command in ("evaluate", "robustness")
     ]
-    assert [done.returncode for done in told] == [0, 0]
-    evaluated, stressed = ([line for line in done.stderr.splitlines() if "skipped" in line] for done in told)
-    assert stressed == evaluated and len(stressed) == 1
-    assert stressed[0].startswith("skipped: glass/notes.jpg: not a picture in an accepted format")
-    assert json.loads((tmp_path / "stress.json").read_bytes())["robustness"]["n"] == 24
+    assert [done.returncode for done in results] == [0, 0]
+    evaluated, corrupted = ([line for line in done.stderr.splitlines() if "left out" in line] for done in results)
+    assert corrupted == evaluated and len(corrupted) == 1
+    assert corrupted[0].startswith("left out: glass/notes.jpg: not a picture in an accepted format")
+    assert json.loads((tmp_path / "robustness.json").read_bytes())["robustness"]["n"] == 24
 
 
 def test_a_folder_is_searched_for_files_only(sample, tmp_path):
@@ -280,15 +282,17 @@ def test_a_folder_is_searched_for_files_only(sample, tmp_path):
     (tmp_path / "good.png").symlink_to(sample / "glass" / "glass000.png")
     (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     done = call("predict", tmp_path, "--json")
-    found = {Path(one["file"]).relative_to(tmp_path).as_posix(): one.get("error") for one in json.loads(done.stdout)}
+    found = {
+        Path(answer["file"]).relative_to(tmp_path).as_posix(): answer.get("error") for answer in json.loads(done.stdout)
+    }
     pipe = "it is no file but a pipe, a socket or a device"
     assert found == {"f.jpg": pipe, "folder.jpg/a.png": None, "good.png": None, "lost.jpg": "the link leads nowhere"}
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 2
 
 
 def test_a_misspelt_parameter_waits_for_no_torch(tmp_path):
-    call_main = "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
-    code = f"import sys\nfrom trashsorting.cli.main import main\n{call_main}"
+    code = "import sys\nfrom trashsorting.cli.main import main\n"
+    code += "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
     words = [sys.executable, "-c", code, "train", "--data", "sample", "--out", tmp_path / "run", "-p", "epoch", "3"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert "unknown parameter 'epoch'" in done.stderr and done.stdout == "False\n"

@@ -167,8 +167,8 @@ HELD_UP = {  # What it is called: the file, what is said
     ),
     "no segment for long": (lambda: b"\xff\xd8\xff\xfe\0\2" + bytes(9_000_000) + BASELINE[2:], "header makes no sense"),
     "filled up": (lambda: b"\xff\xd8" + 9_000_000 * b"\xff" + BASELINE[3:], "header makes no sense"),
-    "800,000 chunks": (lambda: with_chunks(800_000 * chunk(b"tIME", b"")), "more than 20,000 pieces"),
-    "800,000 empty pieces of pixels": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 pieces"),
+    "800,000 chunks": (lambda: with_chunks(800_000 * chunk(b"tIME", b"")), "more than 20,000 chunks"),
+    "800,000 empty pieces of pixels": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 chunks"),
 }
 
 
@@ -440,14 +440,14 @@ NOT_PIXELS = 4_000_000  # Bytes that no picture is too small to take
 MEASURE = """
 import sys
 from pathlib import Path
-from trashsorting.core.image import load_plugin, open_rgb, recognise
+from trashsorting.core.image import detect_format, load_plugin, open_rgb
 
 def memory(what):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
 
 data = Path(sys.argv[1]).read_bytes()
-load_plugin(recognise(data))
+load_plugin(detect_format(data))
 before = memory("VmRSS")
 width, height = open_rgb(data).size
 print((memory("VmHWM") - before - int(sys.argv[2])) / (width * height))

@@ -243,7 +243,7 @@ def test_evaluate_counts_photographs_seen_in_training(tested, tmp_path):
 def test_unseen_only_needs_the_hashes_of_a_card(tested, tmp_path):
     test, model = tested
     card = read_card(model)
-    write_card(model, card.model_copy(update={"fingerprints": ""}))
+    write_card(model, card.model_copy(update={"perceptual_hashes": ""}))
     refused = call("evaluate", test, "--model", model, "--unseen-only")
     assert refused.returncode == 1 and "does not say what it was trained on" in refused.stderr
     unsure = call("evaluate", test, "--model", model)

@@ -199,7 +199,7 @@ def test_any_kernel_name_runs_here_and_every_end_is_a_sentence(tmp_path, monkeyp
 # What the commands log
 
 
-def test_verbose_counts_and_times_and_quiet_says_nothing(tmp_path):
+def test_verbose_shows_steps_with_counts_and_seconds(tmp_path):
     run("trashsorting", "data", "sample", "raw", "--per-class", "10", cwd=tmp_path)
     (tmp_path / "raw/glass/notes.txt").write_text("buy milk", encoding="utf-8")
     loud = run("trashsorting", "data", "import", "raw", "--out", "a", "--verbose", cwd=tmp_path)

@@ -318,7 +318,7 @@ def test_the_hub_gives_each_photograph_once(hub, tmp_path):
     out = tmp_path / "manifest.csv"
     done = launch("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
-    assert "2527 photographs of 6 classes, 0 left out" in done.stdout
+    assert "2527 photographs of 6 classes, 0 skipped" in done.stdout
     with open(out, encoding="utf-8") as stream:
         assert len({row["file"] for row in csv.DictReader(stream)}) == 2527
 

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'METRICS', 'BAD_FORM', 'BAD_BATCH', 'NO_FILE', 'NO_FILES', 'NO_FILENAME', 'NO_FILENAMES', 'LONG_FIELD',
-           'NO_MODEL', 'NO_EXPLANATION', 'UNEXPECTED', 'CODES', 'RETRY_AFTER', 'NO_RETRY', 'CLOSING', 'Timing',
-           'Answer', 'Health', 'Ready', 'ModelInfo', 'Problem', 'ApiError', 'BatchItem', 'BatchAnswer']
+           'NO_MODEL', 'UNEXPECTED', 'CODES', 'RETRY_AFTER', 'NO_RETRY', 'CLOSING', 'Timing', 'Answer', 'Health',
+           'Ready', 'ModelInfo', 'Problem', 'ApiError', 'BatchItem', 'BatchAnswer']
 
 # %% ../../nbs/serving/00_schemas.ipynb #ed82c27d
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ..core.card import Evaluation, Labels
+from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
 from ..core.settings import MAX_BYTES
 
 # %% ../../nbs/serving/00_schemas.ipynb #3b490408
@@ -119,10 +119,6 @@ NO_MODEL = (
     "no model is loaded, its file or its card is missing or damaged: "
     "the service's log says what is wrong; export or install the model and start the service again"
 )
-NO_EXPLANATION = (
-    "this model cannot say which part of a picture decided: that takes a network that ends in a mean over a grid and one "
-    "linear layer; export the model again, or train such a backbone"
-)
 UNEXPECTED = "something went wrong in the service: it has been logged; try again later"
 
 # %% ../../nbs/serving/00_schemas.ipynb #91ccf6c4
@@ -155,7 +151,7 @@ CODES: dict[str, tuple[int, str]] = {  # Code -> HTTP status code, and the sente
     "unknown-class": (422, "there is no such class; choose one of these: glass, paper"),
     "large-head": (431, "the request's headers are too long: send fewer or shorter ones"),
     "unexpected": (500, UNEXPECTED),
-    "no-explanation": (501, NO_EXPLANATION),
+    "no-explanation": (501, NO_ACTIVATION_MAP),
     "no-model": (503, NO_MODEL),
     "too-many-connections": (503, "too many connections are open: try again after the seconds that Retry-After names"),
     "queue-full": (503, "too many photographs are waiting: try again after the seconds that Retry-After names"),
