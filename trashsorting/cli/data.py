@@ -158,7 +158,7 @@ def _inspect(
         for module in ("timm", "cleanlab"):
             need(module, "Comparing embeddings (without: --hashes-only)", "train")
     manifest = open_manifest(source, into, progress=True)
-    with named(source, into):
+    with source_errors(source, into):
         manifest = apply_split(manifest, split) if split else manifest
     report_skipped(manifest)
     paths = [manifest.root / entry.file for entry in manifest.entries]

@@ -53,10 +53,10 @@ def _plan_training(
     "The job to send. Raises `TrashsortingError`."
     from datetime import UTC, datetime
 
-    from trashsorting.cloud.vertex import CloudError, TrainingJob, check_parameters, origin_labels, run_name
+    from trashsorting.cloud.vertex import CloudError, TrainingJob, check_parameters, job_name, origin_labels
 
     labels = origin_labels(Path())
-    name = run_name(labels, datetime.now(UTC))
+    name = job_name(labels, datetime.now(UTC))
     if not bucket and not (data and out):
         raise CloudError("where are the photographs, and where does the model go? Give --bucket, or --data and --out")
     if not data and "data" not in labels:
@@ -102,13 +102,13 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 
     The image is built from dockerfiles/train.dockerfile. The labels of the job are the commit and the data version.
     """
-    from trashsorting.cloud.vertex import resolve_project, job_request, open_cloud, submit, to_yaml, wait
+    from trashsorting.cloud.vertex import job_request, open_cloud, resolve_project, submit, to_yaml, wait
 
     planned = _plan_training(**options)
     if dry_run:
         click.echo(to_yaml(job_request(planned)), nl=False)
         return
-    cloud = open_cloud(resolve_project(project, region))
+    cloud = open_client(resolve_project(project, region))
     sent = submit(cloud, planned)
     click.echo(f"{sent.id}  {sent.name}\n{planned.out}\nwhat it says: trashsorting job logs {sent.id}")
     if waits:
@@ -146,7 +146,7 @@ def job_cancel(id: str, project: str | None, region: str | None) -> None:
     "End a job."
     from trashsorting.cloud.vertex import cancel, open_cloud, resolve_project
 
-    cancel(open_cloud(resolve_project(project, region)), id)
+    cancel(open_client(resolve_project(project, region)), id)
     click.echo(f"{id}: asked to end")
 
 # %% ../../nbs/cli/03_job.ipynb #734f479b
@@ -176,7 +176,7 @@ def job_deploy(
     """
     need("yaml", "Writing the service's document", "cloud")
     from trashsorting.cloud.cloud_run import Service, deploy, service_document, traffic
-    from trashsorting.cloud.vertex import resolve_project, origin_labels, to_yaml
+    from trashsorting.cloud.vertex import origin_labels, resolve_project, to_yaml
 
     service = Service.build(labels=origin_labels(Path()), **options)
     if dry_run:

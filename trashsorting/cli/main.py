@@ -21,7 +21,7 @@ from .. import __version__
 from .data import data
 from .job import job
 from .options import FILE, OUT_FILE, check_written, report_skipped
-from .train import crossval, export, average, quantize, add_zero_shot_head, sweep, train
+from .train import add_zero_shot_head, average, crossval, export, quantize, sweep, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up
 from ..core.settings import MAX_FILE_BYTES, SHIPPED_MODEL, Settings, read_settings
@@ -158,7 +158,7 @@ def _drop_seen(
     source: str,  # For the error message
 ):  # A `Manifest`
     "Skip training photographs. Raises `DataError` if that is all of them."
-    from trashsorting.data.splits import skip_files
+    from trashsorting.data.manifest import skip_files
 
     files = [entry.file for entry, is_seen in zip(manifest.entries, seen, strict=True) if is_seen]
     if len(files) == len(manifest.entries):
@@ -201,13 +201,13 @@ def _open_subset(
 ):  # A `Manifest`
     "The photographs to evaluate on. Raises `DataError`."
     from trashsorting.data.manifest import SPLITS
-    from trashsorting.data.sources import open_manifest, recognise_own
-    from trashsorting.data.splits import apply_split, named
+    from trashsorting.data.sources import apply_own_manifest, open_manifest, source_errors
+    from trashsorting.data.splits import apply_split
 
     manifest = open_manifest(source, into, classes, progress=True)
     if split or subset:
-        with named(source, into):
-            return (apply_split(manifest, split) if split else recognise_own(manifest)).subset(subset or "val")
+        with source_errors(source, into):
+            return (apply_split(manifest, split) if split else apply_own_manifest(manifest)).subset(subset or "val")
     sizes = Counter(entry.split for entry in manifest.entries if entry.split)
     if len(sizes) > 1:
         counts = ", ".join(f"{sizes[name]} {name}" for name in SPLITS if sizes[name])
@@ -317,6 +317,7 @@ def robustness(source: str, split: Path | None, subset: str | None, json_file: P
     from trashsorting.inference.predictor import Predictor
     from trashsorting.inference.session import predict_logits
 
+    ood_files = [Path(file) for file, reason in _list_pictures(str(ood)) if not reason] if ood else []
     predictor = Predictor(model, read_settings().threads)
     card, opened = predictor.card, (predictor.session, predictor.card.preprocessing)
     with TemporaryDirectory() as folder:

@@ -63,5 +63,5 @@ def report_skipped(
     "Log a line for each file that could not be used."
     from trashsorting.data.manifest import left_out_lines
 
-    for line in left_out_lines(manifest):
+    for line in skipped_lines(manifest):
         log.warning("%s", line)
