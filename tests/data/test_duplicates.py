@@ -237,7 +237,7 @@ def test_evaluate_counts_photographs_seen_in_training(tested, tmp_path):
     rest = call("evaluate", test, "--model", model, "--unseen-only", "--json", tmp_path / "unseen.json")
     metrics = json.loads((tmp_path / "unseen.json").read_bytes())
     assert (metrics["n"], metrics["n_seen"], metrics["accuracy"]) == (2, 0, metrics["unseen_accuracy"])
-    assert "left out: glass/copy.jpg: the model was trained on it, or nearly" in rest.stderr
+    assert "skipped: glass/copy.jpg: the model was trained on it, or nearly" in rest.stderr
 
 
 def test_unseen_only_needs_the_hashes_of_a_card(tested, tmp_path):

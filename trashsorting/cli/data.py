@@ -151,7 +151,8 @@ def _inspect(
     "Look for near-duplicates and label issues. Raises `DataError` or `MissingExtra`."
     from trashsorting.data.duplicates import compute_hashes, find_groups
     from trashsorting.data.sources import open_manifest
-    from trashsorting.data.splits import apply_split, named
+    from trashsorting.data.sources import source_errors
+    from trashsorting.data.splits import apply_split
 
     need("scipy", "Looking for near-duplicates", "train")
     if not hashes_only:

@@ -102,7 +102,7 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 
     The image is built from dockerfiles/train.dockerfile. The labels of the job are the commit and the data version.
     """
-    from trashsorting.cloud.vertex import job_request, open_cloud, resolve_project, submit, to_yaml, wait
+    from trashsorting.cloud.vertex import job_request, open_client, resolve_project, submit, to_yaml, wait
 
     planned = _plan_training(**options)
     if dry_run:
@@ -120,9 +120,9 @@ def job_train(project: str | None, region: str | None, waits: bool, dry_run: boo
 @_project_options
 def job_list(project: str | None, region: str | None) -> None:
     "Show the newest training jobs."
-    from trashsorting.cloud.vertex import list_runs, open_cloud, resolve_project, runs_table
+    from trashsorting.cloud.vertex import jobs_table, list_jobs, open_client, resolve_project
 
-    click.echo(runs_table(list_runs(open_cloud(resolve_project(project, region)))))
+    click.echo(jobs_table(list_jobs(open_client(resolve_project(project, region)))))
 
 
 @job.command("logs")
@@ -130,10 +130,10 @@ def job_list(project: str | None, region: str | None) -> None:
 @_project_options
 def job_logs(id: str, project: str | None, region: str | None) -> None:
     "Show the log of a job, and its state."
-    from trashsorting.cloud.vertex import find_run, open_cloud, read_logs, resolve_project
+    from trashsorting.cloud.vertex import get_job, open_client, read_logs, resolve_project
 
-    cloud = open_cloud(resolve_project(project, region))
-    run = find_run(cloud, id)
+    cloud = open_client(resolve_project(project, region))
+    run = get_job(cloud, id)
     for line in read_logs(cloud, run):
         click.echo(line)
     click.echo(f"{run.id}: {run.state.lower()}" + (f", {run.error}" if run.error else ""), err=True)
@@ -144,7 +144,7 @@ def job_logs(id: str, project: str | None, region: str | None) -> None:
 @_project_options
 def job_cancel(id: str, project: str | None, region: str | None) -> None:
     "End a job."
-    from trashsorting.cloud.vertex import cancel, open_cloud, resolve_project
+    from trashsorting.cloud.vertex import cancel, open_client, resolve_project
 
     cancel(open_client(resolve_project(project, region)), id)
     click.echo(f"{id}: asked to end")

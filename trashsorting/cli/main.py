@@ -20,7 +20,7 @@ import click
 from .. import __version__
 from .data import data
 from .job import job
-from .options import FILE, OUT_FILE, check_written, report_skipped
+from .options import FILE, MADE_FOLDER, OUT_FILE, check_written, report_skipped
 from .train import add_zero_shot_head, average, crossval, export, quantize, sweep, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up
@@ -299,14 +299,18 @@ def evaluate(
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
 @click.option("--subset", help="Subset to corrupt.  [default: val with --split, otherwise all]")
+@click.option("--ood", type=MADE_FOLDER, help="Photographs that show no trash, beside drawn textures.")
 @_JSON_OPTION
 @_MODEL_OPTION
-def robustness(source: str, split: Path | None, subset: str | None, json_file: Path | None, model: Path) -> None:
+def robustness(
+    source: str, split: Path | None, subset: str | None, ood: Path | None, json_file: Path | None, model: Path
+) -> None:
     """Evaluate a model on corrupted photographs and on out-of-distribution images.
 
     DIR is as for evaluate. Each photograph is classified 43 times, so this takes a while.
     """
-    need("torchvision", "Corrupting photographs", "train")
+    for module in ("torchvision", "sklearn"):
+        need(module, "Corrupting photographs", "train")
     set_up("normal")
     check_written(json_file)
     from dataclasses import asdict
@@ -327,7 +331,7 @@ def robustness(source: str, split: Path | None, subset: str | None, json_file: P
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
         accuracies = measure_robustness(*opened, map(open_rgb, paths), targets)
         logits = predict_logits(*opened, map(open_rgb, paths))
-    scores = detect(logits, predict_logits(*opened, ood_images().values()), card.temperature)
+    scores = detect(logits, predict_logits(*opened, ood_images(ood_files)), card.temperature)
     click.echo(f"{robustness_table(accuracies)}\n\n{ood_table(scores)}")
     if json_file:
         detection = {name: asdict(score) for name, score in scores.items()}

@@ -61,7 +61,7 @@ def report_skipped(
     manifest,  # A `Manifest`
 ) -> None:
     "Log a line for each file that could not be used."
-    from trashsorting.data.manifest import left_out_lines
+    from trashsorting.data.manifest import skipped_lines
 
     for line in skipped_lines(manifest):
         log.warning("%s", line)
