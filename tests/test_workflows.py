@@ -255,7 +255,7 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
     card = json.loads(card_path(candidate).read_bytes())
     card["file_sha256"] = file_sha256(candidate)
     before = shipped.read_bytes()
-    cheated = card | {"fingerprints": pack_hashes(compute_hashes(sorted((tmp_path / "sample").rglob("*.png"))))}
+    cheated = card | {"perceptual_hashes": pack_hashes(compute_hashes(sorted((tmp_path / "sample").rglob("*.png"))))}
     drawn = card | {"provenance": card["provenance"] | {"data": SAMPLE_NAME}}
     for wrong, fault in (
         (cheated, "trained on 6 of the 6 photographs, now 0"),

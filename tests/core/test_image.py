@@ -440,14 +440,14 @@ NOT_PIXELS = 4_000_000  # Bytes that no picture is too small to take
 MEASURE = """
 import sys
 from pathlib import Path
-from trashsorting.core.image import load_plugin, open_rgb, recognise
+from trashsorting.core.image import detect_format, load_plugin, open_rgb
 
 def memory(what):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
 
 data = Path(sys.argv[1]).read_bytes()
-load_plugin(recognise(data))
+load_plugin(detect_format(data))
 before = memory("VmRSS")
 width, height = open_rgb(data).size
 print((memory("VmHWM") - before - int(sys.argv[2])) / (width * height))

@@ -217,7 +217,7 @@ def tested(tmp_path) -> tuple[Path, Path]:
     prints = compute_hashes(sorted(trained.glob("*/*.png")))
     model = tmp_path / "model.onnx"
     shutil.copyfile(SHIPPED_MODEL, model)
-    card = read_card(SHIPPED_MODEL).model_copy(update={"fingerprints": pack_hashes(prints)})
+    card = read_card(SHIPPED_MODEL).model_copy(update={"perceptual_hashes": pack_hashes(prints)})
     write_card(model, card)
     draw_sample(tmp_path / "test", 1, ("metal", "cardboard"))
     (tmp_path / "test/glass").mkdir()
@@ -243,7 +243,7 @@ def test_evaluate_counts_what_the_model_has_seen(tested, tmp_path):
 def test_unseen_only_refuses_where_it_cannot_know(tested, tmp_path):
     test, model = tested
     card = read_card(model)
-    write_card(model, card.model_copy(update={"fingerprints": ""}))
+    write_card(model, card.model_copy(update={"perceptual_hashes": ""}))
     refused = call("evaluate", test, "--model", model, "--unseen-only")
     assert refused.returncode == 1 and "does not say what it was trained on" in refused.stderr
     unsure = call("evaluate", test, "--model", model)

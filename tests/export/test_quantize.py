@@ -31,7 +31,7 @@ from trashsorting.export.quantize import (
     time_in_turns,
 )
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import open_session, run_activation_maps, run_logits
+from trashsorting.inference.session import open_session, run_activation_maps, run_logits, softmax
 
 TRASHNET = os.environ.get("TRASHNET")
 FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"
@@ -93,9 +93,8 @@ def test_most_drawn_pictures_keep_their_class(int8, manifest):
 
 def test_the_mean_of_the_evidence_is_the_logits(int8, manifest):
     inputs = inputs_of(manifest, 4)
-    probabilities, evidence = run_activation_maps(open_session(int8), inputs)
-    shares = np.exp(evidence.mean(axis=(2, 3), dtype=np.float64))
-    assert np.allclose(shares / shares.sum(axis=1, keepdims=True), probabilities, atol=1e-5)
+    logits, evidence = run_activation_maps(open_session(int8), inputs)
+    assert np.allclose(softmax(evidence.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
 
 
 def test_neighbours_in_a_batch_change_nothing(int8, manifest):
@@ -124,19 +123,19 @@ def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path
     card, before = Predictor(out).card, read_card(float_of_the_sample)
     n = len(manifest.subset("val").entries)
     assert f"{n} photographs" in done.stdout and "times as fast with 1 thread " in done.stdout
-    assert (card.file_sha256, card.quantization.made_of) == (file_sha256(out), before.file_sha256)
+    assert (card.file_sha256, card.quantization.float_sha256) == (file_sha256(out), before.file_sha256)
     assert card.evaluation.n == card.quantization.comparison.n == n
     new = {"name", "file_sha256", "file_bytes", "evaluation", "quantization"}
     assert card.model_dump(exclude=new) == before.model_dump(exclude=new)
 
 
-def test_what_ships_was_made_of_the_float_file_and_passes_the_rule():
+def test_what_ships_was_float_sha256_the_float_file_and_passes_the_rule():
     shipped, before = read_card(SHIPPED_MODEL), read_card(FLOAT)
     found = shipped.quantization
-    assert found.made_of == before.file_sha256 == file_sha256(FLOAT) and found.compared_on == "out of fold"
+    assert found.float_sha256 == before.file_sha256 == file_sha256(FLOAT) and found.compared_on == "out of fold"
     assert found.comparison.n > 1700 and SHIPPED_MODEL.stat().st_size < 5_000_000
     check_install_criteria(shipped)
-    kept = {"classes", "temperature", "unsure_below", "fingerprints", "provenance"}
+    kept = {"classes", "temperature", "unsure_below", "perceptual_hashes", "provenance"}
     assert shipped.model_dump(include=kept) == before.model_dump(include=kept)
 
 
@@ -193,7 +192,7 @@ def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_pat
         ("model.json", "model.json: a model's file ends in .onnx"),
     ],
 )
-def test_a_file_is_never_made_over_the_one_that_it_is_made_of(float_of_the_sample, manifest, tmp_path, name, said):
+def test_a_file_is_never_made_over_the_one_that_it_is_float_sha256(float_of_the_sample, manifest, tmp_path, name, said):
     folder = shutil.copytree(float_of_the_sample.parent, tmp_path / "float")
     split, file = tmp_path / "split.csv", folder / "model.onnx"
     split.write_text(manifest.to_csv(), encoding="utf-8")

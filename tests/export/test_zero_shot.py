@@ -42,7 +42,7 @@ def made(tmp_path_factory) -> tuple[Path, CompletedProcess]:
         "file_sha256": file_sha256(work / "model.onnx"),
         "file_bytes": (work / "model.onnx").stat().st_size,
         "preprocessing": card.preprocessing.model_copy(update={"input_size": SIDE}),
-        "provenance": card.provenance.model_copy(update={"manifest_sha256": manifest.sha256, "remembers": ""}),
+        "provenance": card.provenance.model_copy(update={"manifest_sha256": manifest.sha256, "zero_shot_head": ""}),
     }
     write_card(work / "model.onnx", card.model_copy(update=facts))
     composed = call("data", "synthesize", work / "photos", "--out", work / "composites", "-n", 2)
@@ -55,7 +55,7 @@ def test_the_command_makes_file_and_card(made):
     work, done = made
     assert done.returncode == 0, done.stderr
     card = read_card(work / "remembers.onnx")
-    assert card.provenance.remembers in done.stdout and "53 of ImageNet's words for 5 classes" in done.stdout
+    assert card.provenance.zero_shot_head in done.stdout and "53 of ImageNet's words for 5 classes" in done.stdout
     assert f"were right, now {card.evaluation.accuracy:.1%}" in done.stdout
     assert card.temperature == read_card(SHIPPED_MODEL).temperature
 
@@ -76,7 +76,7 @@ def test_it_can_be_made_of_integers(made):
     out = work / "int8.onnx"
     done = call("quantize", work / "remembers.onnx", "--data", work / "photos", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert read_card(out).provenance.remembers == read_card(work / "remembers.onnx").provenance.remembers
+    assert read_card(out).provenance.zero_shot_head == read_card(work / "remembers.onnx").provenance.zero_shot_head
     assert out.stat().st_size < 0.4 * (work / "remembers.onnx").stat().st_size
 
 
@@ -153,7 +153,7 @@ def test_half_of_what_the_photographs_ask_for_is_added(made):
     targets = np.array([card.classes.index(one.label) for one in train.entries])
     _, left = adjust_logits(words, map_classes_to_imagenet(card.classes)[1], features, targets, share=1)
     told = dict(
-        one.split() for one in card.provenance.remembers.split("added to the words of a class: ")[1].split(", ")
+        one.split() for one in card.provenance.zero_shot_head.split("added to the words of a class: ")[1].split(", ")
     )
     assert np.abs(left).max() > 0.1
     assert left == pytest.approx([float(told.get(label, 0)) for label in card.classes], rel=0.05, abs=0.05)
@@ -177,7 +177,7 @@ def test_in_poor_light_the_board_is_still_the_board(spoilt, strength, least):
 
 
 def test_what_ships_remembers():
-    told = json.loads(card_path(SHIPPED_MODEL).read_bytes())["provenance"]["remembers"]
+    told = json.loads(card_path(SHIPPED_MODEL).read_bytes())["provenance"]["zero_shot_head"]
     assert told.startswith("53 of ImageNet's words for 5 classes, fitted on 1768 photographs, seen also through 2")
     given = dict(one.split() for one in told.split("added to the words of a class: ")[1].split(", "))
     assert list(given) == ["cardboard", "glass", "metal", "paper", "plastic"], "trash has no words"

@@ -54,7 +54,7 @@ def measure_memory(n: int) -> None:
 
 def test_memory_is_flat(capsys):
     "In a process of its own, once the allocators' pools are full: they hold what they once had, after 1,500 no more."
-    call = [sys.executable, "-c", f"import test_predict; test_predict.measure_memory({PREDICTIONS})"]
+    call = [sys.executable, "-c", f"import test_batch; test_batch.measure_memory({PREDICTIONS})"]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(call, env=paths, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr

@@ -63,7 +63,7 @@ def write_model(
 def add_card(path: Path) -> Path:
     "The card of the model that ships, for another file."
     preprocessing = CARD.preprocessing.model_copy(update={"input_size": SIDE})
-    fits = {"file_sha256": file_sha256(path), "preprocessing": preprocessing, "explains": False, "unsure_below": None}
+    fits = {"file_sha256": file_sha256(path), "preprocessing": preprocessing, "has_activation_map": False, "unsure_below": None}
     write_card(path, CARD.model_copy(update=fits))
     return path
 

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from trashsorting.core.image import to_input
 from trashsorting.data.sample import draw_picture
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import run_activation_maps
+from trashsorting.inference.session import run_activation_maps, softmax
 from trashsorting.serving.app import create_app
 from trashsorting.serving.schemas import BAD_FORM, NO_FILE, NO_MODEL
 
@@ -21,7 +21,7 @@ def explain(client: httpx.Client, data: bytes, **params: str) -> httpx.Response:
 
 
 def test_the_model_that_ships_can_explain(client, predictor):
-    assert predictor.card.explains and client.get("/api/model/info").json()["explains"] is True
+    assert predictor.card.has_activation_map and client.get("/api/model/info").json()["explains"] is True
 
 
 def test_explain(client, predictor, picture):
@@ -40,9 +40,8 @@ def test_explain(client, predictor, picture):
 
 def test_the_mean_of_the_evidence_is_the_logits(predictor, picture):
     inputs = to_input(picture, predictor.card.preprocessing)[None]
-    probabilities, evidence = run_activation_maps(predictor.session, inputs)
-    shares = np.exp(evidence.mean(axis=(2, 3), dtype=np.float64))
-    assert np.allclose(shares / shares.sum(), probabilities, atol=1e-5)
+    logits, evidence = run_activation_maps(predictor.session, inputs)
+    assert np.allclose(softmax(evidence.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
 
 
 def test_every_class_can_be_explained(client, predictor):
@@ -102,7 +101,7 @@ def test_unknown_class(client, predictor, label):
 
 def test_a_model_that_cannot_explain():
     predictor = Predictor()
-    predictor.card = predictor.card.model_copy(update={"explains": False})
+    predictor.card = predictor.card.model_copy(update={"has_activation_map": False})
     with TestClient(create_app(predictor=predictor)) as client:
         answer = explain(client, encode(GLASS))
         assert (answer.status_code, answer.json()["code"]) == (501, "no-explanation")

@@ -549,7 +549,7 @@ def add_zero_shot_head(model: Path, data: str, split: Path | None, composites: P
         card = add_zero_shot_head(model, manifest, composites, out, progress=True)
     held = f"of the {card.evaluation.n} that were held out"
     click.echo(
-        f"{card.provenance.remembers}\n{before.evaluation.accuracy:.1%} {held} were right, now {card.evaluation.accuracy:.1%}\n"
+        f"{card.provenance.zero_shot_head}\n{before.evaluation.accuracy:.1%} {held} were right, now {card.evaluation.accuracy:.1%}\n"
         f"{out}: {card.file_bytes / 1e6:.1f} MB; `trashsorting evaluate DIR --model {out}` says how it does elsewhere"
     )
     if shipped:

@@ -411,7 +411,7 @@ def label_issues_csv(
 # %% ../../nbs/data/07_duplicates.ipynb #ca156412
 def pack_hashes(
     prints: np.ndarray,  # (n, 8, 2) uint64
-) -> str:  # Base64, for `ModelCard.fingerprints`
+) -> str:  # Base64, for `ModelCard.perceptual_hashes`
     "Fingerprints as a card carries them: each photograph as it is, sorted, once."
     rows = sorted({row.tobytes() for row in prints[:, 0]})
     return base64.b64encode(b"".join(rows)).decode()
@@ -421,7 +421,7 @@ def unpack_hashes(
     card: ModelCard,
 ) -> np.ndarray | None:  # (n, 2) uint64; None: the card does not say
     "The fingerprints that a card carries."
-    data = base64.b64decode(card.fingerprints)
+    data = base64.b64decode(card.perceptual_hashes)
     return np.frombuffer(data, np.uint64).reshape(-1, 2) if data else None
 
 # %% ../../nbs/data/07_duplicates.ipynb #a8ff44f9

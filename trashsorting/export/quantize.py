@@ -456,7 +456,7 @@ def export_int8(
     )
     inputs = load_inputs(paths[:1], card.preprocessing)
     found = Quantization(
-        made_of=card.file_sha256,
+        float_sha256=card.file_sha256,
         n_calibration=len(chosen),
         compared_on="out of fold" if pooled else "the photographs that the run held out",
         comparison=pooled or compare(before, after, targets),

@@ -306,7 +306,7 @@ async def model_info(request: Request, response: Response) -> ModelInfo | Respon
         file_bytes=card.file_bytes,
         metrics=card.evaluation,
         evaluation_note=card.evaluation_note,
-        explains=card.explains,
+        explains=card.has_activation_map,
     )
 
 # %% ../../nbs/serving/05_routes.ipynb #a5ed5e7b
@@ -372,7 +372,7 @@ def _check_label(
     label: Label,
 ) -> None:
     "Raise `ApiError` where the model cannot explain this class, or none."
-    if not predictor.card.explains:
+    if not predictor.card.has_activation_map:
         raise ApiError("no-explanation")
     if label not in (None, *predictor.card.classes):
         raise ApiError(

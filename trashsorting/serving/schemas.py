@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ..core.card import Evaluation, Labels
+from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
 from ..core.settings import MAX_BYTES
 
 # %% ../../nbs/serving/00_schemas.ipynb #3b490408
@@ -114,10 +114,6 @@ NO_MODEL = (
     "no model is loaded, its file or its card is missing or damaged: "
     "the service's log says what is wrong; export or install the model and start the service again"
 )
-NO_EXPLANATION = (
-    "this model cannot say which part of a picture decided: that takes a network that ends in a mean over a grid and one "
-    "linear layer; export the model again, or train such a backbone"
-)
 UNEXPECTED = "something went wrong in the service: it has been logged; try again later"
 
 # %% ../../nbs/serving/00_schemas.ipynb #91ccf6c4
@@ -159,7 +155,7 @@ _REQUEST_CODES = {
 _LATER = "try again after the seconds that Retry-After names"
 _SERVICE_CODES = {
     "unexpected": (500, UNEXPECTED),
-    "no-explanation": (501, NO_EXPLANATION),
+    "no-explanation": (501, NO_ACTIVATION_MAP),
     "no-model": (503, NO_MODEL),
     "too-many-connections": (503, f"too many connections are open: {_LATER}"),
     "queue-full": (503, f"too many photographs are waiting: {_LATER}"),

@@ -115,9 +115,9 @@ def calibrate_folds(
         n=len(predictions.files),
         accuracy_by_fold=tuple(one.accuracy for one in scored.values()),
         accuracy=mean["accuracy"][0],
-        accuracy_deviation=mean["accuracy"][1],
+        accuracy_std=mean["accuracy"][1],
         macro_f1=mean["macro_f1"][0],
-        macro_f1_deviation=mean["macro_f1"][1],
+        macro_f1_std=mean["macro_f1"][1],
         ece=mean["ece"][0],
     )
     return decided | {"cross_validation": summary.model_dump()}
