@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
+from ..core.prediction import Prediction
 from ..core.settings import MAX_BYTES
 
 # %% ../../nbs/serving/00_schemas.ipynb #3b490408
@@ -24,16 +25,13 @@ class Timing(BaseModel):
     )
 
 # %% ../../nbs/serving/00_schemas.ipynb #808a9b16
-class Answer(BaseModel):
-    "What the model says about one photograph."
+class Answer(Prediction):
+    "The prediction for one photograph, as the service sends it."
 
-    predicted_class: str = Field(description="the most probable class", examples=["glass"])
-    confidence: float = Field(ge=0, le=1, description="its probability", examples=[0.93])
     all_probabilities: dict[str, float] = Field(
         description="every class, or the top_k of them, with its probability, the most probable first",
         examples=[{"glass": 0.93, "plastic": 0.06, "metal": 0.01}],
     )
-    unsure: bool = Field(False, description="the confidence is below the model's threshold: the class is a guess")
     timing: Timing | None = Field(None, description="with timing=true, and otherwise left out")
 
 # %% ../../nbs/serving/00_schemas.ipynb #d49af1fa
