@@ -586,6 +586,7 @@ def test_a_stuck_worker_is_replaced(serve, hanging):
         wait_until(lambda: len(server.workers()) == 2)
         with httpx.Client(base_url=server.url, timeout=60) as client:
             assert check_problem(predict(client, ENDLESS_PICTURE, headers={"X-Request-ID": "stuck-1"})) == "too-slow"
+        wait_until(lambda: any(line.get("request_id") == "stuck-1" for line in server.lines()))
         victim = next(line["pid"] for line in server.lines() if line.get("request_id") == "stuck-1")
         codes = Counter()
         while victim in server.workers():

@@ -179,7 +179,7 @@ def test_a_full_disk_stops_no_prediction(serve, disk):
     "The files that exist are large enough. A worker that starts now has no file: it counts alone, and logs it."
     folder = disk("size=4m")
     with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
-        wait_until(lambda: len(list(folder.glob("counter_*.db"))) == 2)
+        wait_until(lambda: len(list(folder.glob("*.db"))) == 2 * len(FILE_KINDS))
         with (folder / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
@@ -198,7 +198,7 @@ def test_a_folder_that_is_removed_stops_no_prediction(serve, tmp_path):
     folder = tmp_path / "counts"
     folder.mkdir()
     with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
-        wait_until(lambda: len(list(folder.glob("counter_*.db"))) == 2)
+        wait_until(lambda: len(list(folder.glob("*.db"))) == 2 * len(FILE_KINDS))
         shutil.rmtree(folder)
         assert predictions(server, 20) == {200: 20} and metrics_answers(server) == {503: 20}
         fresh = replace_a_worker(server)

@@ -63,7 +63,8 @@ def model_fault(
 ) -> ApiError:  # What the client is told
     "A model that cannot answer, with the reason in the log."
     log.error("the model cannot answer: %s", error)
-    return ApiError("no-model", "the model gave no answer that can be used: the service's log says why; export it again")
+    detail = "the model gave no answer that can be used: the service's log says why; export it again"
+    return ApiError("no-model", detail)
 
 # %% ../../nbs/serving/03_errors.ipynb #98238040
 async def _answer_model_error(request: Request, error: ModelError) -> JSONResponse:
