@@ -1,4 +1,4 @@
-"""What strangers do to a service: hostile files, hostile connections, too much of everything, and processes that die.
+"""Hostile files, forms and connections, overload, stuck threads, and processes that die.
 
 CHECK_FUZZ is the number of mutated uploads and CHECK_SCHEMATHESIS that of examples for each operation;
 `make check-long` sets them high.
@@ -48,18 +48,18 @@ def predict(client: httpx.Client, data: bytes, **options) -> httpx.Response:
     return client.post("/api/predict", files={"file": ("upload", data)}, **options)
 
 
-def check_fault(answer: httpx.Response) -> str:
-    """The code of an answer that is a fault as documented."""
-    said = answer.json()
-    assert said.keys() == {"code", "detail"} and isinstance(said["detail"], str), answer.text
-    assert CODES[said["code"]][0] == answer.status_code, answer.text
-    return said["code"]
+def check_problem(answer: httpx.Response) -> str:
+    """Check that an answer is a documented error, and return its code."""
+    problem = answer.json()
+    assert problem.keys() == {"code", "detail"} and isinstance(problem["detail"], str), answer.text
+    assert CODES[problem["code"]][0] == answer.status_code, answer.text
+    return problem["code"]
 
 
-def memory(pid: int, what: str = "VmRSS") -> float:
+def memory(pid: int, field: str = "VmRSS") -> float:
     """Of a process, megabytes."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1000
 
 
 def depth(server: Server) -> float:
@@ -68,10 +68,10 @@ def depth(server: Server) -> float:
     return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith("trashsorting_queue_depth"))
 
 
-def wait_until(true, seconds: float = 30) -> None:
+def wait_until(condition, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition has not come true in time"
         time.sleep(0.02)
 
 
@@ -148,7 +148,7 @@ def test_hostile_file(server, client, name):
     answer = predict(client, data)
     assert answer.status_code in ([expected] if isinstance(expected, int) else expected), answer.text
     if answer.status_code != 200:
-        check_fault(answer)
+        check_problem(answer)
     assert memory(server.pid) - before < 400
 
 
@@ -158,7 +158,7 @@ def test_a_file_is_what_it_contains(client):
         answer = client.post("/api/predict", files={"file": ("../../etc/passwd\x00.png", JPEG, kind)})
         assert (answer.status_code, answer.json()) == (200, expected)
     answer = client.post("/api/predict", content=JPEG, headers={"content-type": "image/jpeg"})
-    assert check_fault(answer) == "no-file"
+    assert check_problem(answer) == "no-file"
 
 
 # Hostile forms
@@ -192,23 +192,23 @@ FORMS = {
 }
 
 
-def test_a_form_of_the_other_kind_is_not_read(client):
-    "Ten megabytes of & take its parser seven seconds, on the loop that answers everybody."
+def test_an_urlencoded_form_is_not_read(client):
+    "Its parser needs seven seconds for ten megabytes of &, on the event loop."
     start = time.monotonic()
     headers = {"content-type": "application/x-www-form-urlencoded"}
-    assert check_fault(client.post("/api/predict", content=b"&" * 9_900_000, headers=headers)) == "no-file"
+    assert check_problem(client.post("/api/predict", content=b"&" * 9_900_000, headers=headers)) == "no-file"
     assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_hostile_form(client, name):
     request, codes = FORMS[name]
-    assert check_fault(client.post("/api/predict", **request)) in codes
+    assert check_problem(client.post("/api/predict", **request)) in codes
 
 
 def test_a_body_without_a_length(client):
-    pieces = (FORM[at : at + 100] for at in range(0, len(FORM), 100))
-    answer = client.post("/api/predict", content=pieces, headers={"content-type": "multipart/form-data; boundary=x"})
+    chunks = (FORM[at : at + 100] for at in range(0, len(FORM), 100))
+    answer = client.post("/api/predict", content=chunks, headers={"content-type": "multipart/form-data; boundary=x"})
     assert "content-length" not in answer.request.headers
     assert (answer.status_code, answer.json()) == (200, predict(client, GLASS).json())
 
@@ -226,7 +226,7 @@ def test_a_body_without_a_length(client):
     ],
     ids=["version", "TLS", "long path", "negative", "two lengths", "length and chunks", "no chunk"],
 )
-def test_what_is_not_http(server, request_):
+def test_a_request_that_is_no_http(server, request_):
     with connect(server) as connection:
         connection.sendall(request_)
         connection.shutdown(socket.SHUT_WR)
@@ -274,7 +274,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_who_stops_half_way_is_dismissed(hasty, name):
+def test_an_upload_that_stops_is_ended(hasty, name):
     sent, status = SLOW[name]
     start = time.monotonic()
     with connect(hasty) as connection:
@@ -313,7 +313,7 @@ def test_headers_without_end(server, name):
     assert httpx.get(f"{server.url}/api/health").status_code == 200
 
 
-def test_drop_by_drop_is_too_slow_as_well(hasty):
+def test_an_upload_byte_by_byte_is_too_slow(hasty):
     "Each byte comes in time; all of them together do not."
     with connect(hasty) as connection:
         connection.settimeout(0.1)
@@ -331,33 +331,33 @@ def test_drop_by_drop_is_too_slow_as_well(hasty):
 GET = b"GET /api/health HTTP/1.1\r\nHost: test\r\n\r\n"
 IDLE = {
     "blank lines": (GET, b"\r\n\r\n"),
-    "a body that nobody asked for": (GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), b"something"),
+    "a body of a GET": (GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), b"something"),
 }
 
 
 @pytest.mark.parametrize("name", IDLE)
-def test_who_says_nothing_more_is_dismissed(hasty, name):
-    "What comes after an answer and begins no request must not stop the clock for good."
-    asked, idle = IDLE[name]
+def test_an_idle_connection_is_closed(hasty, name):
+    "Bytes after an answer that begin no request do not stop the clock."
+    request, idle = IDLE[name]
     with connect(hasty) as connection:
         connection.settimeout(20)  # less than a connection may rest
-        connection.sendall(asked)
+        connection.sendall(request)
         answer = b""
-        while not answer.endswith(b"}") and (piece := connection.recv(65_536)):  # its head may come alone
-            answer += piece
+        while not answer.endswith(b"}") and (data := connection.recv(65_536)):  # its head may come alone
+            answer += data
         assert answer.startswith(b"HTTP/1.1 200")
         connection.sendall(idle)
         assert read_all(connection) == b""
 
 
 def sockets(pid: int) -> int:
-    """How many a process has."""
+    """The number of open sockets of a process."""
     links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
     return sum(link.startswith("socket:") for link in links)
 
 
-def test_who_does_not_take_the_answer_is_dismissed(hasty):
-    "Ten times 1.7 MB, more than the system would keep for anybody."
+def test_a_client_that_does_not_read_is_disconnected(hasty):
+    "The answers are ten times 1.7 MB, more than the system buffers."
     before = sockets(hasty.pid)
     with connect(hasty) as connection:
         connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n" * 10)
@@ -366,16 +366,16 @@ def test_who_does_not_take_the_answer_is_dismissed(hasty):
     assert "Traceback" not in hasty.said()
 
 
-def test_a_crowd_of_slow_senders_stops_nobody_else(serve):
+def test_slow_uploads_do_not_block_others(serve):
     with serve(TRASHSORTING_UPLOAD_SECONDS="20", TRASHSORTING_QUEUE="4") as server:
-        crowd = [connect(server) for _ in range(100)]
+        connections = [connect(server) for _ in range(100)]
         try:
-            for connection in crowd:
+            for connection in connections:
                 connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
             with httpx.Client(base_url=server.url, timeout=60) as client:
                 assert [predict(client, GLASS).status_code for _ in range(5)] == [200] * 5
         finally:
-            for connection in crowd:
+            for connection in connections:
                 connection.close()
         wait_until(lambda: sum(line.get("status") == 499 for line in server.lines()) == 100)
     assert "Traceback" not in server.said()
@@ -383,26 +383,26 @@ def test_a_crowd_of_slow_senders_stops_nobody_else(serve):
 
 def test_too_many_connections(serve):
     with serve(TRASHSORTING_CONNECTIONS="10") as server:
-        crowd = [connect(server) for _ in range(10)]
+        connections = [connect(server) for _ in range(10)]
         try:
             assert httpx.get(f"{server.url}/api/health").status_code == 200, "a probe is answered all the same"
             answer = httpx.get(f"{server.url}/api/model/info")
-            assert check_fault(answer) == "too-many-connections"
+            assert check_problem(answer) == "too-many-connections"
             assert answer.headers["retry-after"] == "1" and answer.headers["connection"] == "close"
             for connection in [connect(server) for _ in range(15)]:
                 connection.close()
         finally:
-            for connection in crowd:
+            for connection in connections:
                 connection.close()
         wait_until(lambda: httpx.get(f"{server.url}/api/model/info").status_code == 200)
 
 
-def test_thousands_of_requests_at_once_are_work_for_each_of_them_alone():
-    "What is remembered of those that wait is never gone through again: 14,000 once took a worker five seconds."
-    number, made, seen = 2000, [], []
+def test_pipelined_requests_take_linear_time():
+    "One deque holds the requests that wait, and it is never copied."
+    number, protocols, seen = 2000, [], []
 
     async def app(scope, receive, send):
-        seen.append((id(made[0].unanswered), len(made[0].unanswered)))
+        seen.append((id(protocols[0].unanswered), len(protocols[0].unanswered)))
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
@@ -412,8 +412,8 @@ def test_thousands_of_requests_at_once_are_work_for_each_of_them_alone():
         state = ServerState()
 
         def make() -> Connection:
-            made.append(Connection(config, state, {}, most=10, seconds=30))
-            return made[0]
+            protocols.append(Connection(config, state, {}, most=10, seconds=30))
+            return protocols[0]
 
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -424,15 +424,15 @@ def test_thousands_of_requests_at_once_are_work_for_each_of_them_alone():
         return received
 
     assert asyncio.run(answered()).count(b"HTTP/1.1 204") == number
-    assert len({remembered for remembered, _ in seen}) == 1
-    assert max(length for _, length in seen) > 100 and not made[0].unanswered
+    assert len({identity for identity, _ in seen}) == 1
+    assert max(length for _, length in seen) > 100 and not protocols[0].unanswered
 
 
-# Too much
+# Overload
 
 
-def storm(server: Server, number: int, data: bytes = LARGE) -> list[httpx.Response]:
-    """So many requests at the same time, each on a connection of its own."""
+def predict_at_once(server: Server, number: int, data: bytes = LARGE) -> list[httpx.Response]:
+    """Requests at the same time, each on its own connection."""
     with (
         ThreadPoolExecutor(number) as pool,
         httpx.Client(base_url=server.url, timeout=120, limits=httpx.Limits()) as client,
@@ -440,27 +440,27 @@ def storm(server: Server, number: int, data: bytes = LARGE) -> list[httpx.Respon
         return list(pool.map(lambda _: predict(client, data), range(number)))
 
 
-def test_a_full_queue_refuses_at_once_and_answers_whom_it_accepted(serve):
+def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(serve):
     with serve(TRASHSORTING_QUEUE="3", TRASHSORTING_PARALLEL="1") as server:
-        answers = storm(server, 30)
-        found = Counter(answer.status_code for answer in answers)
+        answers = predict_at_once(server, 30)
+        statuses = Counter(answer.status_code for answer in answers)
         assert depth(server) == 0
         assert predict(httpx.Client(base_url=server.url, timeout=60), GLASS).status_code == 200
-    print(dict(found))
-    assert found.keys() == {200, 503} and found[200] >= 4
+    print(dict(statuses))
+    assert statuses.keys() == {200, 503} and statuses[200] >= 4
     for answer in answers:
         if answer.status_code == 503:
-            assert check_fault(answer) == "queue-full" and int(answer.headers["retry-after"]) >= 1
+            assert check_problem(answer) == "queue-full" and int(answer.headers["retry-after"]) >= 1
     slowest = max(answer.elapsed for answer in answers if answer.status_code == 503)
     assert slowest < max(answer.elapsed for answer in answers if answer.status_code == 200)
 
 
 def test_64_connections_fit_the_queue(serve):
     with serve() as server:
-        assert Counter(answer.status_code for answer in storm(server, 64, GLASS)) == {200: 64}
+        assert Counter(answer.status_code for answer in predict_at_once(server, 64, GLASS)) == {200: 64}
 
 
-def test_a_batch_needs_its_places(serve):
+def test_a_batch_needs_a_place_for_each_file(serve):
     with serve(TRASHSORTING_QUEUE="3", TRASHSORTING_PARALLEL="1") as server:
         with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
             fits = client.post("/api/predict/batch", files=[("files", GLASS)] * 4)
@@ -468,11 +468,11 @@ def test_a_batch_needs_its_places(serve):
             running = pool.submit(client.post, "/api/predict/batch", files=[("files", LARGE)] * 3)
             wait_until(lambda: depth(server) == 3)
             late = client.post("/api/predict/batch", files=[("files", GLASS)] * 2)
-            left = depth(server)
+            waiting = depth(server)
             assert running.result().status_code == 200
-    assert fits.status_code == 200 and check_fault(never) == "too-many-files"
+    assert fits.status_code == 200 and check_problem(never) == "too-many-files"
     assert "the limit of 4 (TRASHSORTING_QUEUE);" in never.json()["detail"]  # what waits, and the one that is computed
-    assert check_fault(late) == "queue-full" and left <= 3, "a part of a batch is not begun"
+    assert check_problem(late) == "queue-full" and waiting <= 3, "no file of the batch is begun"
 
 
 @pytest.mark.parametrize(
@@ -480,37 +480,37 @@ def test_a_batch_needs_its_places(serve):
 )
 def test_time_limits(serve, setting, code):
     with serve(**{setting: "0.05", "TRASHSORTING_PARALLEL": "1"}) as server:
-        answers = storm(server, 6)
+        answers = predict_at_once(server, 6)
         refused = [answer for answer in answers if answer.status_code != 200]
-        assert {check_fault(answer) for answer in refused} == {code}
+        assert {check_problem(answer) for answer in refused} == {code}
         assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
         wait_until(lambda: depth(server) == 0)
 
 
-def test_the_bytes_of_all_uploads_have_a_limit(serve):
-    "Ten places for a megabyte each: more at the same time is refused, early where the length is declared."
+def test_all_uploads_together_have_a_limit(serve):
+    "Ten uploads of a megabyte fit. More is refused, early where the length is declared."
     limits = {"TRASHSORTING_MAX_BYTES": "1000000", "TRASHSORTING_MAX_BATCH_BYTES": "1000000"}
     with serve(TRASHSORTING_QUEUE="9", TRASHSORTING_PARALLEL="1", **limits) as server:
-        crowd = [connect(server) for _ in range(10)]
-        for connection in crowd:
+        connections = [connect(server) for _ in range(10)]
+        for connection in connections:
             connection.sendall(HEAD + b"Content-Length: 999999\r\n\r\n" + PART)
         with httpx.Client(base_url=server.url, timeout=60) as client:
             assert predict(client, GLASS).status_code == 200, "declared, and not sent"
-            for connection in crowd:
+            for connection in connections:
                 connection.sendall(bytes(999_000))
             wait_until(lambda: refused_early(server))
-            assert check_fault(predict(client, JPEG + bytes(900_000 - len(JPEG)))) == "uploads-full"
+            assert check_problem(predict(client, JPEG + bytes(900_000 - len(JPEG)))) == "uploads-full"
             headers = {"content-type": "multipart/form-data; boundary=x"}
             chunked = client.post("/api/predict", content=iter([PART, JPEG + bytes(900_000)]), headers=headers)
-            assert check_fault(chunked) == "uploads-full" and chunked.headers["retry-after"] == "1"
-            for connection in crowd:
+            assert check_problem(chunked) == "uploads-full" and chunked.headers["retry-after"] == "1"
+            for connection in connections:
                 connection.close()
             wait_until(lambda: predict(client, JPEG + bytes(900_000 - len(JPEG))).status_code == 200)
     assert "Traceback" not in server.said()
 
 
 def refused_early(server: Server) -> bool:
-    """Whether an upload is refused by what it declares."""
+    """Whether an upload is refused because of its declared length."""
     with connect(server) as connection:
         connection.settimeout(0.5)
         connection.sendall(HEAD + b"Content-Length: 900000\r\n\r\n")
@@ -520,20 +520,20 @@ def refused_early(server: Server) -> bool:
             return False
 
 
-def test_who_left_is_not_computed_for(serve):
-    "One photograph, two requests at once on a connection, and a batch of three: they give their places back at once."
-    one = HEAD + b"Content-Length: %d\r\n\r\n" % len(FORM) + FORM
+def test_a_client_that_leaves_frees_its_places(serve):
+    "One photograph, two pipelined requests, or a batch of three on each connection."
+    single = HEAD + b"Content-Length: %d\r\n\r\n" % len(FORM) + FORM
     three = FORM.replace(b'"file"', b'"files"').removesuffix(b"--x--\r\n") * 3 + b"--x--\r\n"
     batch = HEAD.replace(b"predict", b"predict/batch") + b"Content-Length: %d\r\n\r\n" % len(three) + three
     with serve(TRASHSORTING_PARALLEL="1", TRASHSORTING_QUEUE="60") as server:
         with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
             first = pool.submit(client.post, "/api/predict/batch", files=[("files", LARGE)] * 6)
             wait_until(lambda: depth(server) == 6)
-            crowd = [connect(server) for _ in range(15)]
-            for connection, sent in zip(crowd, [one, one * 2, batch] * 5, strict=True):
+            connections = [connect(server) for _ in range(15)]
+            for connection, sent in zip(connections, [single, single * 2, batch] * 5, strict=True):
                 connection.sendall(sent)
             wait_until(lambda: depth(server) >= 25)
-            for connection in crowd:
+            for connection in connections:
                 connection.close()
             wait_until(lambda: depth(server) <= 6)
             assert not first.done()
@@ -547,7 +547,7 @@ def test_who_left_is_not_computed_for(serve):
     assert counted == 6 and "Traceback" not in server.said()
 
 
-# A thread that never comes back
+# Stuck threads
 
 HANG = """
 import time
@@ -567,42 +567,43 @@ ENDLESS_PICTURE = encode(Image.new("RGB", (77, 55)))
 
 @pytest.fixture
 def hanging(tmp_path) -> dict[str, str]:
-    """Environment of a service whose decoder hangs at one picture."""
+    """Environment of a service whose decoder hangs at a picture of 77 x 55 pixels."""
     (tmp_path / "sitecustomize.py").write_text(HANG, encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     return {"PYTHONPATH": path, "TRASHSORTING_WORK_SECONDS": "1", "TRASHSORTING_PARALLEL": "1"}
 
 
 def check_stuck(lines: list[dict], pid: int) -> None:
-    """One line of the log says what was stuck, under its request's id, and nothing of the file."""
+    """One line of the log says where the job was stuck, under its request's id."""
     (stuck,) = [line for line in lines if "WORK_SECONDS" in line["message"]]
     assert (stuck["level"], stuck["pid"], stuck["request_id"]) == ("error", pid, "stuck-1") and stuck["seconds"] > 2
     assert "sitecustomize.py" in stuck["calls"] and "open_rgb" in stuck["calls"]
 
 
-def test_a_worker_that_is_stuck_is_replaced(serve, hanging):
-    "Who waits behind the photograph that hangs is answered soon; the other worker goes on, and a new one comes."
+def test_a_stuck_worker_is_replaced(serve, hanging):
+    "Jobs behind the stuck one are answered soon; the other worker goes on, and a new one starts."
     with serve(workers=2, **hanging) as server, ThreadPoolExecutor(8) as pool:
         wait_until(lambda: len(server.workers()) == 2)
         with httpx.Client(base_url=server.url, timeout=60) as client:
-            assert check_fault(predict(client, ENDLESS_PICTURE, headers={"X-Request-ID": "stuck-1"})) == "too-slow"
+            assert check_problem(predict(client, ENDLESS_PICTURE, headers={"X-Request-ID": "stuck-1"})) == "too-slow"
+        wait_until(lambda: any(line.get("request_id") == "stuck-1" for line in server.lines()))
         victim = next(line["pid"] for line in server.lines() if line.get("request_id") == "stuck-1")
         codes = Counter()
         while victim in server.workers():
-            asked = [pool.submit(httpx.post, f"{server.url}/api/predict", files={"file": GLASS}) for _ in range(8)]
-            answers = [one.result() for one in asked]
-            codes.update("200" if answer.status_code == 200 else check_fault(answer) for answer in answers)
+            futures = [pool.submit(httpx.post, f"{server.url}/api/predict", files={"file": GLASS}) for _ in range(8)]
+            answers = [future.result() for future in futures]
+            codes.update("200" if answer.status_code == 200 else check_problem(answer) for answer in answers)
         wait_until(lambda: len(server.workers()) == 2, 60)
         print(dict(codes))
         assert codes["200"] and codes.keys() <= {"200", "draining"}
         assert httpx.get(f"{server.url}/api/ready").status_code == 200
-        assert Counter(answer.status_code for answer in storm(server, 8, GLASS)) == {200: 8}
+        assert Counter(answer.status_code for answer in predict_at_once(server, 8, GLASS)) == {200: 8}
         assert "Traceback" not in server.said()
     check_stuck(server.lines(), victim)
 
 
-def test_a_worker_that_is_alone_and_stuck_ends_with_a_status_of_its_own(serve, hanging):
-    "Whoever runs it starts it again. Until then it is alive and not ready."
+def test_a_single_stuck_worker_ends_with_status_1(serve, hanging):
+    "Until it ends it is alive and not ready."
     with pytest.raises(AssertionError, match="twice"), serve(**hanging) as server:  # it does not end with 0
         with ThreadPoolExecutor(2) as pool:
             stuck = pool.submit(predict_at, server, ENDLESS_PICTURE, "stuck-1")
@@ -616,39 +617,39 @@ def test_a_worker_that_is_alone_and_stuck_ends_with_a_status_of_its_own(serve, h
                     except httpx.TransportError:
                         statuses[path, "gone"] += 1
                 time.sleep(0.02)
-            assert (check_fault(stuck.result()), check_fault(waiting.result())) == ("too-slow", "draining")
+            assert (check_problem(stuck.result()), check_problem(waiting.result())) == ("too-slow", "draining")
         assert server.process.returncode == 1 and statuses["ready", 503] and statuses["health", 200]
         check_stuck(server.lines(), server.pid)
 
 
 def predict_at(server: Server, data: bytes, name: str) -> httpx.Response:
-    """A prediction that can be found in the log."""
+    """A prediction with its own id in the log."""
     return httpx.post(f"{server.url}/api/predict", files={"file": data}, headers={"X-Request-ID": name}, timeout=60)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_thread_that_is_stuck_does_not_keep_the_service_from_ending(serve, hanging, workers):
+def test_a_stuck_thread_does_not_keep_the_service_from_ending(serve, hanging, workers):
     long = {**hanging, "TRASHSORTING_WORK_SECONDS": "60", "TRASHSORTING_GRACE_SECONDS": "3"}
     with serve(workers=workers, **long) as server, ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(predict_at, server, ENDLESS_PICTURE, "stuck-1")
         wait_until(lambda: depth(server) == 1)
         os.kill(server.pid, signal.SIGTERM)
         assert server.process.wait(20) == 0
-        assert check_fault(stuck.result()) == "draining"
+        assert check_problem(stuck.result()) == "draining"
 
 
 # Processes that die
 
 
 class Load:
-    """Clients that ask again and again, and remember what became of it."""
+    """Clients that send requests without a pause and count the answers."""
 
     def __init__(self, server: Server, clients: int):
         self.server, self.stop = server, threading.Event()
         self.answers, self.lost = Counter(), 0
-        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
+        self.threads = [threading.Thread(target=self.send) for _ in range(clients)]
 
-    def ask(self) -> None:
+    def send(self) -> None:
         while not self.stop.is_set():
             try:
                 answer = httpx.post(f"{self.server.url}/api/predict", files={"file": GLASS}, timeout=60)
@@ -667,8 +668,8 @@ class Load:
             thread.join()
 
 
-def holders(server: Server, number: int) -> Counter:
-    """Which worker answers each of so many connections that come at once and stay."""
+def connections_by_worker(server: Server, number: int) -> Counter:
+    """How many of the connections that come at once and stay each worker has."""
     connections = [connect(server) for _ in range(number)]
     ids = [f"held-{time.monotonic_ns()}-{n}" for n in range(number)]
     for connection, name in zip(connections, ids, strict=True):
@@ -681,22 +682,22 @@ def holders(server: Server, number: int) -> Counter:
 
 
 def test_workers_share_connections(serve):
-    "uvicorn's own door may let one worker have all of them."
+    "With uvicorn's own accepting one worker may get all of them."
     with serve(workers=2, TRASHSORTING_CONNECTIONS="40") as server:
-        wait_until(lambda: len(holders(server, 2)) == 2)  # both have started
+        wait_until(lambda: len(connections_by_worker(server, 2)) == 2)  # both have started
         for number in (4, 8, 24):
-            found = sorted(holders(server, number).values())
-            print(number, found)
-            assert len(found) == 2 and sum(found) == number and found[0] >= number // 4
-        crowd = [connect(server) for _ in range(300)]
-        for connection in crowd:
+            counts = sorted(connections_by_worker(server, number).values())
+            print(number, counts)
+            assert len(counts) == 2 and sum(counts) == number and counts[0] >= number // 4
+        connections = [connect(server) for _ in range(300)]
+        for connection in connections:
             connection.close()
         wait_until(lambda: httpx.get(f"{server.url}/api/health").status_code == 200)
-        assert len(holders(server, 8)) == 2
+        assert len(connections_by_worker(server, 8)) == 2
         assert "Traceback" not in server.said()
 
 
-def test_a_worker_that_is_killed_is_replaced_while_the_other_goes_on(serve):
+def test_a_killed_worker_is_replaced_while_the_other_goes_on(serve):
     with serve(workers=2) as server:
         wait_until(lambda: len(server.workers()) == 2)
         with Load(server, clients=4) as load:
@@ -717,13 +718,13 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_goes_on(serve):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_service_when_everybody_accepted_is_answered(serve, workers, number):
+def test_a_signal_ends_the_service_after_the_requests_in_flight(serve, workers, number):
     with serve(workers=workers, TRASHSORTING_PARALLEL="1") as server, ThreadPoolExecutor(13) as pool:
         wait_until(lambda: len(server.workers()) == workers)
         running = [
             pool.submit(httpx.post, f"{server.url}/api/predict", files={"file": LARGE}, timeout=120) for _ in range(12)
         ]
-        wait_until(lambda: depth(server) >= 8 or any(one.done() for one in running))
+        wait_until(lambda: depth(server) >= 8 or any(future.done() for future in running))
         with httpx.Client(base_url=server.url) as client:
             assert client.get("/api/ready").status_code == 200
             start = time.monotonic()
@@ -737,7 +738,7 @@ def test_a_signal_ends_the_service_when_everybody_accepted_is_answered(serve, wo
                     except httpx.TransportError:
                         late["refused"] += 1
                 time.sleep(0.01)
-        answers = [one.result() for one in running]
+        answers = [future.result() for future in running]
         print(f"{time.monotonic() - start:.1f} s to the end; meanwhile {dict(late)}")
         assert server.process.returncode == 0
     assert Counter(answer.status_code for answer in answers) == {200: 12}
@@ -745,8 +746,7 @@ def test_a_signal_ends_the_service_when_everybody_accepted_is_answered(serve, wo
     assert "Traceback" not in server.said()
 
 
-def test_the_grace_period_ends(serve):
-    "A client that sleeps in the middle of its upload does not keep the service from ending."
+def test_an_upload_that_stops_ends_with_the_grace_period(serve):
     with serve(TRASHSORTING_GRACE_SECONDS="3") as server, connect(server) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
         time.sleep(0.5)
@@ -760,7 +760,7 @@ def test_the_grace_period_ends(serve):
 
 
 def test_a_second_ctrl_c_does_not_wait(serve):
-    "And a second SIGTERM, which a supervisor may send to a whole group, changes nothing."
+    "A second SIGTERM, which a supervisor may send to a whole group, changes nothing."
     with serve(TRASHSORTING_GRACE_SECONDS="30") as server, connect(server) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
         time.sleep(0.5)
@@ -809,7 +809,7 @@ ODD = [
 
 
 def mutate(data: bytes, seed: int, times: int) -> bytes:
-    """Bits turned, pieces cut, doubled, moved and put in, numbers made odd."""
+    """Flip bits, delete, repeat and overwrite bytes, insert unusual values, cut off."""
     rng, data = random.Random(seed), bytearray(data)  # noqa: S311 - the same every time
     for _ in range(times):
         at, length = rng.randrange(len(data) + 1), rng.choice([1, 2, 4, 16, 256])
@@ -831,7 +831,7 @@ def mutate(data: bytes, seed: int, times: int) -> bytes:
 
 
 def test_fuzz(serve):
-    "Mutated files, whole or inside mutated forms: nothing but what is documented, and no memory that stays."
+    "Mutated files, alone or in mutated forms: all answers are documented, and memory does not grow."
     answers = Counter()
     strategy = {
         "file": st.sampled_from(range(len(SEEDS))),
@@ -856,20 +856,20 @@ def test_fuzz(serve):
         answers[answer.status_code] += 1
         assert answer.status_code in (200, 400, 413, 415, 422), answer.text
         if answer.status_code != 200:
-            check_fault(answer)
+            check_problem(answer)
         elif where == "batch":
             assert answer.json()["answers"][1]["status"] == 200
 
     with serve(TRASHSORTING_LOG_LEVEL="warning") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         for data in SEEDS:
             assert predict(client, data).status_code == 200
-        fuzz(max(20, FUZZ // 10))  # the allocators' pools fill, and hold what they once had
+        fuzz(max(20, FUZZ // 10))  # until the allocators' pools are filled
         before = memory(server.pid)
         fuzz(FUZZ)
-        after, most = memory(server.pid), memory(server.pid, "VmHWM")
+        after, peak = memory(server.pid), memory(server.pid, "VmHWM")
         assert client.get("/api/ready").status_code == 200
-    found = f"{sum(answers.values())} bodies: {dict(sorted(answers.items()))}"
-    print(f"{found}; memory {before:.0f} -> {after:.0f} MB, at most {most:.0f}")
+    print(f"{sum(answers.values())} bodies: {dict(sorted(answers.items()))}")
+    print(f"memory {before:.0f} -> {after:.0f} MB, at most {peak:.0f}")
     assert after - before < 80 and "Traceback" not in server.said()
 
 
@@ -885,11 +885,11 @@ schemathesis.openapi.format("binary", st.sampled_from(PICTURES) | st.binary())
 
 
 def test_schemathesis(serve, tmp_path):
-    "The OpenAPI document, taken at its word: with pictures in the forms, and without."
+    "Requests made from the OpenAPI document, with pictures in the forms and without."
     (tmp_path / "pictures.py").write_text(
         HOOKS % [b64encode(data).decode() for data in (GLASS, JPEG, b"GIF89a")], encoding="utf-8"
     )
-    # A parameter that nobody documents is ignored, beside a good photograph, too.
+    # An undocumented parameter is ignored.
     (tmp_path / "schemathesis.toml").write_text("[generation]\nallow-extra-parameters = false\n", encoding="utf-8")
     # No schema says which bytes are a photograph: the check that all valid data is accepted has nothing to go by.
     command = [Path(sys.executable).parent / "schemathesis", "run", "--exclude-checks", "positive_data_acceptance"]
@@ -901,9 +901,9 @@ def test_schemathesis(serve, tmp_path):
             "SCHEMATHESIS_HOOKS": "pictures",
             "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
         }
-        done = subprocess.run([*command, address], cwd=tmp_path, env=hooked, **options)
+        result = subprocess.run([*command, address], cwd=tmp_path, env=hooked, **options)
         answers = Counter((line["route"], line["status"]) for line in server.lines() if line["message"] == "request")
-    print(done.stdout[-2000:], dict(answers))
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    print(result.stdout[-2000:], dict(answers))
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert answers["/api/predict", 200] and answers["/api/predict/batch", 200] and answers["/api/predict", 422]
     assert not any(status >= 500 for _, status in answers) and "Traceback" not in server.said()
