@@ -14,8 +14,9 @@ from conftest import encode
 from pictures import SMALL, enlarge
 
 from trashsorting.core.image import ImageError
+from trashsorting.core.prediction import Prediction
 from trashsorting.data.sample import draw_picture
-from trashsorting.inference.predictor import Prediction, Predictor
+from trashsorting.inference.predictor import Predictor
 
 PREDICTIONS = int(os.environ.get("CHECK_PREDICTIONS", "300"))  # `make check-long` asks for 20,000
 GROWTH = 16  # Megabytes

@@ -418,7 +418,7 @@ def unpack_hashes(
     card: ModelCard,
 ) -> np.ndarray | None:  # (n, 2) uint64; None: the card has none
     "The hashes of a card."
-    packed = base64.b64decode(card.fingerprints)
+    packed = base64.b64decode(card.perceptual_hashes)
     return np.frombuffer(packed, np.uint64).reshape(-1, 2) if packed else None
 
 # %% ../../nbs/data/07_duplicates.ipynb #a8ff44f9
