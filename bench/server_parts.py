@@ -21,7 +21,7 @@ from serve import family, finish, processor_time, service, start_wrk
 
 UVICORNS_DOOR = """
 import trashsorting.serving.server as server
-del server.SharedLoop.create_server
+del server.WorkerEventLoop.create_server
 """
 OWN_SOCKETS = """
 import socket
@@ -35,9 +35,9 @@ def bind(host, port):
     return made
 
 async def create_server(self, make, *, sock, **uvicorn):
-    return await super(server.SharedLoop, self).create_server(make, sock=bind(*sock.getsockname()), backlog=2048)
+    return await super(server.WorkerEventLoop, self).create_server(make, sock=bind(*sock.getsockname()), backlog=2048)
 
-server.listen, server.SharedLoop.create_server = bind, create_server
+server._listen, server.WorkerEventLoop.create_server = bind, create_server
 """
 DOORS = {"as it is": "", "uvicorn's door": UVICORNS_DOOR, "a socket each": OWN_SOCKETS}
 

@@ -412,7 +412,7 @@ def test_thousands_of_requests_at_once_are_work_for_each_of_them_alone():
         state = ServerState()
 
         def make() -> Connection:
-            made.append(Connection(config, state, {}, most=10, seconds=30))
+            made.append(Connection(config, state, {}, max_connections=10, timeout=30))
             return made[0]
 
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
