@@ -132,7 +132,7 @@ def check_answer(visit: Visit, card: Locator, said: dict) -> None:
     expect(card.locator(".verdict")).to_have_text(verdict(said))
     rows = card.locator(".bars li")
     assert [row.locator(".name").text_content() for row in rows.all()] == list(said["all_probabilities"])
-    shown = [float(row.locator(".share").text_content().rstrip("%")) / 100 for row in rows.all()]
+    shown = [float(row.locator(".probability").text_content().rstrip("%")) / 100 for row in rows.all()]
     assert shown == pytest.approx(list(said["all_probabilities"].values()), abs=0.0006)
     how = "unsure. Most likely" if said.get("unsure") else "this looks like"
     expect(visit.page.locator("#spoken")).to_contain_text(f"{how} {said['predicted_class']}")

@@ -1,4 +1,4 @@
-"""The service's contract, asked over real HTTP from a real server."""
+"""The routes over real HTTP from a real server."""
 
 import json
 import os
@@ -35,24 +35,27 @@ def predict(client: httpx.Client, data: bytes) -> httpx.Response:
     return client.post("/api/predict", files={"file": ("upload", data)})
 
 
-# The contract
+# Answers
 
 
 def test_predict(client, predictor):
     answer = predict(client, GLASS)
     assert answer.status_code == 200
-    said = answer.json()
-    assert said.keys() == {"predicted_class", "confidence", "all_probabilities", "unsure"}
-    shares = list(said["all_probabilities"].values())
-    assert sorted(said["all_probabilities"]) == list(predictor.card.classes)
-    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1)
-    assert next(iter(said["all_probabilities"].items())) == (said["predicted_class"], said["confidence"])
-    assert said["all_probabilities"] == pytest.approx(predictor.predict_one(GLASS).all_probabilities, abs=1e-6)
+    prediction = answer.json()
+    assert prediction.keys() == {"predicted_class", "confidence", "all_probabilities", "unsure"}
+    probabilities = list(prediction["all_probabilities"].values())
+    assert sorted(prediction["all_probabilities"]) == list(predictor.card.classes)
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1)
+    assert next(iter(prediction["all_probabilities"].items())) == (
+        prediction["predicted_class"],
+        prediction["confidence"],
+    )
+    assert prediction["all_probabilities"] == pytest.approx(predictor.predict_one(GLASS).all_probabilities, abs=1e-6)
 
 
 def test_name_and_declared_type_of_a_file_do_not_matter(client):
-    lying = client.post("/api/predict", files={"file": ("notes.txt", GLASS, "text/plain")})
-    assert lying.status_code == 200 and lying.json() == predict(client, GLASS).json()
+    answer = client.post("/api/predict", files={"file": ("notes.txt", GLASS, "text/plain")})
+    assert answer.status_code == 200 and answer.json() == predict(client, GLASS).json()
 
 
 def test_short_fields_beside_the_file_are_allowed(client):
@@ -83,18 +86,17 @@ def test_model_info_is_the_card(client, predictor):
 
 
 def test_index_names_every_endpoint(client):
-    answer = client.get("/api/")
-    assert answer.status_code == 200
-    listed = answer.json()["endpoints"]
-    gets = {f"GET {path}" for path in ("/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics")}
-    assert listed.keys() == gets | {f"POST /api/{name}" for name in ("predict", "predict/batch", "explain")}
-    for endpoint in listed:
+    index = client.get("/api/").json()
+    assert index.keys() == {"name", "version", "endpoints"} and index["name"] == "trashsorting"
+    paths = client.get("/openapi.json").json()["paths"]
+    documented = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert {*index["endpoints"]} == documented - {"GET /api/"} | {"GET /docs"}
+    for endpoint in index["endpoints"]:
         method, path = endpoint.split()
         assert client.request(method, path).status_code in (200, 422), endpoint
 
 
 def test_documentation_has_examples_and_faults(client):
-    assert client.get(client.get("/api/").json()["documentation"]).status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
     assert {*paths["/api/predict"]["post"]["responses"]} == {"200", "400", "408", "413", "415", "422", "500", "503"}
     for route in (route for methods in paths.values() for route in methods.values()):
@@ -150,12 +152,15 @@ def test_ready(client):
 def test_top_k_and_timing(client):
     everything = predict(client, GLASS).json()
     answer = client.post("/api/predict", params={"top_k": 2, "timing": "true"}, files={"file": GLASS})
-    said = answer.json()
-    assert said["timing"].keys() == {"queue_ms", "decode_ms", "inference_ms"} and min(said["timing"].values()) >= 0
-    assert 1 <= sum(said["timing"].values()) <= 1000 * answer.elapsed.total_seconds()
+    prediction = answer.json()
+    assert (
+        prediction["timing"].keys() == {"queue_ms", "decode_ms", "inference_ms"}
+        and min(prediction["timing"].values()) >= 0
+    )
+    assert 1 <= sum(prediction["timing"].values()) <= 1000 * answer.elapsed.total_seconds()
     assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, inference;dur=[\d.]+", answer.headers["server-timing"])
-    assert list(said["all_probabilities"].items()) == list(everything["all_probabilities"].items())[:2]
-    assert said["predicted_class"] == everything["predicted_class"]
+    assert list(prediction["all_probabilities"].items()) == list(everything["all_probabilities"].items())[:2]
+    assert prediction["predicted_class"] == everything["predicted_class"]
 
 
 @pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=many", "top_k=1e9", "timing=perhaps"])
@@ -169,7 +174,7 @@ def batch(client: httpx.Client, *files: bytes, url: str = "/api/predict/batch", 
     return client.post(url, files=[("files", (f"{n}.jpg", data)) for n, data in enumerate(files)], **options)
 
 
-def test_batch_answers_each_in_order_and_a_bad_file_does_not_spoil_the_rest(client):
+def test_batch_answers_each_in_order_and_a_bad_file_does_not_affect_the_rest(client):
     paper = encode(draw_picture("paper", 3, (512, 384)))
     answer = batch(client, GLASS, b"", paper, b"a green bottle", GLASS[:1000], GLASS)
     assert answer.status_code == 200
@@ -204,13 +209,12 @@ def test_one_file_of_a_batch_is_too_large(client):
     assert [item["status"] for item in items] == [413, 200] and "10 MB" in items[0]["problem"]["detail"]
 
 
-@pytest.mark.parametrize("path", ["/", "/api/model/info"])
-def test_what_the_client_has_is_not_sent_again(client, path):
-    first = client.get(path)
-    again = client.get(path, headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'})
+def test_the_page_is_not_sent_again_to_a_browser_that_has_it(client):
+    first = client.get("/")
+    again = client.get("/", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
-    assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
-    assert "cache-control" in again.headers
+    assert client.get("/", headers={"If-None-Match": '"other"'}).status_code == 200
+    assert "cache-control" in again.headers and "etag" not in client.get("/api/model/info").headers
 
 
 GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics", "/docs", "/openapi.json"]
@@ -293,8 +297,7 @@ def test_a_key_is_wanted_where_it_costs_something(serve):
                 assert answer.headers["www-authenticate"] == "Bearer"
         client.headers["authorization"] = "Bearer correct horse"
         assert predict(client, GLASS).status_code == client.get("/metrics").status_code == 200
-        shared = client.get("/api/model/info").headers  # with whoever has no key, by a proxy between
-        assert "private" in shared["cache-control"] and shared["vary"] == "authorization"
+        assert client.get("/api/model/info").status_code == 200
         assert "correct horse" not in server.said()
         documented = client.get("/openapi.json").json()["paths"]
     assert "401" in documented["/api/predict"]["post"]["responses"] and documented["/api/predict"]["post"]["security"]
@@ -339,9 +342,9 @@ def test_the_log_has_a_line_for_each_request_and_no_more_than_it_should(serve):
         client.get("/nowhere/my-cellar")
     assert named.headers["x-request-id"] == "order-66" and re.fullmatch("[0-9a-f]{32}", odd.headers["x-request-id"])
     lines = [line for line in server.lines() if line["message"] == "request"]
-    found = next(line for line in lines if line["request_id"] == "order-66")
-    assert found["time"].endswith("Z") and 1 <= found["ms"] <= 1000 * named.elapsed.total_seconds() + 1000
-    about = {key: found[key] for key in ("method", "route", "status", "level")}
+    record = next(line for line in lines if line["request_id"] == "order-66")
+    assert record["time"].endswith("Z") and 1 <= record["ms"] <= 1000 * named.elapsed.total_seconds() + 1000
+    about = {key: record[key] for key in ("method", "route", "status", "level")}
     assert about == {"method": "POST", "route": "/api/predict", "status": 200, "level": "info"}
     assert any(line["request_id"] == odd.headers["x-request-id"] for line in lines)
     assert [line["route"] for line in lines if line["status"] == 404] == ["other"]
@@ -395,9 +398,9 @@ def test_the_same_picture_in_another_file(client, picture, disguise):
     expected = predict(client, encode(plain)).json()
     answer = predict(client, DISGUISES[disguise](picture))
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert said["predicted_class"] == expected["predicted_class"]
-    assert said["all_probabilities"] == pytest.approx(expected["all_probabilities"], abs=0.05)
+    prediction = answer.json()
+    assert prediction["predicted_class"] == expected["predicted_class"]
+    assert prediction["all_probabilities"] == pytest.approx(expected["all_probabilities"], abs=0.05)
 
 
 def test_transparent_parts_are_white(client):
@@ -408,7 +411,7 @@ def test_transparent_parts_are_white(client):
     assert predict(client, encode(bottle)).json() == predict(client, encode(on_white)).json()
 
 
-# Faults
+# Errors
 
 
 JPEG = encode(draw_picture("glass", 0, (512, 384)), "JPEG")
@@ -635,10 +638,10 @@ def broken_models(folder):
     }
 
 
-@pytest.mark.parametrize("fault", ["cut", "no card", "no model", "another size"])
-def test_without_a_model_the_service_lives_and_says_so(serve, tmp_path, fault):
-    model, faults = broken_models(tmp_path)
-    break_it, logged = faults[fault]
+@pytest.mark.parametrize("damage", ["cut", "no card", "no model", "another size"])
+def test_without_a_model_the_service_lives_and_says_so(serve, tmp_path, damage):
+    model, damages = broken_models(tmp_path)
+    break_it, logged = damages[damage]
     break_it()
     with serve(TRASHSORTING_MODEL=str(model)) as server, httpx.Client(base_url=server.url) as client:
         health = client.get("/api/health")
