@@ -1,10 +1,10 @@
 """The service against the limit of its machine: `python bench/serve.py --photos DIR`, 11 minutes, a table of ratios.
 
 The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
-the same pictures, without HTTP. Everything is measured in one run, on one machine, the load generator included, so the
-ratios can be compared with those of another machine, and the figures beside them cannot. A machine that is shared changes its speed within a
-minute, so the two take turns: each load stands between two measurements of the limit and is compared with their mean.
-A ratio is the median of the rounds, with the lowest and the highest.
+the same pictures, without HTTP. Everything runs on one machine, the load generator included, so only the ratios can be
+compared with those of another machine. A shared machine changes its speed within a minute, so the two take turns: each
+load stands between two measurements of the limit and is compared with their mean. A ratio is the median of the rounds,
+with the lowest and the highest.
 """
 
 import argparse
@@ -166,13 +166,9 @@ def memory(pid: int) -> float:
 
 def processor_time(pid: int) -> float:
     "What the processes that answer have used so far, seconds."
-    fields = [
-        Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        for process in worker_pids(pid)
-    ]
-    return sum(int(user) + int(system) for *_, user, system in (values[:13] for values in fields)) / os.sysconf(
-        "SC_CLK_TCK"
-    )
+    stats = [Path(f"/proc/{process}/stat").read_text(encoding="utf-8") for process in worker_pids(pid)]
+    fields = [stat.rpartition(")")[2].split()[11:13] for stat in stats]
+    return sum(int(user) + int(system) for user, system in fields) / os.sysconf("SC_CLK_TCK")
 
 
 # Load
