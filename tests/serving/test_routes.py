@@ -96,7 +96,7 @@ def test_index_names_every_endpoint(client):
         assert client.request(method, path).status_code in (200, 422), endpoint
 
 
-def test_documentation_has_examples_and_faults(client):
+def test_documentation_has_examples_and_errors(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {*paths["/api/predict"]["post"]["responses"]} == {"200", "400", "408", "413", "415", "422", "500", "503"}
     for route in (route for methods in paths.values() for route in methods.values()):
@@ -221,7 +221,7 @@ GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics"
 
 
 @pytest.mark.parametrize("path", [*GETS, "/docs/swagger-ui.css"])
-def test_what_can_be_got_has_a_head(client, path):
+def test_every_get_has_a_head(client, path):
     head, got = client.head(path), client.get(path)
     assert (head.status_code, head.content) == (200, b"")
     same = {"content-type", "etag", "cache-control", "content-security-policy"}
@@ -229,7 +229,7 @@ def test_what_can_be_got_has_a_head(client, path):
     assert path == "/metrics" or head.headers["content-length"] == str(len(got.content))
 
 
-def test_a_head_of_nothing(client, server):
+def test_head_of_an_unknown_path(client, server):
     missing, posted = client.head("/nowhere"), client.head("/api/predict")
     assert (missing.status_code, posted.status_code, posted.headers["allow"]) == (404, 405, "POST")
     assert missing.content == posted.content == b""
@@ -243,7 +243,7 @@ def test_a_head_of_nothing(client, server):
     "headers, status, code",
     [({"Range": "bytes=a-b"}, 400, "bad-header"), ({"Range": "bytes=99999999-"}, 416, "bad-range")],
 )
-def test_what_a_library_refuses_is_a_problem(client, headers, status, code):
+def test_errors_of_libraries_are_problems(client, headers, status, code):
     answer = client.get("/docs/swagger-ui.css", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, code) and answer.json()["detail"]
     assert client.get("/docs/swagger-ui.css", headers={"Range": "bytes=0-9"}).status_code == 206
@@ -280,7 +280,7 @@ def test_every_line_of_the_log_is_json(serve, tmp_path, workers):
     assert warned and all((line["level"], line["request_id"]) == ("warning", "odd-1") for line in warned)
 
 
-def test_a_key_is_wanted_where_it_costs_something(serve):
+def test_routes_that_need_the_key(serve):
     with serve(TRASHSORTING_API_KEY="correct horse") as server, httpx.Client(base_url=server.url) as client:
         for path in ("/", "/api/", "/api/health", "/api/ready", "/openapi.json"):
             assert client.get(path).status_code == 200
@@ -304,7 +304,7 @@ def test_a_key_is_wanted_where_it_costs_something(serve):
     assert "401" not in documented["/api/health"]["get"]["responses"]
 
 
-def test_a_proxy_in_the_environment_is_not_asked_about_ourselves(serve):
+def test_the_service_uses_no_proxy_to_reach_itself(serve):
     """Containers are given one by Docker's settings. The line that the service is ready, and the health check."""
     proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     text = (Path(__file__).parents[2] / "dockerfiles" / "api.dockerfile").read_text(encoding="utf-8")
@@ -314,7 +314,7 @@ def test_a_proxy_in_the_environment_is_not_asked_about_ourselves(serve):
         subprocess.run([sys.executable, *check[1:]], env=environment, check=True)
 
 
-def test_other_sites_may_not_call_unless_they_are_named(serve, client):
+def test_cors(serve, client):
     asked = {"Origin": "https://one.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.options("/api/predict", headers=asked).headers
     with serve(TRASHSORTING_CORS_ORIGINS="https://one.example, https://two.example") as server:
@@ -333,7 +333,7 @@ def test_other_sites_may_not_call_unless_they_are_named(serve, client):
         assert {"retry-after", "x-request-id"} <= {*large.headers["access-control-expose-headers"].split(", ")}
 
 
-def test_the_log_has_a_line_for_each_request_and_no_more_than_it_should(serve):
+def test_the_log_has_a_line_for_each_request_without_private_data(serve):
     with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         named = client.post(
             "/api/predict?secret=1", files={"file": ("my-kitchen.jpg", GLASS)}, headers={"X-Request-ID": "order-66"}
@@ -354,7 +354,7 @@ def test_the_log_has_a_line_for_each_request_and_no_more_than_it_should(serve):
 # One picture in many files
 
 
-def turned(picture: Image.Image, orientation: int) -> bytes:
+def rotated(picture: Image.Image, orientation: int) -> bytes:
     """The picture as a camera stores it that was held in this way."""
     undo = [None, None, 0, 3, 1, 5, 2, 6, 4][orientation]  # Image.Transpose, by EXIF orientation
     exif = Image.Exif()
@@ -378,7 +378,7 @@ def grey_16_bit(picture: Image.Image) -> bytes:
     return encode(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257))
 
 
-DISGUISES = {
+ENCODINGS = {
     "JPEG": lambda picture: encode(picture, "JPEG", quality=95, subsampling=0),
     "WebP": lambda picture: encode(picture, "WEBP", lossless=True),
     "CMYK": lambda picture: encode(picture.convert("CMYK"), "JPEG", quality=95, subsampling=0),
@@ -388,15 +388,15 @@ DISGUISES = {
     "greyscale": lambda picture: encode(picture.convert("L")),
     "16-bit grey": grey_16_bit,
     "grey with alpha": lambda picture: encode(picture.convert("LA")),
-    **{f"EXIF {orientation}": partial(turned, orientation=orientation) for orientation in range(1, 9)},
+    **{f"EXIF {orientation}": partial(rotated, orientation=orientation) for orientation in range(1, 9)},
 }
 
 
-@pytest.mark.parametrize("disguise", DISGUISES)
-def test_the_same_picture_in_another_file(client, picture, disguise):
-    plain = picture.convert("L").convert("RGB") if "grey" in disguise else picture
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_same_picture_in_another_file(client, picture, encoding):
+    plain = picture.convert("L").convert("RGB") if "grey" in encoding else picture
     expected = predict(client, encode(plain)).json()
-    answer = predict(client, DISGUISES[disguise](picture))
+    answer = predict(client, ENCODINGS[encoding](picture))
     assert answer.status_code == 200, answer.text
     prediction = answer.json()
     assert prediction["predicted_class"] == expected["predicted_class"]
@@ -487,7 +487,7 @@ def test_odd_character_sets_are_no_server_error(client, charset):
     assert answer.status_code in (400, 422) and isinstance(answer.json()["detail"], str)
 
 
-def test_an_unexpected_exception_keeps_its_text_to_itself(predictor, caplog):
+def test_the_text_of_an_unexpected_exception_is_not_sent(predictor, caplog):
     class Broken:
         card = predictor.card
 
@@ -500,23 +500,23 @@ def test_an_unexpected_exception_keeps_its_text_to_itself(predictor, caplog):
     assert "/secret/path" in caplog.text
 
 
-def test_a_service_without_heic_says_so_and_promises_nothing(serve, client, tmp_path):
+def test_a_service_without_heic(serve, client, tmp_path):
     """As in an image that was built with HEIC=0; the other service, beside it, has it."""
     load_plugin("HEIF")
     heic, avif = (encode(draw_picture("glass", 0, (256, 192)), format) for format in ("HEIF", "AVIF"))
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pillow_heif'] = None", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with serve(PYTHONPATH=path) as server, httpx.Client(base_url=server.url, timeout=60) as without:
-        refused, text, fine = (predict(without, data) for data in (heic, b"a green bottle", avif))
+        refused, not_image, fine = (predict(without, data) for data in (heic, b"a green bottle", avif))
         assert (refused.status_code, refused.json()["code"], fine.status_code) == (415, "not-an-image", 200)
         assert "HEIC, which is not read here" in refused.json()["detail"]
-        assert "(JPEG, PNG, WEBP, AVIF)" in text.json()["detail"]
+        assert "(JPEG, PNG, WEBP, AVIF)" in not_image.json()["detail"]
         assert [item["status"] for item in batch(without, heic, GLASS).json()["answers"]] == [415, 200]
         assert "Traceback" not in server.said()
         for asked, has_it in ((client, True), (without, False)):
-            said = asked.get("/openapi.json").text + asked.get("/").text.partition("<script>")[0]
-            assert ("HEIC" in said, "image/heic" in said, "image/avif" in said) == (has_it, has_it, True)
-            assert not re.search("hei[cf]", said, re.IGNORECASE) or has_it
+            text = asked.get("/openapi.json").text + asked.get("/").text.partition("<script>")[0]
+            assert ("HEIC" in text, "image/heic" in text, "image/avif" in text) == (has_it, has_it, True)
+            assert not re.search("hei[cf]", text, re.IGNORECASE) or has_it
     assert predict(client, heic).status_code == 200
 
 
@@ -541,13 +541,13 @@ PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\
 
 
 def test_too_large_without_a_declared_length(client):
-    def pieces():
+    def chunks():
         yield PART
         for _ in range(120):
             yield bytes(100_000)
         yield b"\r\n--x--\r\n"
 
-    answer = client.post("/api/predict", content=pieces(), headers=MULTIPART)
+    answer = client.post("/api/predict", content=chunks(), headers=MULTIPART)
     assert answer.status_code == 413 and "limit of 10 MB" in answer.json()["detail"]
     assert "content-length" not in answer.request.headers
 
@@ -572,7 +572,7 @@ def test_an_endless_body_is_answered_at_the_limit(serve):
         assert httpx.get(f"{server.url}/api/health").json()["model_loaded"]
 
 
-def test_a_client_that_hangs_up_is_no_error(serve):
+def test_a_client_that_disconnects_is_no_error(serve):
     with serve() as server:
         with connect(server) as connection:
             connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART + bytes(1000))
@@ -639,7 +639,7 @@ def broken_models(folder):
 
 
 @pytest.mark.parametrize("damage", ["cut", "no card", "no model", "another size"])
-def test_without_a_model_the_service_lives_and_says_so(serve, tmp_path, damage):
+def test_without_a_model_the_service_runs_and_says_so(serve, tmp_path, damage):
     model, damages = broken_models(tmp_path)
     break_it, logged = damages[damage]
     break_it()
