@@ -21,7 +21,7 @@ def explain(client: httpx.Client, data: bytes, **params: str) -> httpx.Response:
 
 
 def test_the_installed_model_has_activation_maps(client, predictor):
-    assert predictor.card.explains and client.get("/api/model/info").json()["explains"] is True
+    assert predictor.card.explains and client.get("/api/model/info").json()["has_activation_map"] is True
 
 
 def test_explain(client, predictor, picture):
@@ -106,7 +106,7 @@ def test_a_model_without_activation_maps():
     with TestClient(create_app(predictor=predictor)) as client:
         answer = explain(client, encode(GLASS))
         assert (answer.status_code, answer.json()["code"]) == (501, "no-explanation")
-        assert client.get("/api/model/info").json()["explains"] is False
+        assert client.get("/api/model/info").json()["has_activation_map"] is False
         assert client.post("/api/predict", files={"file": encode(GLASS)}).status_code == 200
 
 

@@ -257,7 +257,7 @@ async def model_info(request: Request) -> ModelInfo:
         file_bytes=card.file_bytes,
         metrics=card.evaluation,
         evaluation_note=card.evaluation_note,
-        explains=card.explains,
+        has_activation_map=card.explains,
     )
 
 # %% ../../nbs/serving/05_routes.ipynb #a5ed5e7b
