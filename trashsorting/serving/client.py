@@ -191,7 +191,20 @@ def _retry(
             sleep(min(_FIRST_WAIT * 2**attempt if seconds is None else seconds, _MAX_WAIT))
     return send()
 
-# %% ../../nbs/serving/09_client.ipynb #422a75d9
+# %% ../../nbs/serving/09_client.ipynb #2652eb6c
+def _check_address(
+    url: str,  # Of a service's page
+    key: str | None,
+) -> None:
+    "Raise `ValueError` for an address that is not http or https, and for a key that cannot be sent."
+    if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname and is_plain(url)):
+        raise ValueError(
+            f"{url}: the address of a service begins with http:// or https:// and names a host, in plain letters"
+        )
+    if key and not is_plain(key):
+        raise ValueError("the key has letters that no service's key has: check what was copied with it")
+
+# %% ../../nbs/serving/09_client.ipynb #0b4fdeb7
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -206,12 +219,7 @@ class _Requests:
         retries: int = 4,  # How often to ask again when the service is busy or away
     ):
         "Nothing is sent yet. Raises `ValueError` for an address that is not http or https, and for a key that cannot be sent."
-        if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname and is_plain(url)):
-            raise ValueError(
-                f"{url}: the address of a service begins with http:// or https:// and names a host, in plain letters"
-            )
-        if key and not is_plain(key):
-            raise ValueError("the key has letters that no service's key has: check what was copied with it")
+        _check_address(url, key)
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
 

@@ -574,10 +574,8 @@ def _configure(
     )
 
 # %% ../../nbs/serving/08_server.ipynb #49471a67
-class _HealthChecks(Multiprocess):
-    "uvicorn's supervisor, which never waits for the answer of a worker."
-
-    failures = 0  # Workers in a row that ended before they served
+class _GracefulStop(Multiprocess):
+    "uvicorn's supervisor, which kills workers that do not end in time."
 
     def __init__(
         self,
@@ -587,6 +585,23 @@ class _HealthChecks(Multiprocess):
     ):
         super().__init__(config, [listener])
         self.grace = grace
+
+    def join_all(self) -> None:
+        "Wait for the workers to end, and kill those that take too long."
+        end = time.monotonic() + self.grace
+        for worker in self.processes:
+            worker.process.join(max(0, end - time.monotonic()))
+            worker.process.kill()  # without effect on one that has ended
+            worker.process.join()
+
+# %% ../../nbs/serving/08_server.ipynb #589597b6
+class _HealthChecks(_GracefulStop):
+    "A supervisor that never waits for the answer of a worker."
+
+    failures = 0  # Workers in a row that ended before they served
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.answered: dict[Process, float] = {}  # When a worker last answered, or began
         self.serving: set[Process] = set()  # Workers that have started
 
@@ -601,14 +616,6 @@ class _HealthChecks(Multiprocess):
         worker.parent_conn.send(b"ping")
         silent = time.monotonic() - self.answered[worker]
         return worker.process.is_alive() and silent < self.config.timeout_worker_healthcheck
-
-    def join_all(self) -> None:
-        "Wait for the workers to end, and kill those that take too long."
-        end = time.monotonic() + self.grace
-        for worker in self.processes:
-            worker.process.join(max(0, end - time.monotonic()))
-            worker.process.kill()  # without effect on one that has ended
-            worker.process.join()
 
 # %% ../../nbs/serving/08_server.ipynb #787de047
 def _describe_exit(
