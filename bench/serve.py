@@ -1,10 +1,10 @@
 """The service against the limit of its machine: `python bench/serve.py --photos DIR`, 11 minutes, a table of ratios.
 
 The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
-the same pictures, without HTTP. Everything is measured in one run, on one machine, the load generator included, so the
-ratios mean something and the figures beside them only say where. A machine that is shared changes its speed within a
-minute, so the two take turns: each load stands between two measurements of the limit and is compared with their mean.
-A ratio is the median of the rounds; the lowest and the highest say how far to believe it.
+the same pictures, without HTTP. Everything runs on one machine, the load generator included, so only the ratios can be
+compared with those of another machine. A shared machine changes its speed within a minute, so the two take turns: each
+load stands between two measurements of the limit and is compared with their mean. A ratio is the median of the rounds,
+with the lowest and the highest.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from trashsorting.serving.client import Client, ClientError
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("load.lua")
 CONNECTIONS = (1, 8, 64)
-STEADY = 0.7  # Share of the highest throughput at which the tail is measured
+STEADY = 0.7  # Fraction of the highest throughput at which the tail is measured
 STEADY_CONNECTIONS = 16
 
 
@@ -45,7 +45,7 @@ class Row:
 
     what: str
     pictures: str
-    found: str
+    measured: str
     ratio: float | None = None
     least: float | None = None  # What the ratio should reach
     most: float | None = None  # Or stay at or under
@@ -56,7 +56,7 @@ class Row:
         target = target if self.most is None else f"≤ {self.most:g}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
         met = (self.least is None or self.ratio >= self.least) and (self.most is None or self.ratio <= self.most)
-        return f"| {self.what} | {self.pictures} | {self.found} | {ratio} | {target} | {'' if met else 'missed'} |"
+        return f"| {self.what} | {self.pictures} | {self.measured} | {ratio} | {target} | {'' if met else 'missed'} |"
 
 
 # The limit
@@ -72,42 +72,42 @@ class Pace:
 
 
 def loop(files: Sequence[Path], orders: Connection) -> None:
-    "One process of the limit. Told for how many seconds, it loops; sends milliseconds, by the clock and its own."
+    "One process of the limit: receives seconds to loop for, and sends milliseconds, of the clock and of the processor."
     predictor, pictures = Predictor(read_settings().model, threads=1), [file.read_bytes() for file in files]
     for picture in pictures:
         predictor.predict_one(picture)
     orders.send(None)  # ready
     for seconds in iter(orders.recv, 0):
-        taken, end, spent = [], time.perf_counter() + seconds, time.process_time()
+        milliseconds, end, spent = [], time.perf_counter() + seconds, time.process_time()
         while (start := time.perf_counter()) < end:
-            predictor.predict_one(pictures[len(taken) % len(pictures)])
-            taken.append(1000 * (time.perf_counter() - start))
-        orders.send((taken, 1000 * (time.process_time() - spent) / len(taken)))
+            predictor.predict_one(pictures[len(milliseconds) % len(pictures)])
+            milliseconds.append(1000 * (time.perf_counter() - start))
+        orders.send((milliseconds, 1000 * (time.process_time() - spent) / len(milliseconds)))
 
 
 @contextmanager
 def limit(files: Sequence[Path], processes: int) -> Iterator[Callable[[int, float], Pace]]:
-    "Processes that wait to be told how many of them shall loop, and for how many seconds."
+    "Processes that loop together: call with how many of them, and for how many seconds."
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(processes)]
-    crew = [context.Process(target=loop, args=(files, theirs), daemon=True) for _, theirs in pipes]
-    ours = [mine for mine, _ in pipes]
-    for process, (_, theirs) in zip(crew, pipes, strict=True):
+    workers = [context.Process(target=loop, args=(files, remote), daemon=True) for _, remote in pipes]
+    connections = [local for local, _ in pipes]
+    for process, (_, remote) in zip(workers, pipes, strict=True):
         process.start()
-        theirs.close()  # so that waiting for one that has died ends
-    for pipe in ours:
-        pipe.recv()
+        remote.close()  # so that waiting for a dead process ends
+    for connection in connections:
+        connection.recv()
 
     def measure(number: int, seconds: float) -> Pace:
-        for pipe in ours[:number]:
-            pipe.send(seconds)
-        taken, spent = zip(*(pipe.recv() for pipe in ours[:number]), strict=True)
-        rate = sum(1000 * len(one) / sum(one) for one in taken)
-        return Pace(rate, statistics.median(chain(*taken)), statistics.mean(spent))
+        for connection in connections[:number]:
+            connection.send(seconds)
+        milliseconds, spent = zip(*(connection.recv() for connection in connections[:number]), strict=True)
+        rate = sum(1000 * len(times) / sum(times) for times in milliseconds)
+        return Pace(rate, statistics.median(chain(*milliseconds)), statistics.mean(spent))
 
     yield measure
-    for pipe, process in zip(ours, crew, strict=True):
-        pipe.send(0)
+    for connection, process in zip(connections, workers, strict=True):
+        connection.send(0)
         process.join()
 
 
@@ -122,7 +122,7 @@ def free_port() -> int:
 
 
 def predicts(port: int, picture: bytes) -> bool:
-    "Whether a picture is classified there by now."
+    "Whether the service classifies a picture."
     try:
         Client(f"http://127.0.0.1:{port}", retries=0).predict(picture)
     except ClientError:
@@ -131,10 +131,10 @@ def predicts(port: int, picture: bytes) -> bool:
 
 
 @contextmanager
-def service(workers: int, picture: bytes, first: str = "") -> Iterator[tuple[int, int, float]]:
+def service(workers: int, picture: bytes, modules: str = "") -> Iterator[tuple[int, int, float]]:
     "Run the service from this working tree: its port, its process, and seconds from start to first prediction."
     port, threads = free_port(), str(max(1, count_cores() // workers))
-    path = os.pathsep.join(filter(None, [first, str(ROOT)]))  # a folder of modules to be found first
+    path = os.pathsep.join(filter(None, [modules, str(ROOT)]))  # `modules` is a folder that is searched first
     environment = {**os.environ, "PYTHONPATH": path, "TRASHSORTING_THREADS": threads}
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
     start = time.perf_counter()
@@ -151,7 +151,7 @@ def service(workers: int, picture: bytes, first: str = "") -> Iterator[tuple[int
             process.wait(timeout=60)
 
 
-def family(pid: int) -> list[int]:
+def worker_pids(pid: int) -> list[int]:
     "The processes that answer: the service's children that hold a model, or itself where it has none."
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
@@ -160,57 +160,58 @@ def family(pid: int) -> list[int]:
 
 def memory(pid: int) -> float:
     "The largest resident memory of a process that answers, megabytes."
-    pages = [int(Path(f"/proc/{one}/statm").read_text(encoding="utf-8").split()[1]) for one in family(pid)]
+    pages = [int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1]) for process in worker_pids(pid)]
     return max(pages) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 def processor_time(pid: int) -> float:
     "What the processes that answer have used so far, seconds."
-    fields = [Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for one in family(pid)]
-    return sum(int(user) + int(system) for *_, user, system in (one[:13] for one in fields)) / os.sysconf("SC_CLK_TCK")
+    stats = [Path(f"/proc/{process}/stat").read_text(encoding="utf-8") for process in worker_pids(pid)]
+    fields = [stat.rpartition(")")[2].split()[11:13] for stat in stats]
+    return sum(int(user) + int(system) for user, system in fields) / os.sysconf("SC_CLK_TCK")
 
 
 # Load
 
 
 def start_wrk(url: str, connections: int, seconds: float, files: Sequence[Path] = (), delay: float = 0):
-    "Begin to send; `finish` waits for the figures."
+    "Begin to send; `finish` waits for the result."
     words = ["wrk", "-t", "1", "-c", connections, "-d", f"{max(1, round(seconds))}s", "--timeout", "60s"]
     command = [str(word) for word in (*words, "-s", SCRIPT, url, "--", f"{delay:.3f}", *files)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def finish(wrk: subprocess.Popen) -> dict[str, float]:
-    "What wrk found: `rate` counts accepted requests only."
-    found = json.loads(wrk.communicate()[0].splitlines()[-1])
-    if not found["answers"]:
-        raise SystemExit(f"bench: no answer in {found['seconds']:.0f} s: allow more with --seconds")
-    accepted = found["answers"] - found["refused"]
-    return {**found, "rate": accepted / found["seconds"]}
+    "The result of wrk: `rate` counts accepted requests only."
+    result = json.loads(wrk.communicate()[0].splitlines()[-1])
+    if not result["answers"]:
+        raise SystemExit(f"bench: no answer in {result['seconds']:.0f} s: allow more with --seconds")
+    accepted = result["answers"] - result["refused"]
+    return {**result, "rate": accepted / result["seconds"]}
 
 
-def said(found: dict[str, float]) -> str:
-    "Figures of a load in words."
-    trouble = "".join(f", {found[name]:.0f} {name}" for name in ("refused", "failed") if found[name])
-    return f"{found['rate']:.1f}/s, p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms{trouble}"
+def describe(result: dict[str, float]) -> str:
+    "The result of a load in words."
+    errors = "".join(f", {result[name]:.0f} {name}" for name in ("refused", "failed") if result[name])
+    return f"{result['rate']:.1f}/s, p50 {result['p50']:.1f} ms, p99 {result['p99']:.1f} ms{errors}"
 
 
 @dataclass(frozen=True)
 class Load:
     """What clients saw between two measurements of the limit."""
 
-    found: dict[str, float]  # From `finish`
+    result: dict[str, float]  # From `finish`
     limit: Pace  # The mean of before and after
     spent: float  # Processor milliseconds of the service for one request
 
 
 def mean(paces: Sequence[Pace]) -> Pace:
-    "Of each of its figures."
+    "The mean of each field."
     return Pace(*(statistics.mean(values) for values in zip(*(astuple(pace) for pace in paces), strict=True)))
 
 
-def middle(ratios: Sequence[float]) -> tuple[float, str]:
-    "The median of the rounds, and from where to where they go."
+def median_and_range(ratios: Sequence[float]) -> tuple[float, str]:
+    "The median of the rounds, and their range in words."
     return statistics.median(ratios), f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
 
 
@@ -227,14 +228,14 @@ def take_turns(
     for number in connections:
         processes = 1 if number == 1 else count_cores()
         before, at_start = top(processes, seconds), processor_time(pid)
-        found = finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", number, seconds, files))
-        spent = 1000 * (processor_time(pid) - at_start) / found["answers"]
-        loads[number] = Load(found, mean([before, top(processes, seconds)]), spent)
+        result = finish(start_wrk(f"http://127.0.0.1:{port}/api/predict", number, seconds, files))
+        spent = 1000 * (processor_time(pid) - at_start) / result["answers"]
+        loads[number] = Load(result, mean([before, top(processes, seconds)]), spent)
     return loads
 
 
 def measure(name: str, files: Sequence[Path], options: argparse.Namespace, connections: Sequence[int]) -> list[Row]:
-    "All figures for one size of pictures."
+    "All rows for one size of pictures."
     cores, workers, seconds = count_cores(), options.workers, options.seconds
     with limit(files, cores) as top, service(workers, files[0].read_bytes()) as (port, pid, _):
         url, health = f"http://127.0.0.1:{port}/api/predict", f"http://127.0.0.1:{port}/api/health"
@@ -243,31 +244,30 @@ def measure(name: str, files: Sequence[Path], options: argparse.Namespace, conne
         rounds = [take_turns(top, (port, pid), files, connections, seconds) for _ in range(options.rounds)]
         full = start_wrk(url, max(connections), seconds, files)
         healthy, full = finish(start_wrk(health, 2 * workers, seconds, delay=100)), finish(full)
-        best = statistics.median(max(load.found["rate"] for load in loads.values()) for loads in rounds)
+        best = statistics.median(max(load.result["rate"] for load in loads.values()) for loads in rounds)
         alone = rounds[-1][connections[0]].limit.median
         pause = 1000 * STEADY_CONNECTIONS / (STEADY * best) - 1.5 * alone
         steady = finish(start_wrk(url, STEADY_CONNECTIONS, 2 * seconds, files, max(pause, 1)))
         at_last = memory(pid)
     rows = []
     for number in connections:
-        loads = [one[number] for one in rounds]
+        loads = [round_loads[number] for round_loads in rounds]
         last = loads[-1]
         if number == 1:
-            ratio, words = middle([load.found["p50"] / load.limit.median for load in loads])
-            words = f"{last.found['p50']:.1f} ms : {last.limit.median:.1f} ms{words}"
+            ratio, words = median_and_range([load.result["p50"] / load.limit.median for load in loads])
+            words = f"{last.result['p50']:.1f} ms : {last.limit.median:.1f} ms{words}"
             rows.append(Row("one client's median : in-process time", name, words, ratio, most=1.3))
             continue
         least = 0.85 if number >= 4 * workers else None  # fewer do not fill the workers
-        ratio, words = middle([load.found["rate"] / load.limit.rate for load in loads])
-        words = f"{said(last.found)} : {last.limit.rate:.1f}/s{words}"
+        ratio, words = median_and_range([load.result["rate"] / load.limit.rate for load in loads])
+        words = f"{describe(last.result)} : {last.limit.rate:.1f}/s{words}"
         rows.append(Row(f"HTTP throughput, {number} connections : {cores} processes", name, words, ratio, least))
-        ratio, words = middle([load.limit.spent / load.spent for load in loads])
+        ratio, words = median_and_range([load.limit.spent / load.spent for load in loads])
         words = f"{last.limit.spent:.1f} ms : {last.spent:.1f} ms{words}"
         rows.append(Row(f"processor time, in-process : service, {number} connections", name, words, ratio))
     words = f"p50 {healthy['p50']:.1f} ms, p99 {healthy['p99']:.1f} ms : {full['p50']:.1f} ms"
     rows.append(Row("`/api/health` p99 under saturation : median", name, words, healthy["p99"] / full["p50"], most=1))
-    share = steady["rate"] / best
-    words = f"{said(steady)}, {share:.0%} load"
+    words = f"{describe(steady)}, {steady['rate'] / best:.0%} load"
     rows.append(Row("p99 : median at 70 % load", name, words, steady["p99"] / steady["p50"], most=4))
     words = f"{at_first:.0f} MB at first, {at_last:.0f} MB at last"
     rows.append(Row("memory of a worker : 250 MB", name, words, at_last / 250, most=1))
@@ -283,8 +283,8 @@ def measure_start(picture: bytes, times: int) -> Row:
         imports.append(time.perf_counter() - begin)
         with service(1, picture) as (_, _, seconds):
             starts.append(seconds)
-    ours, theirs = statistics.median(starts), statistics.median(imports)
-    return Row("start to first prediction : imports", "", f"{ours:.2f} s : {theirs:.2f} s", ours / theirs, most=2)
+    start, imported = statistics.median(starts), statistics.median(imports)
+    return Row("start to first prediction : imports", "", f"{start:.2f} s : {imported:.2f} s", start / imported, most=2)
 
 
 def main() -> None:
@@ -315,7 +315,7 @@ def main() -> None:
             name = f"{size}, {statistics.mean(map(len, pictures)) / 1e6:.2g} MB"
             rows += measure(name, files, options, connections)
     print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}\n")
-    print("| what | pictures | found | ratio | target | |\n|---|---|---|---|---|---|")
+    print("| what | pictures | measured | ratio | target | |\n|---|---|---|---|---|---|")
     print("\n".join(row.line() for row in rows))
 
 

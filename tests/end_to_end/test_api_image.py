@@ -24,10 +24,10 @@ from trashsorting.data.sample import draw_picture
 TOOLS = ("buildah", "mmdebstrap", "podman", "runc")
 IMAGE = "localhost/trashsorting-api"
 MEGABYTES = 350  # Beyond the base, unpacked
-BUILD_SECONDS = 900  # Generous: two cores that others use, too
+BUILD_SECONDS = 900  # Generous: for two shared cores
 START_SECONDS = 120
 MARK = f"not-for-images-{secrets.token_hex(8)}"
-PRIVATE = (  # What lies about in a checkout that somebody works in
+PRIVATE = (  # Files in a working checkout that an image must not hold
     ".env",
     ".git/credentials",
     "id_ed25519",
@@ -59,13 +59,13 @@ class Store:
 
     def podman(self, *words, **options) -> subprocess.CompletedProcess:
         "Run podman on this folder."
-        places = ["--root", self.folder / "store", "--runroot", self.folder / "run"]
+        folders = ["--root", self.folder / "store", "--runroot", self.folder / "run"]
         driver = ["--storage-driver", os.environ.get("STORAGE_DRIVER", "overlay")]
         environment = {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf")}
-        return run("podman", *places, *driver, *words, env=environment, timeout=START_SECONDS, **options)
+        return run("podman", *folders, *driver, *words, env=environment, timeout=START_SECONDS, **options)
 
-    def about(self, name: str, kind: str = "image") -> dict:
-        "What is known about an image or a container."
+    def inspect(self, name: str, kind: str = "image") -> dict:
+        "The facts about an image or a container."
         return json.loads(check(self.podman(kind, "inspect", name)))[0]
 
     def remove(self) -> None:
@@ -78,7 +78,7 @@ class Store:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, request) -> Iterator[Store]:
-    "The image, built from a checkout in which private things lie about."
+    "The image, built from a checkout with private files."
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if os.geteuid() or missing:
         pytest.skip(f"!!! no image was built: that needs root and {', '.join(missing or TOOLS)}")
@@ -94,14 +94,14 @@ def store(tmp_path_factory, request) -> Iterator[Store]:
     start = time.perf_counter()
     try:
         check(run(source / "tools" / "build_image", "api", store.folder, timeout=BUILD_SECONDS))
-        tell(request, f"{time.perf_counter() - start:.0f} s to build the image")
+        report(request, f"{time.perf_counter() - start:.0f} s to build the image")
         yield store
     finally:
         store.remove()
 
 
-def tell(request, text: str) -> None:
-    "Show a figure beside the test's dot."
+def report(request, text: str) -> None:
+    "Show a measurement beside the test's dot."
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f" [{text}]", end="")
 
@@ -114,32 +114,34 @@ class Container:
     name: str
     url: str
 
-    def do(self, *words) -> subprocess.CompletedProcess:
+    def execute(self, *words) -> subprocess.CompletedProcess:
         "Run a command in it, as its user."
         return self.store.podman("exec", self.name, *words)
 
     def check_health(self) -> int:
-        "What the image's own health check finds; the exit status."
-        kind, *words = self.store.about(IMAGE)["Healthcheck"]["Test"]
+        "The exit status of the image's own health check."
+        kind, *words = self.store.inspect(IMAGE)["Healthcheck"]["Test"]
         assert kind == "CMD"
-        return self.do(*words).returncode
+        return self.execute(*words).returncode
 
     def logs(self) -> str:
-        "What it has said."
+        "Its output."
         done = self.store.podman("logs", self.name)
         return done.stdout + done.stderr
 
 
 @contextmanager
 def running(store: Store, name: str, **environment: str) -> Iterator[Container]:
-    "Run the image as strictly as a platform may: nothing can be written but /tmp, and nothing is allowed."
+    "Run the image as a strict platform does: only /tmp is writable, and it has no capabilities."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     strict = ["--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp", "--cap-drop", "all"]  # noqa: S108
     strict += ["--security-opt", "no-new-privileges", "--network", "host", "--no-healthcheck"]
-    given = [word for key, value in {"PORT": str(port), **environment}.items() for word in ("--env", f"{key}={value}")]
-    check(store.podman("run", "--detach", "--name", name, *strict, *given, IMAGE))
+    variables = [
+        word for key, value in {"PORT": str(port), **environment}.items() for word in ("--env", f"{key}={value}")
+    ]
+    check(store.podman("run", "--detach", "--name", name, *strict, *variables, IMAGE))
     try:
         yield Container(store, name, f"http://127.0.0.1:{port}")
     finally:
@@ -163,34 +165,34 @@ def service(store, request) -> Iterator[Container]:
     start = time.perf_counter()
     with running(store, "service") as container:
         answer = wait_for(container, "/api/ready")
-        tell(request, f"{time.perf_counter() - start:.1f} s from `podman run` to ready")
+        report(request, f"{time.perf_counter() - start:.1f} s from `podman run` to ready")
         assert answer.json() == {"ready": True}, container.logs()
         yield container
 
 
-def test_it_says_what_it_is(store):
-    about = store.about(IMAGE)
-    labels = about["Labels"]
+def test_labels_and_user(store):
+    facts = store.inspect(IMAGE)
+    labels = facts["Labels"]
     assert labels["org.opencontainers.image.version"] == settings()["version"]
     assert (
         labels["org.opencontainers.image.revision"] == check(run("git", "rev-parse", "HEAD", cwd=store.source)).strip()
     )
-    assert about["Config"]["User"] == "10001:10001" and "PORT=8080" in about["Config"]["Env"]
-    assert "8080/tcp" in about["Config"]["ExposedPorts"]
+    assert facts["Config"]["User"] == "10001:10001" and "PORT=8080" in facts["Config"]["Env"]
+    assert "8080/tcp" in facts["Config"]["ExposedPorts"]
 
 
 def test_it_is_small(store, request):
     recipe = (store.source / "dockerfiles" / "api.dockerfile").read_text(encoding="utf-8")
     base = re.search(r"^FROM (\S+)", recipe, re.MULTILINE)[1]
-    megabytes = (store.about(IMAGE)["Size"] - store.about(f"docker.io/library/{base}")["Size"]) / 1e6
-    tell(request, f"{megabytes:.0f} MB beyond the base")
+    megabytes = (store.inspect(IMAGE)["Size"] - store.inspect(f"docker.io/library/{base}")["Size"]) / 1e6
+    report(request, f"{megabytes:.0f} MB beyond the base")
     assert megabytes <= MEGABYTES
 
 
-def test_it_holds_nothing_that_it_should_not(store):
+def test_it_holds_no_private_files(store):
     inside = Path(check(store.podman("image", "mount", IMAGE)).strip())
-    found = run("grep", "--recursive", "--files-with-matches", "--fixed-strings", MARK, inside)
-    assert (found.returncode, found.stdout) == (1, ""), found.stderr
+    search = run("grep", "--recursive", "--files-with-matches", "--fixed-strings", MARK, inside)
+    assert (search.returncode, search.stdout) == (1, ""), search.stderr
     venv = inside / "opt" / "venv"
     here = {path.name for path in next(venv.glob("lib/python*/site-packages")).iterdir()}
     assert here >= {"onnxruntime", "fastapi", "trashsorting"}
@@ -202,11 +204,11 @@ def test_it_holds_nothing_that_it_should_not(store):
     assert not names & (top - {"src"}) and not (inside / "src").exists()
 
 
-def test_it_runs_as_nobody_on_a_file_system_that_nobody_can_write(service):
-    assert check(service.do("id", "-u")).strip() == "10001"
-    for place in ("/", "/opt/venv/bin", "/home", "/var/tmp", "/etc"):  # noqa: S108
-        assert service.do("python", "-c", f"open('{place}/x', 'w')").returncode == 1, place
-    status = check(service.do("cat", "/proc/1/status"))
+def test_it_runs_without_privileges_on_a_read_only_file_system(service):
+    assert check(service.execute("id", "-u")).strip() == "10001"
+    for folder in ("/", "/opt/venv/bin", "/home", "/var/tmp", "/etc"):  # noqa: S108
+        assert service.execute("python", "-c", f"open('{folder}/x', 'w')").returncode == 1, folder
+    status = check(service.execute("cat", "/proc/1/status"))
     assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
     assert service.check_health() == 0
 
@@ -229,12 +231,12 @@ def test_it_predicts_a_photograph_and_refuses_a_bad_one(service, predictor):
 
 
 def test_it_stops_cleanly_on_sigterm(service):
-    "The last that uses the service. podman sends SIGTERM, and SIGKILL (status 137) when that does not help."
+    "Stays last, since it stops the service. podman sends SIGTERM, and SIGKILL (status 137) if needed."
     check(service.store.podman("stop", "--time", "40", service.name))
-    state = service.store.about(service.name, "container")["State"]
+    state = service.store.inspect(service.name, "container")["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 0), service.logs()
-    said = service.logs()
-    assert f"ready at {service.url}" in said and "Traceback" not in said and "onnxruntime" not in said, said
+    logs = service.logs()
+    assert f"ready at {service.url}" in logs and "Traceback" not in logs and "onnxruntime" not in logs, logs
 
 
 def test_without_its_model_it_is_unhealthy(store):

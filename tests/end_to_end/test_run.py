@@ -1,4 +1,4 @@
-"""`make run` as a stranger would call it: a fresh copy, no environment, no torch."""
+"""`make run` for the first time: a fresh copy, no environment, no torch."""
 
 import io
 import os
@@ -29,15 +29,15 @@ def free_port() -> int:
 
 
 def bare_environment() -> dict[str, str]:
-    "Without the development environment, which the tests themselves run in."
-    outside = [place for place in os.environ["PATH"].split(os.pathsep) if Path(place) != Path(sys.executable).parent]
-    ours = ("VIRTUAL_ENV", "PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TRASHSORTING_MODEL", "PORT", "PYTHON")
-    kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "PATH": os.pathsep.join(outside)}
+    "The environment variables without those of the development environment."
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent]
+    removed = ("VIRTUAL_ENV", "PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TRASHSORTING_MODEL", "PORT", "PYTHON")
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
+    return {**environment, "PATH": os.pathsep.join(folders)}
 
 
 class MakeRun:
-    "`make run` in a folder, with what it says."
+    "`make run` in a folder, with its output."
 
     def __init__(self, folder: Path):
         self.port = free_port()
@@ -61,7 +61,7 @@ class MakeRun:
             self.lines.append(line)
             if f"ready at {self.address}" in line:
                 self.ready.set()
-        self.ready.set()  # it ended: nobody need wait on
+        self.ready.set()  # it has ended
 
     def wait(self):
         self.ready.wait(SECONDS)
@@ -78,7 +78,7 @@ class MakeRun:
         return True
 
     def stop(self):
-        "Ctrl-C reaches the whole process group; whatever does not listen is killed."
+        "Ctrl-C reaches the whole process group; what is left is killed."
         if self.group_is_alive():
             os.killpg(self.process.pid, signal.SIGINT)
         try:
@@ -103,7 +103,7 @@ def service(tmp_path_factory):
 
 
 def photograph() -> tuple[bytes, str | None]:
-    "A photograph of TrashNet with its class, where there are any; else a drawing, of which no answer is right."
+    "A photograph of TrashNet with its class; without TrashNet a drawing, for which no answer is right."
     if "TRASHNET" in os.environ:
         path = sorted(Path(os.environ["TRASHNET"]).glob("images/glass/*.jpg"))[0]
         return path.read_bytes(), path.parent.name
@@ -143,7 +143,7 @@ def test_a_second_start_installs_nothing(service):
 
 
 def test_ctrl_c_ends_it(service):
-    "Last, since it ends the service that the others share."
+    "Stays last, since it ends the shared service."
     os.killpg(service.process.pid, signal.SIGINT)
     service.process.wait(20)
     service.reader.join(20)  # ends when the last worker has closed its output

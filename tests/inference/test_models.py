@@ -18,8 +18,7 @@ from trashsorting.core.settings import SHIPPED_MODEL, read_settings
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.sources import load_manifest
 from trashsorting.inference.predictor import Predictor
-from trashsorting.serving.app import create_app
-from trashsorting.serving.routes import load_predictor
+from trashsorting.serving.app import create_app, load_predictor
 from trashsorting.serving.schemas import NO_MODEL
 
 SIDE, N = 32, 6

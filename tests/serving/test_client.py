@@ -21,46 +21,49 @@ GLASS = encode(draw_picture("glass", 0, (256, 192)))
 
 
 @pytest.fixture
-def asked(server) -> Client:
+def service_client(server) -> Client:
     return Client(server.url)
 
 
-def test_predict(asked, predictor, tmp_path):
+def test_predict(service_client, predictor, tmp_path):
     path = tmp_path / "bottle.png"
     path.write_bytes(GLASS)
     expected = predictor.predict_one(GLASS)
     for photograph in (GLASS, path, str(path)):
-        said = asked.predict(photograph)
-        assert said.predicted_class == expected.predicted_class and said.timing is None
-        assert said.all_probabilities == pytest.approx(expected.all_probabilities, abs=1e-6)
-    short = asked.predict(GLASS, top_k=2, timing=True)
+        answer = service_client.predict(photograph)
+        assert answer.predicted_class == expected.predicted_class and answer.timing is None
+        assert answer.all_probabilities == pytest.approx(expected.all_probabilities, abs=1e-6)
+    short = service_client.predict(GLASS, top_k=2, timing=True)
     assert len(short.all_probabilities) == 2 and short.timing.inference_ms > 0
 
 
-def test_predict_batch(asked):
-    glass, text, empty = asked.predict_batch([GLASS, b"a bottle", b""], top_k=1)
+def test_predict_batch(service_client):
+    glass, text, empty = service_client.predict_batch([GLASS, b"a bottle", b""], top_k=1)
     assert glass.status == 200 and list(glass.answer.all_probabilities) == [glass.answer.predicted_class]
     assert [text.problem.code, empty.problem.code] == ["not-an-image", "empty-image"] and text.answer is None
 
 
-def test_health_and_info(asked, predictor):
-    assert asked.health().model_loaded
-    assert asked.info().classes == predictor.card.classes and asked.info().metrics == predictor.card.evaluation
+def test_health_and_info(service_client, predictor):
+    assert service_client.health().model_loaded
+    assert (
+        service_client.info().classes == predictor.card.classes
+        and service_client.info().metrics == predictor.card.evaluation
+    )
 
 
-def test_faults_are_typed(asked, tmp_path):
+def test_errors_are_typed(service_client, tmp_path):
     with pytest.raises(Refused, match="not a picture in an accepted format") as refused:
-        asked.predict(b"a bottle")
+        service_client.predict(b"a bottle")
     assert (refused.value.status, refused.value.code) == (415, "not-an-image")
     with pytest.raises(Refused) as refused:
-        asked.predict(GLASS, top_k=0)
+        service_client.predict(GLASS, top_k=0)
     assert refused.value.code == "bad-parameter"
-    assert len(asked.predict_batch([GLASS] * 16)) == 16
+    assert len(service_client.predict_batch([GLASS] * 16)) == 16
     with pytest.raises(Refused, match=r"the limit of 16 .*; send it in parts") as refused:
-        asked.predict_batch([GLASS] * 17)
+        service_client.predict_batch([GLASS] * 17)
     assert (refused.value.status, refused.value.code) == (413, "too-many-files")
     with pytest.raises(OSError, match=r"nowhere\.jpg"):
-        asked.predict(tmp_path / "nowhere.jpg")
+        service_client.predict(tmp_path / "nowhere.jpg")
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9/api/health: Connection refused; is the service running"):
         Client("http://127.0.0.1:9", retries=0).health()
 
@@ -74,11 +77,11 @@ def test_key(serve):
 
 
 class Forwarding(BaseHTTPRequestHandler):
-    """Sends everybody on to the server's `target`, and remembers who came."""
+    """Redirects every request to the server's `target`, and records it."""
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.server.came.append((self.command, self.headers.get("authorization")))
+        self.server.requests.append((self.command, self.headers.get("authorization")))
         self.send_response(302)
         self.send_header("location", self.server.target + self.path)
         self.send_header("content-length", "0")
@@ -93,7 +96,7 @@ class Forwarding(BaseHTTPRequestHandler):
 @contextmanager
 def forwarding(target: str) -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Forwarding) as server:
-        server.target, server.came = target, []
+        server.target, server.requests = target, []
         Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield server
@@ -101,39 +104,39 @@ def forwarding(target: str) -> Iterator[ThreadingHTTPServer]:
             server.shutdown()
 
 
-def test_neither_the_key_nor_a_photograph_is_sent_on_to_another_address():
+def test_no_redirect_is_followed():
     with forwarding("http://nowhere.invalid") as elsewhere:
         with forwarding(f"http://localhost:{elsewhere.server_port}") as first:
-            asked = Client(f"http://127.0.0.1:{first.server_port}", key="correct horse", retries=0)
-            for ask in (asked.health, lambda: asked.predict(GLASS)):
+            service_client = Client(f"http://127.0.0.1:{first.server_port}", key="correct horse", retries=0)
+            for ask in (service_client.health, lambda: service_client.predict(GLASS)):
                 with pytest.raises(
                     Refused, match=f"302 Found, and that it is at http://localhost:{elsewhere.server_port}"
                 ):
                     ask()
-        assert elsewhere.came == []
-        assert first.came == [("GET", "Bearer correct horse"), ("POST", "Bearer correct horse")]
+        assert elsewhere.requests == []
+        assert first.requests == [("GET", "Bearer correct horse"), ("POST", "Bearer correct horse")]
 
 
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "127.0.0.1:8080", "http://", "http://[::1", "http://127.0.0.1/\u00e4"]
 )
-def test_what_is_no_address_is_said_at_once(url):
+def test_a_wrong_address_is_refused_at_once(url):
     with pytest.raises(ValueError, match=r"address of a service begins with http|Invalid IPv6 URL"):
         Client(url)
 
 
 @pytest.mark.parametrize("key", ["\u043a\u043b\u044e\u0447 \u043a\u043b\u044e\u0447", "correct\nhorse"])
-def test_what_is_no_key_is_said_at_once(key):
+def test_a_wrong_key_is_refused_at_once(key):
     with pytest.raises(ValueError, match="key"):
         Client(key=key)
 
 
-def test_a_name_that_no_machine_can_have_is_nobody():
+def test_a_host_name_that_cannot_exist():
     with pytest.raises(Unreachable):
         Client("http://a..b", retries=0).health()
 
 
-def test_who_never_answers_is_not_waited_for_without_end():
+def test_a_silent_service_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with pytest.raises(Unreachable, match="timed out"):
             Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2, retries=0).health()
@@ -141,13 +144,13 @@ def test_who_never_answers_is_not_waited_for_without_end():
 
 @contextmanager
 def hanging_up(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """Reads a head, answers this, and closes; remembers each head. What is still sent makes the system reset it."""
+    """Reads a head, answers this, and closes; records each head. The system resets the connection on further bytes."""
     heads = []
 
-    def refuse(door: socket.socket) -> None:
+    def refuse(listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
-                connection, _ = door.accept()
+                connection, _ = listener.accept()
                 heads.append(connection.recv(1000))
                 connection.sendall(answer)
                 connection.shutdown(socket.SHUT_WR)
@@ -156,10 +159,10 @@ def hanging_up(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
                     sleep(0.2)  # the answer has arrived, and the rest is not wanted
                 connection.close()
 
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        Thread(target=refuse, args=(door,), daemon=True).start()
-        yield f"http://127.0.0.1:{door.getsockname()[1]}", heads
-        door.shutdown(socket.SHUT_RDWR)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=refuse, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heads
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_answer_is_read_although_the_file_could_not_be_sent():
@@ -171,14 +174,14 @@ def test_an_answer_is_read_although_the_file_could_not_be_sent():
         assert len(heads) == 1
 
 
-def test_a_file_that_is_refused_without_a_word_is_sent_once():
+def test_a_file_that_is_refused_without_an_answer_is_sent_once():
     with hanging_up(b"") as (url, heads):
-        with pytest.raises(Unreachable, match="hung up before all was sent: is the file too large"):
+        with pytest.raises(Unreachable, match="closed before all was sent: is the file too large"):
             Client(url).predict(bytes(50_000_000))
         assert len(heads) == 1
 
 
-def test_what_the_service_refuses_is_sent_once(serve):
+def test_a_file_that_is_too_large_is_sent_once(serve):
     with serve(TRASHSORTING_MAX_BYTES="1000000") as server:
         for size in (1_100_000, 5_000_000, 50_000_000):
             with pytest.raises(Refused, match="limit of 1 MB"):
@@ -186,8 +189,8 @@ def test_what_the_service_refuses_is_sent_once(serve):
         assert sum(line.get("status") == 413 for line in server.lines()) == 3
 
 
-def test_a_full_queue_is_waited_for(serve):
-    "One place and eight clients: without patience most are refused, with it all are answered."
+def test_retries_while_the_queue_is_full(serve):
+    "One place and eight clients: without retries most are refused, with retries all are answered."
     large = encode(draw_picture("glass", 0, (3000, 2000)))
 
     def ask(retries):
@@ -198,12 +201,12 @@ def test_a_full_queue_is_waited_for(serve):
             return refused
 
     with serve(TRASHSORTING_QUEUE="0", TRASHSORTING_PARALLEL="1") as server, ThreadPoolExecutor(8) as pool:
-        hasty = list(pool.map(ask, [0] * 8))
-        patient = list(pool.map(ask, [60] * 8))
-    refused = [one for one in hasty if isinstance(one, Refused)]
-    print(f"{len(refused)} of 8 refused without patience")
+        without_retries = list(pool.map(ask, [0] * 8))
+        with_retries = list(pool.map(ask, [60] * 8))
+    refused = [answer for answer in without_retries if isinstance(answer, Refused)]
+    print(f"{len(refused)} of 8 refused without retries")
     assert refused and len(refused) < 8
-    assert len(set(patient)) == 1 and isinstance(patient[0], str)
+    assert len(set(with_retries)) == 1 and isinstance(with_retries[0], str)
 
 
 def test_it_imports_no_model_runtime_and_no_web_framework():

@@ -1,4 +1,4 @@
-"""What `/api/explain` says over real HTTP: its figures, and its faults, which are those of `/api/predict`."""
+"""`/api/explain` over real HTTP: its class activation maps, and its errors, which are those of `/api/predict`."""
 
 import httpx
 import numpy as np
@@ -20,38 +20,39 @@ def explain(client: httpx.Client, data: bytes, **params: str) -> httpx.Response:
     return client.post("/api/explain", params=params, files={"file": ("upload", data)})
 
 
-def test_the_model_that_ships_can_explain(client, predictor):
-    assert predictor.card.has_activation_map and client.get("/api/model/info").json()["explains"] is True
+def test_the_installed_model_has_activation_maps(client, predictor):
+    assert predictor.card.explains and client.get("/api/model/info").json()["has_activation_map"] is True
 
 
 def test_explain(client, predictor, picture):
     answer = explain(client, encode(picture))
     assert answer.status_code == 200
-    said = answer.json()
-    assert said.keys() == {"prediction", "label", "heat", "box"}
+    explanation = answer.json()
+    assert explanation.keys() == {"prediction", "label", "activation_map", "box"}
     predicted = client.post("/api/predict", files={"file": encode(picture)}).json()
-    assert said["prediction"]["all_probabilities"] == pytest.approx(predicted["all_probabilities"], abs=1e-6)
-    assert said["label"] == said["prediction"]["predicted_class"] == predicted["predicted_class"]
-    assert np.allclose(said["heat"], predictor.explain(picture)[1], atol=2e-3)
-    assert np.min(said["heat"]) >= 0 and 0 < np.max(said["heat"]) <= 1
-    left, upper, right, lower = said["box"]
+    assert explanation["prediction"]["all_probabilities"] == pytest.approx(predicted["all_probabilities"], abs=1e-6)
+    assert explanation["label"] == explanation["prediction"]["predicted_class"] == predicted["predicted_class"]
+    assert np.allclose(explanation["activation_map"], predictor.explain(picture)[1], atol=2e-3)
+    assert np.min(explanation["activation_map"]) >= 0 and 0 < np.max(explanation["activation_map"]) <= 1
+    left, upper, right, lower = explanation["box"]
     assert 0 <= left < right <= 1 and 0 <= upper < lower <= 1
 
 
-def test_the_mean_of_the_evidence_is_the_logits(predictor, picture):
+def test_the_mean_of_an_activation_map_is_the_logit(predictor, picture):
     inputs = to_input(picture, predictor.card.preprocessing)[None]
-    logits, evidence = run_activation_maps(predictor.session, inputs)
-    assert np.allclose(softmax(evidence.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
+    probabilities, maps = run_activation_maps(predictor.session, inputs)
+    exponentials = np.exp(maps.mean(axis=(2, 3), dtype=np.float64))
+    assert np.allclose(exponentials / exponentials.sum(), probabilities, atol=1e-5)
 
 
 def test_every_class_can_be_explained(client, predictor):
-    heats = {}
+    maps = {}
     for label in predictor.card.classes:
-        said = explain(client, encode(GLASS), label=label).json()
-        assert said["label"] == label
-        heats[label] = said["heat"]
-    assert len({str(heat) for heat in heats.values()}) > 1
-    assert max(np.max(heat) for heat in heats.values()) == 1 and min(np.min(heat) for heat in heats.values()) >= 0
+        explanation = explain(client, encode(GLASS), label=label).json()
+        assert explanation["label"] == label
+        maps[label] = explanation["activation_map"]
+    assert len({str(grid) for grid in maps.values()}) > 1
+    assert max(np.max(grid) for grid in maps.values()) == 1 and min(np.min(grid) for grid in maps.values()) >= 0
 
 
 def test_the_box_of_a_network_that_sees_the_middle():
@@ -62,7 +63,7 @@ def test_the_box_of_a_network_that_sees_the_middle():
         assert explain(client, encode(GLASS)).json()["box"] == [0.3125, 0.25, 0.6875, 0.75]
 
 
-# Faults
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -99,13 +100,13 @@ def test_unknown_class(client, predictor, label):
     assert f"choose one of these: {', '.join(predictor.card.classes)}" in answer.json()["detail"]
 
 
-def test_a_model_that_cannot_explain():
+def test_a_model_without_activation_maps():
     predictor = Predictor()
     predictor.card = predictor.card.model_copy(update={"has_activation_map": False})
     with TestClient(create_app(predictor=predictor)) as client:
         answer = explain(client, encode(GLASS))
         assert (answer.status_code, answer.json()["code"]) == (501, "no-explanation")
-        assert client.get("/api/model/info").json()["explains"] is False
+        assert client.get("/api/model/info").json()["has_activation_map"] is False
         assert client.post("/api/predict", files={"file": encode(GLASS)}).status_code == 200
 
 

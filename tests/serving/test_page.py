@@ -55,7 +55,7 @@ class Visit:
         return self.page.get_by_role("listitem", name=f"{name}.png", exact=True)
 
     def shoot(self, what: str) -> None:
-        """Keep a picture of the whole page. Playwright's own full page forgets that the window is a phone's."""
+        """Save a screenshot of the whole page. Playwright's own full page ignores that the window is a phone's."""
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
         size = self.page.viewport_size
         height = self.page.evaluate("document.documentElement.scrollHeight")
@@ -72,19 +72,19 @@ class Visit:
 
     def answer(self, *answers: dict | int, path: str = "**/api/predict", **headers: str) -> list[Route]:
         """Let the service say these things, one a request, and then itself; a number is a status."""
-        left, seen = list(answers), []
+        left, requests = list(answers), []
 
         def fulfill(route: Route) -> None:
-            seen.append(route)
+            requests.append(route)
             if not left:
                 return route.fallback()
-            said = left.pop(0)
-            if isinstance(said, int):
-                return route.fulfill(status=said, json={"detail": "busy"}, headers=headers)
-            return route.fulfill(json=said)
+            answer = left.pop(0)
+            if isinstance(answer, int):
+                return route.fulfill(status=answer, json={"detail": "busy"}, headers=headers)
+            return route.fulfill(json=answer)
 
         self.page.route(path, fulfill)
-        return seen
+        return requests
 
 
 @pytest.fixture(params=["desktop", "phone"])
@@ -102,12 +102,12 @@ def visit(browser, server, size, scheme) -> Iterator[Visit]:
     """The page, opened."""
     phone = size == "phone"
     context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, has_touch=phone, is_mobile=phone)
-    made = Visit(context.new_page(), f"{size}-{scheme}")
-    made.page.on("console", lambda line: made.errors.append(line.text) if line.type == "error" else None)
-    made.page.on("pageerror", lambda error: made.errors.append(str(error)))
-    made.page.on("request", lambda request: made.requested.append(request.url))
-    made.page.goto(server.url)
-    yield made
+    opened = Visit(context.new_page(), f"{size}-{scheme}")
+    opened.page.on("console", lambda line: opened.errors.append(line.text) if line.type == "error" else None)
+    opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
+    opened.page.on("request", lambda request: opened.requested.append(request.url))
+    opened.page.goto(server.url)
+    yield opened
     context.close()
 
 
@@ -115,7 +115,7 @@ SMALL = """() => [...document.querySelectorAll("a, button, select, summary, .but
     const box = part.getBoundingClientRect();
     return part.checkVisibility() && Math.min(box.width, box.height) < 24;
 })"""  # WCAG 2.5.8
-SAMPLE_NAME = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
+SAMPLES = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
 UNSURE = {
     "predicted_class": "glass",
     "confidence": 0.4,
@@ -123,19 +123,19 @@ UNSURE = {
 }
 
 
-def verdict(said: dict) -> str:
-    return "Unsure" if said.get("unsure") else said["predicted_class"]
+def verdict(prediction: dict) -> str:
+    return "Unsure" if prediction.get("unsure") else prediction["predicted_class"]
 
 
-def check_answer(visit: Visit, card: Locator, said: dict) -> None:
-    """The page says what the service said, in a window that is wide enough."""
-    expect(card.locator(".verdict")).to_have_text(verdict(said))
+def check_answer(visit: Visit, card: Locator, prediction: dict) -> None:
+    """The page shows the service's answer, and nothing is wider than the window."""
+    expect(card.locator(".verdict")).to_have_text(verdict(prediction))
     rows = card.locator(".bars li")
-    assert [row.locator(".name").text_content() for row in rows.all()] == list(said["all_probabilities"])
-    shown = [float(row.locator(".share").text_content().rstrip("%")) / 100 for row in rows.all()]
-    assert shown == pytest.approx(list(said["all_probabilities"].values()), abs=0.0006)
-    how = "unsure. Most likely" if said.get("unsure") else "this looks like"
-    expect(visit.page.locator("#spoken")).to_contain_text(f"{how} {said['predicted_class']}")
+    assert [row.locator(".name").text_content() for row in rows.all()] == list(prediction["all_probabilities"])
+    shown = [float(row.locator(".probability").text_content().rstrip("%")) / 100 for row in rows.all()]
+    assert shown == pytest.approx(list(prediction["all_probabilities"].values()), abs=0.0006)
+    how = "unsure. Most likely" if prediction.get("unsure") else "this looks like"
+    expect(visit.page.locator("#spoken")).to_contain_text(f"{how} {prediction['predicted_class']}")
     assert visit.errors == [] and visit.overflow() <= 0
 
 
@@ -145,18 +145,18 @@ def predict(client: httpx.Client, data: bytes) -> dict:
 
 def test_drawn_picture(visit, client, server, predictor):
     visit.shoot("empty")
-    visit.upload(glass=SAMPLE_NAME["glass"])
+    visit.upload(glass=SAMPLES["glass"])
     expect(visit.page.get_by_alt_text("Your picture glass.png")).to_be_visible()
-    check_answer(visit, visit.card(), predict(client, SAMPLE_NAME["glass"]))
+    check_answer(visit, visit.card(), predict(client, SAMPLES["glass"]))
     visit.shoot("drawn")
     assert visit.hosts() == {urlsplit(server.url).netloc}
 
 
-def test_the_foot_is_short_and_honest(visit, predictor):
+def test_the_footer_is_short_and_says_how_it_was_measured(visit, predictor):
     measured, note = predictor.card.evaluation, visit.page.locator("#note")
-    share = f"{round(100 * measured.accuracy, 1):g}% of {measured.n} test photographs like those it learned from"
+    measurement = f"{round(100 * measured.accuracy, 1):g}% of {measured.n} test photographs like those it learned from"
     expect(visit.page.locator("#model")).to_have_text(
-        f"The model was right on {share}; on others it is wrong more often."
+        f"The model was right on {measurement}; on others it is wrong more often."
     )
     expect(note).to_be_hidden()
     lines = "footer.getBoundingClientRect().height / parseFloat(getComputedStyle(footer).lineHeight)"
@@ -183,7 +183,7 @@ def contrast(*colours: str) -> float:
 
 def test_the_edge_of_a_field_can_be_seen(visit):
     """WCAG 1.4.11 asks for 3 : 1 where an edge is all that shows where to type."""
-    visit.upload(glass=SAMPLE_NAME["glass"])
+    visit.upload(glass=SAMPLES["glass"])
     expect(visit.card().locator(".result")).to_be_visible()
     colour = "([selector, what]) => getComputedStyle(document.querySelector(selector))[what]"
     for field_, behind in [("#key", "body"), (".legend select", ".legend select"), (".legend select", ".card")]:
@@ -199,9 +199,9 @@ def test_photograph(visit, client):
 
 
 def test_several_pictures_and_one_is_none(visit, client):
-    visit.upload(**SAMPLE_NAME, notes=b"a green bottle")
+    visit.upload(**SAMPLES, notes=b"a green bottle")
     expect(visit.page.locator("#count")).to_have_text("5 photographs")
-    for label, data in SAMPLE_NAME.items():
+    for label, data in SAMPLES.items():
         expect(visit.card(label).locator(".result")).to_be_visible()
         expect(visit.card(label).locator(".verdict")).to_have_text(verdict(predict(client, data)))
     bad = visit.card("notes")
@@ -218,24 +218,24 @@ def test_several_pictures_and_one_is_none(visit, client):
 
 
 def test_what_decided(visit, client, predictor):
-    visit.upload(glass=SAMPLE_NAME["glass"])
+    visit.upload(glass=SAMPLES["glass"])
     card = visit.card()
-    toggle, heat = card.get_by_role("button", name="Show what decided"), card.locator("canvas")
-    expect(heat).to_be_hidden()
+    toggle, overlay = card.get_by_role("button", name="Show what decided"), card.locator("canvas")
+    expect(overlay).to_be_hidden()
     toggle.click()
-    expect(heat).to_have_css("opacity", "1")
+    expect(overlay).to_have_css("opacity", "1")
     expect(toggle).to_have_attribute("aria-pressed", "true")
-    image, shown = card.locator("img").bounding_box(), heat.bounding_box()
+    image, shown = card.locator("img").bounding_box(), overlay.bounding_box()
     assert shown == pytest.approx(image, abs=1), "the model that ships sees the whole picture"
-    expect(card.locator("select")).to_have_value(predict(client, SAMPLE_NAME["glass"])["predicted_class"])
+    expect(card.locator("select")).to_have_value(predict(client, SAMPLES["glass"])["predicted_class"])
     visit.shoot("decided")
-    before = heat.evaluate("canvas => canvas.toDataURL()")
-    other = predict(client, SAMPLE_NAME["glass"])["all_probabilities"]
+    before = overlay.evaluate("canvas => canvas.toDataURL()")
+    other = predict(client, SAMPLES["glass"])["all_probabilities"]
     card.get_by_label("bright parts speak for").select_option([*other][-1])
-    expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {[*other][-1]}: "))
-    assert heat.evaluate("canvas => canvas.toDataURL()") != before
+    expect(overlay).to_have_attribute("aria-label", re.compile(f"What speaks for {[*other][-1]}: "))
+    assert overlay.evaluate("canvas => canvas.toDataURL()") != before
     toggle.click()
-    expect(heat).to_be_hidden()
+    expect(overlay).to_be_hidden()
     assert visit.errors == [] and visit.overflow() <= 0
     asked = [url for url in visit.requested if "/api/explain" in url]
     assert len(asked) == 2
@@ -243,7 +243,7 @@ def test_what_decided(visit, client, predictor):
 
 def test_unsure_is_shown_as_such(visit):
     visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "unsure": False})
-    visit.upload(glass=SAMPLE_NAME["glass"])
+    visit.upload(glass=SAMPLES["glass"])
     card = visit.card()
     expect(card.locator(".verdict")).to_have_text("Unsure")
     expect(card.locator(".confidence")).to_have_text("Most likely glass, but only 40% sure")
@@ -251,14 +251,14 @@ def test_unsure_is_shown_as_such(visit):
     expect(visit.page.locator("#spoken")).to_contain_text("glass.png: unsure. Most likely glass")
     assert visit.overflow() <= 0
     visit.shoot("unsure")
-    visit.upload(paper=SAMPLE_NAME["paper"])
+    visit.upload(paper=SAMPLES["paper"])
     expect(visit.card("paper").locator(".verdict")).to_have_text("glass")
     expect(visit.card("paper").locator(".advice")).to_contain_text("bottle bank")
 
 
 def test_busy_while_the_service_thinks(visit):
     visit.page.route("**/api/predict", lambda route: None)  # Never answered.
-    visit.upload(**SAMPLE_NAME)
+    visit.upload(**SAMPLES)
     for label in ("glass", "paper"):
         expect(visit.card(label).locator(".busy")).to_contain_text("Looking at your photograph")
         expect(visit.card(label)).to_have_attribute("aria-busy", "true")
@@ -280,8 +280,8 @@ def test_large_text_in_a_small_window(visit, text):
     visit.page.evaluate("text => { document.documentElement.style.fontSize = text }", text)
     visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "predicted_class": "cardboard"})
     for name, data in {
-        "unsure": SAMPLE_NAME["glass"],
-        "sure": SAMPLE_NAME["glass"],
+        "unsure": SAMPLES["glass"],
+        "sure": SAMPLES["glass"],
         "notes": b"a green bottle",
     }.items():
         visit.upload(**{name: data})
@@ -289,13 +289,13 @@ def test_large_text_in_a_small_window(visit, text):
     visit.card("sure").get_by_role("button", name="Show what decided").click()
     expect(visit.card("sure").locator("canvas")).to_have_css("opacity", "1")
     visit.page.route("**/api/predict", lambda route: None)
-    visit.upload(busy=SAMPLE_NAME["glass"])
+    visit.upload(busy=SAMPLES["glass"])
     expect(visit.card("busy").locator(".busy")).to_contain_text("Looking at your photograph")
     visit.shoot(f"small-{text.rstrip('%')}")
     boxes = 'document.querySelectorAll(".card, .drop, .button")'
     cut = f"() => [...{boxes}].filter((part) => part.scrollWidth > part.clientWidth)"
-    for found in (cut, SMALL):
-        assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+    for script in (cut, SMALL):
+        assert visit.page.evaluate(f"({script})().map((part) => part.outerHTML)") == []
     assert visit.overflow() <= 0
     lines = "part => part.getBoundingClientRect().height / parseFloat(getComputedStyle(part).lineHeight)"
     assert visit.card("sure").locator(".verdict").evaluate(lines) < 1.5
@@ -309,13 +309,13 @@ def test_camera(visit, size):
     if size == "desktop":
         return expect(button).to_be_hidden()
     expect(button).to_be_visible()
-    camera.set_input_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLE_NAME["glass"]})
+    camera.set_input_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLES["glass"]})
     expect(visit.card().locator(".result")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", ["desktop"], indirect=True)
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
-class TestWaysIn:
+class TestInputs:
     """The size and the colours do not matter here."""
 
     def test_keyboard(self, visit):
@@ -336,7 +336,7 @@ class TestWaysIn:
         assert visit.page.evaluate(outline) == "solid", "the focus can be seen"
         with visit.page.expect_file_chooser() as chooser:
             press("Enter")
-        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLE_NAME["glass"]})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLES["glass"]})
         expect(visit.card().locator(".toggle")).to_be_visible()
         press("Tab")
         assert focus() == "remove"
@@ -351,12 +351,12 @@ class TestWaysIn:
         expect(visit.page.locator("#spoken")).to_contain_text("Removed glass.png")
 
     def test_everything_has_a_name_and_can_be_hit(self, visit):
-        visit.upload(**SAMPLE_NAME)
+        visit.upload(**SAMPLES)
         expect(visit.card("plastic").locator(".toggle")).to_be_visible()
         nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
             !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
-        for found in (nameless, SMALL):
-            assert visit.page.evaluate(f"({found})().map((part) => part.outerHTML)") == []
+        for script in (nameless, SMALL):
+            assert visit.page.evaluate(f"({script})().map((part) => part.outerHTML)") == []
         expect(visit.page.get_by_role("log", name="What happened")).to_contain_text("plastic.png: ")
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map((part) => part.id)")
         assert len(ids) == len(set(ids))
@@ -370,7 +370,7 @@ class TestWaysIn:
     def test_the_whole_field_can_be_clicked(self, visit):
         with visit.page.expect_file_chooser() as chooser:
             visit.page.locator("#drop").click(position={"x": 9, "y": 40})
-        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLE_NAME["glass"]})
+        chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLES["glass"]})
         expect(visit.card().locator(".result")).to_be_visible()
 
     @pytest.mark.parametrize("kind, carrier", [("drop", "dataTransfer"), ("paste", "clipboardData")])
@@ -391,10 +391,10 @@ class TestWaysIn:
             expect(visit.page.get_by_alt_text(f"Your picture {name}.png")).to_be_visible()
 
     def test_the_newest_come_first_and_the_list_can_be_cleared(self, visit, client):
-        visit.upload(paper=SAMPLE_NAME["paper"])
-        visit.upload(metal=SAMPLE_NAME["metal"])
+        visit.upload(paper=SAMPLES["paper"])
+        visit.upload(metal=SAMPLES["metal"])
         for label in ("metal", "paper"):
-            check_answer(visit, visit.card(label), predict(client, SAMPLE_NAME[label]))
+            check_answer(visit, visit.card(label), predict(client, SAMPLES[label]))
         assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
         assert visit.page.locator("#file").input_value() == "", "a browser is silent about the same choice again"
         visit.page.get_by_role("button", name="Clear the list").click()
@@ -402,16 +402,16 @@ class TestWaysIn:
         expect(visit.page.locator("#list")).to_be_hidden()
 
     def test_classes_come_from_the_answer(self, visit):
-        shares = {"<b>banana</b>": 0.6, "tin": 0.3, "x" * 80: 0.1}
-        answer = {"predicted_class": "<b>banana</b>", "confidence": 0.6, "all_probabilities": shares}
+        probabilities = {"<b>banana</b>": 0.6, "tin": 0.3, "x" * 80: 0.1}
+        answer = {"predicted_class": "<b>banana</b>", "confidence": 0.6, "all_probabilities": probabilities}
         visit.answer(answer)
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         check_answer(visit, visit.card(), answer)
         expect(visit.card().locator(".advice")).to_be_hidden()
 
     def test_a_service_that_cannot_be_reached_and_then_can(self, visit):
         visit.page.route("**/api/predict", lambda route: route.abort())
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
         visit.page.unroute_all()
         visit.card().get_by_role("button", name="Try again").click()
@@ -421,27 +421,27 @@ class TestWaysIn:
 
     def test_a_busy_service_is_asked_again(self, visit):
         asked = visit.answer(503, 503, **{"retry-after": "0"})
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         assert len(asked) == 3
 
     def test_a_service_that_stays_busy(self, visit):
         asked = visit.answer(*[503] * 9, **{"retry-after": "0"})
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         assert len(asked) == 4
 
-    @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "unsaid"])
+    @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "no header"])
     def test_a_service_that_is_away_for_long_is_not_waited_for(self, visit, later):
         asked = visit.answer(503, 503, **later)
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         expect(visit.card().get_by_role("button", name="Try again")).to_be_visible()
         assert len(asked) == 1
 
     def test_an_explanation_that_fails(self, visit):
         visit.answer(422, path="**/api/explain*")
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         toggle = visit.card().get_by_role("button", name="Show what decided")
         toggle.click()
         expect(visit.card().locator(".reason")).to_have_text("Busy.")
@@ -450,7 +450,7 @@ class TestWaysIn:
         expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
         expect(visit.card().locator(".reason")).to_be_hidden()
 
-    def test_what_comes_late_changes_nothing(self, visit):
+    def test_late_answers_change_nothing(self, visit):
         """An explanation of a class that is no longer chosen, one that fails, and one that was put away meanwhile."""
         held, page = [], visit.page
         page.route("**/api/explain*", lambda route: held.append(route))
@@ -467,8 +467,8 @@ class TestWaysIn:
                 route.fulfill(**answer) if answer else route.fallback()
             page.evaluate("new Promise((done) => setTimeout(done, 100))")
 
-        visit.upload(glass=SAMPLE_NAME["glass"])
-        card, heat = visit.card(), visit.card().locator("canvas")
+        visit.upload(glass=SAMPLES["glass"])
+        card, overlay = visit.card(), visit.card().locator("canvas")
         toggle, select, spoken = card.locator(".toggle"), card.locator("select"), page.locator("#spoken")
         first = asked(toggle.click)
         labels = select.locator("option").all_text_contents()
@@ -476,22 +476,22 @@ class TestWaysIn:
         answered(third)
         answered(first)
         answered(second, status=422, json={"detail": "late"})
-        expect(heat).to_have_css("opacity", "1")
-        expect(heat).to_have_attribute("aria-label", re.compile(f"What speaks for {labels[2]}: "))
+        expect(overlay).to_have_css("opacity", "1")
+        expect(overlay).to_have_attribute("aria-label", re.compile(f"What speaks for {labels[2]}: "))
         expect(toggle).to_have_attribute("aria-pressed", "true")
         expect(card.locator(".reason")).to_be_hidden()
         fourth = asked(select.select_option, labels[3])
         toggle.click()
         answered(fourth)
-        expect(heat).to_be_hidden()
+        expect(overlay).to_be_hidden()
         expect(spoken).to_contain_text(f"what speaks for {labels[2]} is")
         for label in (labels[0], labels[1], labels[3]):
             expect(spoken).not_to_contain_text(f"what speaks for {label} is")
 
-    def test_a_model_that_cannot_explain(self, visit, client):
-        visit.answer({**client.get("/api/model/info").json(), "explains": False}, path="**/api/model/info")
+    def test_a_model_without_activation_maps(self, visit, client):
+        visit.answer({**client.get("/api/model/info").json(), "has_activation_map": False}, path="**/api/model/info")
         visit.page.reload()
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.card().locator(".toggle")).to_be_hidden()
 
@@ -520,15 +520,15 @@ def test_the_key_is_asked_for_once(browser, serve, size, scheme):
         lock, key = visit.page.locator("#lock"), visit.page.get_by_label("This service wants a key")
         expect(lock).to_be_visible()
         expect(lock).to_contain_text("kept until you close this tab")
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card()).to_have_attribute("aria-busy", "true")
-        for wrong, said in [
+        for wrong, message in [
             ("wrong", "That is not the right key"),
             ("\u043a\u043b\u044e\u0447", "A key has only plain"),
         ]:
             key.fill(wrong)
             key.press("Enter")
-            expect(lock.get_by_role("alert")).to_contain_text(said)
+            expect(lock.get_by_role("alert")).to_contain_text(message)
             expect(key).to_have_attribute("aria-invalid", "true")
         assert visit.overflow() <= 0
         visit.shoot("key")
@@ -541,7 +541,7 @@ def test_the_key_is_asked_for_once(browser, serve, size, scheme):
         visit.page.reload()
         expect(visit.page.locator("#model")).to_contain_text("test photographs")
         expect(lock).to_be_hidden()
-        visit.upload(glass=SAMPLE_NAME["glass"])
+        visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         visit.card().get_by_role("button", name="Show what decided").click()
         expect(visit.card().locator("canvas")).to_have_css("opacity", "1")

@@ -1,4 +1,4 @@
-"""How connections begin and end, and the workers: early answers, offers of another protocol, crowds, failed starts."""
+"""Connections and workers: early answers, upgrades, connection limits, failed starts."""
 
 import json
 import os
@@ -46,14 +46,14 @@ def chunks(body: bytes, size: int = 1000) -> bytes:
     return b"Transfer-Encoding: chunked\r\n\r\n" + coded + b"0\r\n\r\n"
 
 
-def wait_until(true, seconds: float = LATE) -> None:
+def wait_until(condition, seconds: float = LATE) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
 
 
-# Answers before the question has ended
+# Answers before the request has ended
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +77,17 @@ EARLY = {
 
 
 @pytest.mark.parametrize("name", EARLY)
-def test_an_early_answer_is_read_by_who_sends_first_and_closes_then(locked, name):
-    sent, status = EARLY[name]
+def test_an_early_answer_reaches_a_client_that_sends_everything_first(locked, name):
+    request, status = EARLY[name]
     for _ in range(5):
         with connect(locked) as connection:
-            connection.sendall(sent)
+            connection.sendall(request)
             answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:80]
         assert b"connection: close" in answer.lower()
 
 
-def test_the_client_is_told_why_a_large_file_or_a_wrong_key_is_refused(locked):
+def test_the_client_learns_why_a_large_file_or_a_wrong_key_is_refused(locked):
     for _ in range(5):
         with pytest.raises(Refused, match=r"limit of 1 MB.*413"):
             Client(locked.url, key="correct horse", retries=0).predict(bytes(12_000_000))
@@ -95,7 +95,7 @@ def test_the_client_is_told_why_a_large_file_or_a_wrong_key_is_refused(locked):
             Client(locked.url, key="battery staple", retries=0).predict(bytes(900_000))
 
 
-def test_who_never_stops_sending_is_not_heard_for_ever(serve):
+def test_a_client_that_never_stops_sending_is_cut_off(serve):
     with serve(TRASHSORTING_UPLOAD_SECONDS="2") as server, connect(server) as connection:
         connection.sendall(HEAD + CLOSE + b"Content-Length: 99000000\r\n\r\n" + PART)
         start = time.monotonic()
@@ -107,7 +107,7 @@ def test_who_never_stops_sending_is_not_heard_for_ever(serve):
 
 
 @pytest.mark.parametrize("close", [CLOSE, b""], ids=["close", "keep-alive"])
-def test_what_is_thrown_away_is_bounded(server, close):
+def test_the_discarded_bytes_are_bounded(server, close):
     piece, sent = bytes(1_000_000), 0
     with connect(server) as connection:
         connection.sendall(HEAD + close + b"Content-Length: 900000000000\r\n\r\n" + PART)
@@ -118,32 +118,32 @@ def test_what_is_thrown_away_is_bounded(server, close):
     print(f"{sent / 1e6:.0f} MB")
 
 
-# Offers of another protocol
+# Upgrades: offers of another protocol
 
-OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
 BATCH = HEAD.replace(b"predict", b"predict/batch")
 FILES = FORM.replace(b'"file"', b'"files"')
-OFFERS = {
-    "length": HEAD + OFFER + length(FORM),
-    "chunks": HEAD + OFFER + chunks(FORM),
-    "batch": BATCH + OFFER + length(FILES),
-    "batch in chunks": BATCH + OFFER + chunks(FILES),
-    "offer after the length": HEAD + b"Content-Length: %d\r\n" % len(FORM) + OFFER + b"\r\n" + FORM,
+UPGRADES = {
+    "length": HEAD + UPGRADE + length(FORM),
+    "chunks": HEAD + UPGRADE + chunks(FORM),
+    "batch": BATCH + UPGRADE + length(FILES),
+    "batch in chunks": BATCH + UPGRADE + chunks(FILES),
+    "upgrade after the length": HEAD + b"Content-Length: %d\r\n" % len(FORM) + UPGRADE + b"\r\n" + FORM,
     "web sockets": HEAD + b"Connection: upgrade\r\nUpgrade: websocket\r\n" + length(FORM),
-    "no body": b"GET /api/health HTTP/1.1\r\nHost: test\r\n" + OFFER + b"\r\n",
+    "no body": b"GET /api/health HTTP/1.1\r\nHost: test\r\n" + UPGRADE + b"\r\n",
 }
 
 
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "in pieces"])
-@pytest.mark.parametrize("name", OFFERS)
-def test_an_offer_of_another_protocol_is_ignored(server, name, pause):
+@pytest.mark.parametrize("name", UPGRADES)
+def test_an_upgrade_is_ignored(server, name, pause):
     "Three times on one connection: the second and the third request are answered as well."
-    offer = OFFERS[name]
+    request = UPGRADES[name]
     with connect(server) as connection:
-        for piece in [offer[:100], offer[100:400], offer[400:], offer] if pause else [offer + offer]:
+        for piece in [request[:100], request[100:400], request[400:], request] if pause else [request * 2]:
             connection.sendall(piece)
             time.sleep(0.05 if pause else 0)
-        connection.sendall(OFFERS["no body"].replace(b"Upgrade, HTTP2", b"close, Upgrade, HTTP2"))
+        connection.sendall(UPGRADES["no body"].replace(b"Upgrade, HTTP2", b"close, Upgrade, HTTP2"))
         answers = read_all(connection)
     assert answers.count(b"HTTP/1.1 200 OK") == 3 and answers.count(b"HTTP/1.1") == 3, answers[:200]
     assert answers.count(b'"predicted_class"') == (0 if name == "no body" else 2)
@@ -151,7 +151,7 @@ def test_an_offer_of_another_protocol_is_ignored(server, name, pause):
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
 @pytest.mark.parametrize("headers", [[], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect: 100-continue"]])
-def test_curl_that_would_rather_speak_http2(server, headers, tmp_path):
+def test_curl_that_prefers_http2(server, headers, tmp_path):
     path = tmp_path / "bottle.png"
     path.write_bytes(GLASS)
     for url, field in ((f"{server.url}/api/predict", "file"), (f"{server.url}/api/predict/batch", "files")):
@@ -160,7 +160,7 @@ def test_curl_that_would_rather_speak_http2(server, headers, tmp_path):
         assert "predicted_class" in done.stdout, done.stdout + done.stderr
 
 
-def test_nobody_is_connected_through_the_service(server):
+def test_the_service_is_no_proxy(server):
     with connect(server) as connection:
         connection.sendall(b"CONNECT nowhere.invalid:80 HTTP/1.1\r\nHost: nowhere.invalid\r\n\r\nhello")
         assert read_all(connection).startswith(b"HTTP/1.1 400 ")
@@ -170,22 +170,22 @@ def test_nobody_is_connected_through_the_service(server):
 
 
 @contextmanager
-def crowd(server: Server, number: int, words: bytes = b"") -> Iterator[list[socket.socket]]:
-    """So many connections that say this, and nothing more."""
+def crowd(server: Server, number: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Connections that send these bytes, and nothing more."""
     connections = []
     try:
         for _ in range(number):
             connections.append(connect(server))
-            connections[-1].sendall(words)
+            connections[-1].sendall(sent)
         yield connections
     finally:
         for connection in connections:
             connection.close()
 
 
-@pytest.mark.parametrize("words", [b"", b"GET /", HEAD + b"Content-Length: 1000\r\n\r\n" + PART])
-def test_a_crowd_keeps_out_no_probe(serve, words):
-    with serve(TRASHSORTING_CONNECTIONS="20") as server, crowd(server, 100, words):
+@pytest.mark.parametrize("sent", [b"", b"GET /", HEAD + b"Content-Length: 1000\r\n\r\n" + PART])
+def test_probes_are_answered_beyond_the_connection_limit(serve, sent):
+    with serve(TRASHSORTING_CONNECTIONS="20") as server, crowd(server, 100, sent):
         for _ in range(30):
             for path in ("/api/health", "/api/ready"):
                 assert httpx.get(server.url + path, timeout=LATE).status_code == 200
@@ -198,7 +198,7 @@ def test_a_crowd_keeps_out_no_probe(serve, words):
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6")
-def test_every_address_is_of_both_kinds():
+def test_the_address_of_all_interfaces_is_ipv6_and_ipv4():
     command = [sys.executable, "-m", "trashsorting", "serve", "--host", "::", "--port", "0", "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -232,9 +232,9 @@ def started(folder: Path, workers: int, broken: str = "", **environment: str) ->
 
 
 def lines(folder: Path) -> tuple[list[dict], list[str]]:
-    """What the log says: its lines of JSON, and the others."""
-    said = (folder / "log").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in said if line.startswith("{")], [line for line in said if line[:1] != "{"]
+    """The log: its lines of JSON, and the others."""
+    log = (folder / "log").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in log if line.startswith("{")], [line for line in log if line[:1] != "{"]
 
 
 WORKER = "import os, sys, time\nif '--multiprocessing-fork' in sys.orig_argv: "
@@ -251,19 +251,19 @@ def test_workers_that_cannot_start_end_the_service(tmp_path, workers, name):
         assert process.wait(LATE) == 1
     records, others = lines(tmp_path)
     assert others == ["trashsorting: the service could not start: the log says why"]
-    said = [record["message"] for record in records]
+    messages = [record["message"] for record in records]
     if name == "raises":
         assert (
-            1 <= said.count("the service cannot start") <= workers
+            1 <= messages.count("the service cannot start") <= workers
             and "'missing' is not defined" in records[0]["traceback"]
         )
     else:
         ended = "exit status 7" if name == "exits" else "SIGKILL"
-        assert len(said) == 3 and all(f"has ended: {ended}" in message for message in said)
+        assert len(messages) == 3 and all(f"has ended: {ended}" in message for message in messages)
 
 
-def test_a_signal_is_heard_while_a_worker_starts(tmp_path):
-    "Which it never does, because it sleeps."
+def test_a_signal_is_handled_while_a_worker_starts(tmp_path):
+    "A worker that sleeps instead of starting."
     with started(tmp_path, 2, WORKER + "time.sleep(99)") as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_until(lambda: len(children.read_text(encoding="utf-8").split()) >= 3)  # and the tracker of resources
@@ -273,13 +273,13 @@ def test_a_signal_is_heard_while_a_worker_starts(tmp_path):
 
 
 def both_answer(server: Server) -> bool:
-    """Ask, and say whether each of two workers has answered by now."""
+    """Send a request, and say whether each of two workers has answered one."""
     assert httpx.get(f"{server.url}/api/health", timeout=LATE).status_code == 200
     workers = server.workers()
     return len(workers) == 2 and {*workers} <= {line["pid"] for line in server.lines()}
 
 
-def test_a_worker_that_dies_is_named_and_replaced(serve):
+def test_a_worker_that_dies_is_logged_and_replaced(serve):
     with serve(workers=2) as server:
         for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGKILL):
             wait_until(lambda: both_answer(server))
