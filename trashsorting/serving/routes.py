@@ -22,7 +22,7 @@ from .. import __version__
 from ..core.errors import ModelError
 from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
 from ..core.settings import Settings
-from ..inference.predictor import Prediction, Predictor
+from ..inference.predictor import Predictor
 from .errors import image_error, model_fault, problems
 from .forms import sent_file, sent_files
 from .limits import Job, Queue, watch_client
