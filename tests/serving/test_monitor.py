@@ -243,7 +243,7 @@ monitor.show_model(metrics, predictor.card)
 for number in range(30):
     for status in {sorted({200, 304, 499, *(status for status, _ in CODES.values())})}:
         metrics.requests.labels(f"/api/a-rather-long-address/{{number}}", status).inc()
-    metrics.seconds.labels(f"/api/a-rather-long-address/{{number}}").observe(1)
+    metrics.request_seconds.labels(f"/api/a-rather-long-address/{{number}}").observe(1)
 """
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

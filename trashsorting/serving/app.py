@@ -21,8 +21,16 @@ from ..core.log import log
 from ..core.settings import Settings, read_settings
 from ..core.system import count_cores
 from ..inference.predictor import Predictor
-from .errors import AnswerHead, AnswerProblems, add_exception_handlers, problems
-from .limits import FORM_ROOM, LimitBody, Queue, Traffic, drain_on_signals, end_when_stuck, problem
+from .errors import HeadMiddleware, ProblemMiddleware, add_exception_handlers, error_responses
+from trashsorting.serving.limits import (
+    FORM_OVERHEAD,
+    BodyLimitMiddleware,
+    InFlight,
+    Queue,
+    drain_on_signals,
+    end_when_stuck,
+    problem_response,
+)
 from .monitor import CountsError, Metrics, MetricsMiddleware, metrics_page, show_model
 from .page import add_docs, add_page
 from .routes import api, check_key, probes
@@ -36,7 +44,7 @@ def _make_queue(
     "The queue, which runs as many photographs at a time as the cores allow."
     parallel = settings.parallel or max(1, count_cores() // (settings.threads or 1))
     times = {"queue_seconds": settings.queue_seconds, "work_seconds": settings.work_seconds}
-    return Queue(parallel, settings.queue, watch=metrics.queued.set, **times)
+    return Queue(parallel, settings.queue, watch=metrics.queue_depth.set, **times)
 
 
 def _add_state(
@@ -49,7 +57,7 @@ def _add_state(
     state.settings, state.predictor, state.metrics = settings, predictor, Metrics()
     state.queue = _make_queue(settings, state.metrics)
     most = max(state.queue.places * settings.max_bytes, settings.max_batch_bytes)
-    state.traffic = Traffic(most + FORM_ROOM)
+    state.in_flight = InFlight(most + FORM_OVERHEAD)
 
 # %% ../../nbs/serving/07_app.ipynb #f3a9db27
 def load_predictor(
@@ -77,9 +85,9 @@ async def _lifespan(
     state.predictor = handed_in or load_predictor(state.settings)
     if state.predictor:
         show_model(state.metrics, state.predictor.card)
-    watchdog = asyncio.create_task(end_when_stuck(state.queue, state.traffic))
+    watchdog = asyncio.create_task(end_when_stuck(state.queue, state.in_flight))
     try:
-        with drain_on_signals(state.traffic, state.settings.grace_seconds - 1):
+        with drain_on_signals(state.in_flight, state.settings.grace_seconds - 1):
             yield
     finally:
         watchdog.cancel()
@@ -92,7 +100,7 @@ def _add_metrics(
     guard: list,  # Dependencies: the key, or nothing
 ) -> None:
     "Serve the metrics at /metrics."
-    responses = problems(*([401] if guard else []), 500, 503)
+    responses = error_responses(*([401] if guard else []), 500, 503)
     for response in responses.values():  # with a `model`, FastAPI would document the route's own text as JSON
         del response["model"]
         response["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/Problem"}
@@ -129,17 +137,17 @@ def _add_middleware(
     state, settings = app.state, app.state.settings
     larger = {"/api/predict/batch": settings.max_batch_bytes}
     limits = {"max_bytes": settings.max_bytes, "seconds": settings.upload_seconds, "larger": larger}
-    app.add_middleware(LimitBody, traffic=state.traffic, **limits)
-    app.add_middleware(AnswerHead)
+    app.add_middleware(BodyLimitMiddleware, in_flight=state.in_flight, **limits)
+    app.add_middleware(HeadMiddleware)
     if settings.cors_origins:
         _add_cors(app, settings.cors_origins)
-    app.add_middleware(AnswerProblems)
+    app.add_middleware(ProblemMiddleware)
     app.add_middleware(
         MetricsMiddleware,
         metrics=state.metrics,
-        broken=problem(ApiError("unexpected")),
-        ended=problem(ApiError("draining")),
-        draining=lambda: state.traffic.draining,
+        broken=problem_response(ApiError("unexpected")),
+        ended=problem_response(ApiError("draining")),
+        draining=lambda: state.in_flight.draining,
         paths=paths,
     )
 
@@ -164,7 +172,7 @@ def create_app(
     _add_state(app, settings, predictor)
     add_exception_handlers(app)
     guard = [Depends(check_key)] if settings.api_key else []
-    app.include_router(api, dependencies=guard, responses=problems(401) if guard else {})
+    app.include_router(api, dependencies=guard, responses=error_responses(401) if guard else {})
     app.include_router(probes)
     _add_metrics(app, guard)
     add_page(app)

@@ -110,17 +110,17 @@ class Metrics:
         self.registry = own = CollectorRegistry()
         histogram = partial(Histogram, registry=own, buckets=_SECONDS)
         self.requests = Counter(f"{_PREFIX}_requests", "Requests that were answered.", ["route", "status"], registry=own)
-        self.seconds = histogram(f"{_PREFIX}_request_seconds", "From a request's head to its answer.", ["route"])
+        self.request_seconds = histogram(f"{_PREFIX}_request_seconds", "From a request's head to its answer.", ["route"])
         jobs = "Photographs that wait or are computed."
-        self.queued = Gauge(f"{_PREFIX}_queue_depth", jobs, **_over_workers("livesum", own))
-        self.waited = histogram(f"{_PREFIX}_queue_seconds", "Waiting for a free core.")
-        self.decode = histogram(f"{_PREFIX}_decode_seconds", "From a file's bytes to RGB.")
-        self.inference = histogram(f"{_PREFIX}_inference_seconds", "From RGB to probabilities.")
+        self.queue_depth = Gauge(f"{_PREFIX}_queue_depth", jobs, **_over_workers("livesum", own))
+        self.queue_seconds = histogram(f"{_PREFIX}_queue_seconds", "Waiting for a free core.")
+        self.decode_seconds = histogram(f"{_PREFIX}_decode_seconds", "From a file's bytes to RGB.")
+        self.inference_seconds = histogram(f"{_PREFIX}_inference_seconds", "From RGB to probabilities.")
         by_class = ["predicted_class"]
         self.predictions = Counter(f"{_PREFIX}_predictions", "Photographs by their class.", by_class, registry=own)
         self.confidence = histogram(f"{_PREFIX}_confidence", "Of the predicted class.", buckets=_FRACTIONS)
         model = ["name", "architecture", "sha256"]
-        self.model = Gauge(f"{_PREFIX}_model_info", "Always 1; which model answers.", model, **_over_workers("livemax", own))
+        self.model_info = Gauge(f"{_PREFIX}_model_info", "Always 1; which model answers.", model, **_over_workers("livemax", own))
 
 # %% ../../nbs/serving/02_monitor.ipynb #d7cf46d0
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -202,7 +202,7 @@ def show_model(
 ) -> None:
     "Name the model in the metrics, and start its classes at zero."
     with counting():
-        metrics.model.labels(card.name, card.architecture, card.file_sha256[:12]).set(1)
+        metrics.model_info.labels(card.name, card.architecture, card.file_sha256[:12]).set(1)
         for label in card.classes:
             metrics.predictions.labels(label)
 
@@ -286,7 +286,7 @@ def _record_request(
     "Count one request and write its line."
     with counting():
         metrics.requests.labels(route, status).inc()
-        metrics.seconds.labels(route).observe(seconds)
+        metrics.request_seconds.labels(route).observe(seconds)
     fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
     log.info("request", extra={"fields": fields})
 

@@ -23,9 +23,9 @@ from ..core.errors import ModelError
 from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
 from ..core.settings import Settings
 from ..inference.predictor import Predictor
-from .errors import image_error, model_fault, problems
+from .errors import error_responses, image_api_error, model_api_error
 from .forms import sent_file, sent_files
-from .limits import Job, Queue, watch_client
+from .limits import Job, Queue, listen_for_disconnect
 from .monitor import Metrics, counting
 from trashsorting.serving.schemas import (
     NO_MODEL,
@@ -74,7 +74,7 @@ def _open_queue(
 ) -> Queue:  # With a free place
     "The queue. Raises `ApiError` when the service is draining or the queue is full."
     state = request.app.state
-    if state.traffic.draining:
+    if state.in_flight.draining:
         raise ApiError("draining")
     state.queue.check()
     return state.queue
@@ -115,9 +115,9 @@ def _count_prediction(
     with counting():
         metrics.predictions.labels(prediction.predicted_class).inc()
         metrics.confidence.observe(prediction.confidence)
-        metrics.waited.observe(timing.queue_ms / 1000)
-        metrics.decode.observe(timing.decode_ms / 1000)
-        metrics.inference.observe(timing.inference_ms / 1000)
+        metrics.queue_seconds.observe(timing.queue_ms / 1000)
+        metrics.decode_seconds.observe(timing.decode_ms / 1000)
+        metrics.inference_seconds.observe(timing.inference_ms / 1000)
 
 # %% ../../nbs/serving/05_routes.ipynb #c1bb2ed7
 def _make_answer(
@@ -137,8 +137,8 @@ def _server_timing(
     return ", ".join(f"{name.removesuffix('_ms')};dur={ms:.1f}" for name, ms in timing)
 
 # %% ../../nbs/serving/05_routes.ipynb #06cb37e2
-api = APIRouter(prefix="/api", responses=problems(500))
-probes = APIRouter(prefix="/api", responses=problems(500))
+api = APIRouter(prefix="/api", responses=error_responses(500))
+probes = APIRouter(prefix="/api", responses=error_responses(500))
 
 # %% ../../nbs/serving/05_routes.ipynb #b7e22973
 _TopK = Annotated[int | None, Query(ge=1, le=1000, description="name only the K most probable classes", examples=[3])]
@@ -157,7 +157,7 @@ def _form_schema(
 # %% ../../nbs/serving/05_routes.ipynb #6151a415
 @api.post(
     "/predict",
-    responses=problems(400, 408, 413, 415, 422, 503),
+    responses=error_responses(400, 408, 413, 415, 422, 503),
     response_model_exclude_none=True,
     openapi_extra=_form_schema("file", _FILE),
 )
@@ -171,7 +171,7 @@ async def predict(
     state, predictor, queue = request.app.state, _loaded_predictor(request), _open_queue(request)
     async with sent_file(request) as file:
         job = queue.submit(partial(_classify, predictor, state.settings, file))
-        with watch_client(request.receive) as gone:
+        with listen_for_disconnect(request.receive) as gone:
             prediction, measured = await queue.result(job, gone)
     _count_prediction(state.metrics, prediction, measured)
     if timing:
@@ -182,7 +182,7 @@ async def predict(
 async def _batch_item(
     queue: Queue,
     job: Job[tuple[Prediction, Timing]],  # From `submit`
-    gone: Future,  # From `watch_client`
+    gone: Future,  # From `listen_for_disconnect`
     metrics: Metrics,
     answer: Callable[[Prediction, Timing], Answer],  # What the client wants
 ) -> BatchItem:
@@ -190,9 +190,9 @@ async def _batch_item(
     try:
         prediction, timing = await queue.result(job, gone)
     except ModelError as cause:
-        error = model_fault(cause)
+        error = model_api_error(cause)
     except ImageError as cause:
-        error = image_error(cause)
+        error = image_api_error(cause)
     except ApiError as cause:
         error = cause
     else:
@@ -203,7 +203,7 @@ async def _batch_item(
 # %% ../../nbs/serving/05_routes.ipynb #7d54ca0d
 @api.post(
     "/predict/batch",
-    responses=problems(400, 408, 413, 422, 503),
+    responses=error_responses(400, 408, 413, 422, 503),
     response_model_exclude_none=True,
     openapi_extra=_form_schema("files", {"type": "array", "items": _FILE, "minItems": 1}),
 )
@@ -222,7 +222,7 @@ async def predict_batch(
         queue.check(len(files))
         jobs = [queue.submit(partial(_classify, predictor, state.settings, file)) for file in files]
         try:
-            with watch_client(request.receive) as gone:
+            with listen_for_disconnect(request.receive) as gone:
                 return BatchAnswer(answers=[await _batch_item(queue, job, gone, state.metrics, answer) for job in jobs])
         finally:
             for job in jobs:
@@ -236,16 +236,16 @@ async def health(request: Request) -> Health:
     return Health(status="ok" if loaded else "degraded", model_loaded=loaded, model_error=None if loaded else NO_MODEL)
 
 # %% ../../nbs/serving/05_routes.ipynb #0de42009
-@probes.get("/ready", responses=problems(503))
+@probes.get("/ready", responses=error_responses(503))
 async def ready(request: Request) -> Ready:
     "Say whether a photograph sent now would be classified: the model is loaded, and the service is not draining."
     _loaded_predictor(request)
-    if request.app.state.traffic.draining:
+    if request.app.state.in_flight.draining:
         raise ApiError("draining")
     return Ready()
 
 # %% ../../nbs/serving/05_routes.ipynb #3424964a
-@api.get("/model/info", responses=problems(503))
+@api.get("/model/info", responses=error_responses(503))
 async def model_info(request: Request) -> ModelInfo:
     "Say which model answers, which classes it knows, and how good it was measured to be."
     card = _loaded_predictor(request).card
@@ -347,7 +347,7 @@ def _explain_upload(
     return _explain_picture(predictor, picture, label)
 
 # %% ../../nbs/serving/05_routes.ipynb #21c7d2ba
-@api.post("/explain", responses=problems(400, 408, 413, 415, 422, 501, 503), openapi_extra=_form_schema("file", _FILE))
+@api.post("/explain", responses=error_responses(400, 408, 413, 415, 422, 501, 503), openapi_extra=_form_schema("file", _FILE))
 async def explain(
     request: Request,
     label: _Label = None,
@@ -358,5 +358,5 @@ async def explain(
     queue = _open_queue(request)
     async with sent_file(request) as file:
         job = queue.submit(partial(_explain_upload, predictor, request.app.state.settings, label, file))
-        with watch_client(request.receive) as gone:
+        with listen_for_disconnect(request.receive) as gone:
             return await queue.result(job, gone)

@@ -36,7 +36,7 @@ from ..core.errors import TrashsortingError
 from ..core.log import log
 from ..core.settings import Settings
 from ..core.system import count_cores
-from .limits import problem
+from .limits import problem_response
 from .monitor import check_counts, log_settings
 from .schemas import ApiError
 
@@ -54,7 +54,7 @@ def _error_response(
     error: ApiError,
 ) -> bytes:  # Status line, headers and body
     "The answer to a request that does not reach the application."
-    answer = problem(error)
+    answer = problem_response(error)
     head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
     head += [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*head, b"", answer.body])
@@ -279,7 +279,7 @@ def _probes_only(
     app: ASGIApp,
 ) -> ASGIApp:  # Answers 503 at every other address
     "An application of which only the probes can be reached."
-    refuse = problem(ApiError("too-many-connections"))
+    refuse = problem_response(ApiError("too-many-connections"))
 
     async def reserve(scope: Scope, receive: Receive, send: Send) -> None:
         await (app if scope["path"] in _PROBES else refuse)(scope, receive, send)
