@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from trashsorting.core.image import to_input
 from trashsorting.data.sample import draw_picture
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import run_activation_maps, softmax
+from trashsorting.inference.session import run_activation_maps
 from trashsorting.serving.app import create_app
 from trashsorting.serving.schemas import BAD_FORM, NO_FILE, NO_MODEL
 
@@ -21,7 +21,7 @@ def explain(client: httpx.Client, data: bytes, **params: str) -> httpx.Response:
 
 
 def test_the_installed_model_has_activation_maps(client, predictor):
-    assert predictor.card.explains and client.get("/api/model/info").json()["has_activation_map"] is True
+    assert predictor.card.has_activation_map and client.get("/api/model/info").json()["has_activation_map"] is True
 
 
 def test_explain(client, predictor, picture):

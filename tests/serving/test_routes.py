@@ -77,7 +77,7 @@ def test_model_info_is_the_card(client, predictor):
         "architecture": card.architecture,
         "classes": list(card.classes),
         "num_classes": len(card.classes),
-        "has_activation_map": card.explains,
+        "has_activation_map": card.has_activation_map,
         "file_bytes": predictor.model.stat().st_size,
         "metrics": json.loads(card.evaluation.model_dump_json()),
         "evaluation_note": card.evaluation_note,

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, SecretStr
 from .. import __version__
 from ..core.errors import ModelError
 from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
+from ..core.prediction import Prediction
 from ..core.settings import Settings
 from ..inference.predictor import Predictor
 from .errors import error_responses, image_api_error, model_api_error
@@ -257,7 +258,7 @@ async def model_info(request: Request) -> ModelInfo:
         file_bytes=card.file_bytes,
         metrics=card.evaluation,
         evaluation_note=card.evaluation_note,
-        has_activation_map=card.explains,
+        has_activation_map=card.has_activation_map,
     )
 
 # %% ../../nbs/serving/05_routes.ipynb #a5ed5e7b
@@ -328,7 +329,7 @@ def _check_label(
 ) -> None:
     "Raise `ApiError` when the model cannot explain this class, or none."
     card = predictor.card
-    if not card.explains:
+    if not card.has_activation_map:
         raise ApiError("no-explanation")
     if label not in (None, *card.classes):
         raise ApiError("unknown-class", f"there is no such class; choose one of these: {', '.join(card.classes)}")

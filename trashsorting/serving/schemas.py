@@ -72,7 +72,7 @@ class ModelInfo(BaseModel):
     architecture: str = Field(description="timm's name of the network", examples=["tf_efficientnet_lite0"])
     classes: Labels = Field(description="what it can say, in the order of its logits", examples=[["glass", "paper"]])
     num_classes: int = Field(description="how many classes these are", examples=[2])
-    explains: bool = Field(description="whether `/api/explain` has a class activation map", examples=[True])
+    has_activation_map: bool = Field(description="whether `/api/explain` has a class activation map", examples=[True])
     file_bytes: int = Field(description="size of the model file, bytes", examples=[13_600_000])
     metrics: Evaluation = Field(description="measured on held-out photographs", examples=[_METRICS_EXAMPLE])
     evaluation_note: str = Field(
