@@ -129,7 +129,7 @@ def main() -> None:
     steps, found = options.steps + WARM, {name: [] for name in (LOAD, HERE, STEP, BOTH)}
     with TemporaryDirectory() as folder:
         manifest = load_manifest(options.data, Path(folder) / "data", options.split)
-        learn = create_learner(manifest, config, Path(folder), options.composites)
+        learn = create_learner(manifest, config, Path(folder), options.synthetic)
         here, batch = learn.dls.train.new(num_workers=0), learn.dls.train.one_batch()
         for _ in range(options.rounds):
             found[LOAD].append(rate(load(learn.dls.train, steps), options.batch))
@@ -141,7 +141,7 @@ def main() -> None:
     side = min(options.size, options.train_size)
     print(f"{options.backbone}, {side} px, batch {options.batch}, {options.workers} workers, on {device}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}")
-    print(f"{learn.dls.photographs}; composites: {learn.composites or 'none'}")
+    print(f"{learn.dls.photographs}; synthetic images: {learn.synthetic or 'none'}")
     print(f"load of the machine {os.getloadavg()[0]:.1f}; middle of {options.rounds} rounds of {options.steps} steps\n")
     print("| what | images/s | this : both | processor ms an image |\n|---|---|---|---|")
     for name, (images, spent) in middle.items():
