@@ -27,7 +27,7 @@ from ..evaluation.calibration import calibrate
 from ..evaluation.ood import predict_logits
 from ..evaluation.oof import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
 from ..inference.session import open_session
-from .averaging import average_runs, check_alike
+from .averaging import check_alike, average_runs
 from .run import Run, describe_weights, load_run, train
 
 # %% ../../nbs/training/12_crossval.ipynb #d1f540d4
@@ -79,7 +79,7 @@ def _is_trained(
         raise TrashsortingError(f"{run} was trained with {name}={before.get(name)!r}, not {wanted[name]!r}: choose another folder")
     return True
 
-# %% ../../nbs/training/12_crossval.ipynb #a2961aaa
+# %% ../../nbs/training/12_crossval.ipynb #c1397a02
 def train_folds(
     folds: Sequence[Manifest],  # From `make_folds`
     config: TrainConfig,  # Fold i adds i to its seed
