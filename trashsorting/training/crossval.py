@@ -49,7 +49,7 @@ def make_folds(
     ]
 
 # %% ../../nbs/training/12_crossval.ipynb #c0adc85f
-def write_splits(
+def _write_splits(
     folds: Sequence[Manifest],  # From `make_folds`
     folder: Path,  # Of the cross-validation; made if it is not there
 ) -> list[Path]:  # A CSV for each fold
@@ -79,7 +79,7 @@ def _is_trained(
         raise TrashsortingError(f"{run} was trained with {name}={before.get(name)!r}, not {wanted[name]!r}: choose another folder")
     return True
 
-# %% ../../nbs/training/12_crossval.ipynb #c1397a02
+# %% ../../nbs/training/12_crossval.ipynb #c3aca076
 def train_folds(
     folds: Sequence[Manifest],  # From `make_folds`
     config: TrainConfig,  # Fold i adds i to its seed
@@ -89,7 +89,7 @@ def train_folds(
     data: str | Path | None = None,  # As for `train`
 ) -> list[Path]:  # Folders of the folds' runs
     "Train the folds that are not trained yet. Raises what `train` raises, `TrashsortingError` for other recipes."
-    write_splits(folds, folder)
+    _write_splits(folds, folder)
     note, weights = describe_synthetic(synthetic) if synthetic else "", describe_weights(config, init_from)
     runs = [folder / f"fold{number}" for number in range(len(folds))]
     for number, (fold, run) in enumerate(zip(folds, runs, strict=True)):
