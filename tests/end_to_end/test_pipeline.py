@@ -43,7 +43,7 @@ def run(*words, cwd: Path, fails: bool = False, **environment) -> str:
     variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
     variables |= {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(cwd / ".dvc" / "tmp" / "site")} | environment
     done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=600
+        [str(word) for word in words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=1200
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -223,9 +223,21 @@ def run_notebook(
     except Exception as error:  # those of papermill, nbclient, nbformat and Jupyter's client share no base
         raise _describe_failure(error, executed) from None
 
+# %% ../../nbs/cli/01_train.ipynb #b7112100
+def _check_folder(
+    context: click.Context,
+    option: click.Parameter,
+    value: str | None,  # As typed
+) -> str | Path | None:  # A folder that exists, or an address in a bucket
+    "Raise `BadParameter` for a folder that does not exist."
+    return value if value is None or is_remote(value) else MADE_FOLDER.convert(value, option, context)
+
 # %% ../../nbs/cli/01_train.ipynb #5e812d5b
 _SYNTHETIC_OPTION = click.option(
-    "--synthetic", metavar="FOLDER", help="Synthetic images, made from DIR by `trashsorting data synthesize`."
+    "--synthetic",
+    metavar="FOLDER",
+    callback=_check_folder,
+    help="Synthetic images, made from DIR by `trashsorting data synthesize`; may lie in a bucket.",
 )
 PARAMETERS_OPTION = click.option(
     "-p",
