@@ -18,8 +18,9 @@ from test_repo import copy_repo
 
 from trashsorting.cli.train import run_notebook
 from trashsorting.core.card import read_card
-from trashsorting.core.config import RUN_PATHS, TrainConfig, check_config
+from trashsorting.core.config import RUN_PATHS, TrainConfig
 from trashsorting.core.errors import TrashsortingError
+from trashsorting.data.sample import draw_sample
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,39 +34,39 @@ TINY = {
     "batch_size": 8,
     "num_workers": 0,
 }
+SMALL = {**TINY, "backbone": "tf_efficientnet_lite0"}  # the zero-shot head needs ImageNet's weights
+PER_CLASS = 6
 
 
 def run(*words, cwd: Path, fails: bool = False, **environment) -> str:
-    "Run a command with the environment of these tests; what it said."
+    "Run a command with the environment of these tests; what it printed."
     variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
     variables |= {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(cwd / ".dvc" / "tmp" / "site")} | environment
     done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=600
+        [str(word) for word in words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=1200
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def set_parameters(folder: Path, **values) -> None:
-    parameters = yaml.safe_load((folder / "params.yaml").read_bytes())
-    (folder / "params.yaml").write_text(yaml.safe_dump({**parameters, **values}, sort_keys=False), encoding="utf-8")
+def set_parameters(folder: Path, file: str = "params.yaml", **values) -> None:
+    parameters = yaml.safe_load((folder / file).read_bytes())
+    (folder / file).write_text(yaml.safe_dump({**parameters, **values}, sort_keys=False), encoding="utf-8")
 
 
-# One set of names
+# The parameters have one source
 
 
-def test_notebook_configuration_and_file_have_the_same_parameters():
+def test_notebook_and_file_have_the_parameters_of_the_configuration():
     defaults = asdict(TrainConfig())
-    known = papermill.inspect_notebook(NOTEBOOK)
-    in_notebook = {name: eval(said["default"]) for name, said in known.items()}  # noqa: S307
+    parameters = papermill.inspect_notebook(NOTEBOOK)
+    in_notebook = {name: eval(parameter["default"]) for name, parameter in parameters.items()}  # noqa: S307
     in_file = yaml.safe_load((ROOT / "params.yaml").read_bytes())
-    wanted = {*RUN_PATHS, *defaults}
-    assert set(in_notebook) == wanted, (
-        "the parameters cell of nbs/train.ipynb is not RUN_PATHS and TrainConfig's fields"
-    )
-    assert set(in_file) == wanted, "params.yaml is not RUN_PATHS and TrainConfig's fields"
+    names = {*RUN_PATHS, *defaults}
+    assert set(in_notebook) == names, "the parameters cell of nbs/train.ipynb is not RUN_PATHS and TrainConfig's fields"
+    assert set(in_file) == names, "params.yaml is not RUN_PATHS and TrainConfig's fields"
     assert {name: in_notebook[name] for name in defaults} == defaults, "the notebook's defaults are not TrainConfig's"
-    assert check_config(**{name: in_file[name] for name in defaults})
+    assert {name: in_file[name] for name in defaults} == defaults, "the values of params.yaml are not TrainConfig's"
 
 
 # dvc repro
@@ -75,17 +76,20 @@ def test_notebook_configuration_and_file_have_the_same_parameters():
 def repository(tmp_path_factory) -> Path:
     "A copy of this repository with its own drawn data, after one `dvc repro`."
     folder = copy_repo(tmp_path_factory.mktemp("pipeline") / "repository")
-    set_parameters(folder, **TINY)
+    set_parameters(folder, **SMALL)
+    set_parameters(folder, "pipeline.yaml", synthetic_each=1, folds=2, risk=0.99, external="others")
     run("git", "init", "-q", cwd=folder)
     for name, value in (("user.name", "a"), ("user.email", "a@example.org")):
         run("git", "config", name, value, cwd=folder)
-    run("trashsorting", "data", "sample", "raw", "--per-class", "4", cwd=folder, PYTHONPATH=str(folder))
+    draw_sample(folder / "raw", per_class=PER_CLASS)
+    draw_sample(folder / "others", per_class=1)
     run("trashsorting", "data", "import", "raw", cwd=folder, PYTHONPATH=str(folder))
     shutil.rmtree(folder / "raw")
     run("dvc", "add", "-q", "data", cwd=folder)
-    said = run("dvc", "repro", cwd=folder, PYTHONPATH=str(folder))
-    assert all(f"Running stage '{stage}'" in said for stage in ("prepare", "train", "export", "evaluate"))
-    assert "epoch 1/1  done" in said, "the run's progress reaches the terminal"
+    output = run("dvc", "repro", cwd=folder, PYTHONPATH=str(folder))
+    for stage in yaml.safe_load((folder / "dvc.yaml").read_bytes())["stages"]:
+        assert f"Running stage '{stage}'" in output
+    assert "epoch 1/1  done" in output, "the run's progress reaches the terminal"
     run("git", "add", "-A", cwd=folder)
     run("git", "commit", "-q", "-m", "first", cwd=folder)
     return folder
@@ -96,32 +100,51 @@ def test_a_run_says_its_parameters_commit_and_data(repository):
 
     info = json.loads((repository / "artifacts/run/run.json").read_bytes())
     assert info["data_version"] == tracked_version(repository / "data") and "commit" in info
-    assert {name: info["config"][name] for name in TINY} == TINY
-    card = read_card(repository / "artifacts/run/model.onnx")
-    assert card.provenance.data_version == info["data_version"] and card.provenance.n_train == 18
+    assert {name: info["config"][name] for name in SMALL} == SMALL
     notebook = nbformat.read(repository / "artifacts/run/train.ipynb", 4)
     assert notebook.metadata.papermill.parameters["out"] == "artifacts/run"
     assert any(info["data_version"] in str(cell.get("outputs")) for cell in notebook.cells)
 
 
+def test_the_file_at_the_end_has_everything_that_ships(repository):
+    artifacts = repository / "artifacts"
+    card = read_card(artifacts / "model/int8/model.onnx")
+    info = json.loads((artifacts / "average/run.json").read_bytes())
+    assert [run["seed"] for run in info["averaged"]] == [0, 0, 1], "the run and the two folds"
+    assert all(run["synthetic"].startswith("1 of each of") for run in info["averaged"])
+    calibration = json.loads((artifacts / "crossval/calibration.json").read_bytes())
+    assert card.unsure_below == calibration["unsure_below"] and card.temperature == info["calibration"]["temperature"]
+    float_card = read_card(artifacts / "model/float/model.onnx")
+    assert card.quantization.made_of == float_card.file_sha256 and card.quantization.compared_on == "out of fold"
+    assert float_card.file_sha256 != read_card(artifacts / "average/model.onnx").file_sha256, "it has another head"
+    measured = json.loads((repository / "metrics.json").read_bytes())
+    assert measured["n"] == card.evaluation.n and measured["accuracy"] == card.evaluation.accuracy
+    names = {path.name for path in (artifacts / "model/measured").iterdir()}
+    assert names == {"val.csv", "out_of_fold.csv", "others.csv", "trashnet_groups.csv", "stress.json"}
+
+
 def test_a_second_repro_runs_nothing(repository):
-    said = run("dvc", "repro", cwd=repository, PYTHONPATH=str(repository))
-    assert "Running stage" not in said and "Data and pipelines are up to date." in said
+    output = run("dvc", "repro", cwd=repository, PYTHONPATH=str(repository))
+    assert "Running stage" not in output and "Data and pipelines are up to date." in output
 
 
-def test_a_parameter_reruns_what_depends_on_it_and_is_compared(repository):
+def test_a_parameter_reruns_what_depends_on_it(repository):
     set_parameters(repository, label_smoothing=0.3)
-    said = run("dvc", "repro", cwd=repository, PYTHONPATH=str(repository))
-    assert "Stage 'prepare' didn't change, skipping" in said
-    assert all(f"Running stage '{stage}'" in said for stage in ("train", "export", "evaluate"))
-
+    output = run("dvc", "repro", "--dry", cwd=repository, PYTHONPATH=str(repository))
+    assert "Stage 'prepare' didn't change, skipping" in output
+    assert all(f"Running stage '{stage}'" in output for stage in ("train", "crossval"))
     (changed,) = json.loads(run("dvc", "params", "diff", "--json", cwd=repository)).values()
     assert set(changed) == {"label_smoothing"}
     assert (changed["label_smoothing"]["old"], changed["label_smoothing"]["new"]) == (0.1, 0.3)
-    metrics = json.loads(run("dvc", "metrics", "diff", "--json", "--all", cwd=repository))["metrics.json"]
-    figures = json.loads((repository / "metrics.json").read_bytes())
-    for name in ("accuracy", "macro_f1", "nll", "ece"):
-        assert metrics[name]["new"] == figures[name] and metrics[name]["old"] is not None
+    set_parameters(repository, label_smoothing=0.1)
+
+
+def test_metrics_and_plots_are_compared_with_the_last_commit(repository):
+    metrics = json.loads((repository / "metrics.json").read_bytes())
+    (repository / "metrics.json").write_text(json.dumps(metrics | {"accuracy": 0.125}), encoding="utf-8")
+    changes = json.loads(run("dvc", "metrics", "diff", "--json", "--all", cwd=repository))["metrics.json"]
+    assert (changes["accuracy"]["old"], changes["accuracy"]["new"]) == (metrics["accuracy"], 0.125)
+    assert all(changes[name]["new"] == metrics[name] for name in ("macro_f1", "nll", "ece"))
     run("dvc", "plots", "diff", "HEAD", "--out", "plots", cwd=repository)
     page = (repository / "plots" / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("valid_loss", "accuracy", "actual", "predicted"))
@@ -143,8 +166,8 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
     addresses = {
         name: store.environment[name] for name in ("STORAGE_EMULATOR_HOST", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT")
     }
-    said = run(*words, cwd=tmp_path, fails=True, **addresses)
-    assert "unknown parameter 'epoch'; known are backbone" in said and "Executing:" in said
+    output = run(*words, cwd=tmp_path, fails=True, **addresses)
+    assert "unknown parameter 'epoch'; known are backbone" in output and "Executing:" in output
     left = nbformat.reads(files.cat(f"{bucket}/out.ipynb").decode(), 4)
     errors = [out for cell in left.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert errors and "unknown parameter 'epoch'" in errors[0].evalue
@@ -162,7 +185,7 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "code", "said"),
+    ("kernel", "code", "message"),
     [
         (None, "assert epochs == 3 and sys.executable == interpreter", None),
         ("nowhere", "assert epochs == 3 and sys.executable == interpreter", None),
@@ -170,11 +193,11 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
         (
             None,
             "import os; os.kill(os.getpid(), 9)",
-            r"process died .*--resume\nThe notebook as far as .*: {executed}$",
+            r"process died .*--resume\nThe notebook up to there: {executed}$",
         ),
     ],
 )
-def test_any_kernel_name_runs_here_and_every_end_is_a_sentence(tmp_path, monkeypatch, kernel, code, said):
+def test_any_kernel_name_runs_here_and_every_end_is_a_sentence(tmp_path, monkeypatch, kernel, code, message):
     folder = tmp_path / "100% {of} {0}"
     folder.mkdir()
     cells = [
@@ -187,8 +210,8 @@ def test_any_kernel_name_runs_here_and_every_end_is_a_sentence(tmp_path, monkeyp
     monkeypatch.setattr("trashsorting.cli.train.training_notebook", lambda: folder / "source.ipynb")
     executed = folder / "train.ipynb"
     expected = (
-        pytest.raises(TrashsortingError, match=said.format(executed=re.escape(str(executed))))
-        if said
+        pytest.raises(TrashsortingError, match=message.format(executed=re.escape(str(executed))))
+        if message
         else nullcontext()
     )
     with expected:

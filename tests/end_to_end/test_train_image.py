@@ -29,7 +29,7 @@ def entry_point() -> list[str]:
 
 
 def start(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    "What the container would do."
+    "What the container does."
     everything = {**os.environ, **environment}
     return subprocess.run(
         [*entry_point(), *words], capture_output=True, text=True, timeout=600, env=everything, check=False

@@ -24,11 +24,10 @@ from trashsorting.data.manifest import read_folder
 from trashsorting.data.sample import draw_sample
 from trashsorting.data.sources import load_manifest
 from trashsorting.data.splits import split_by_hash
-from trashsorting.training.averaging import init_from
 from trashsorting.training.callbacks import Diverged, FreezeNorm
 from trashsorting.training.checkpoint import FILE, Checkpointer, check_room
 from trashsorting.training.learner import create_learner, fit
-from trashsorting.training.run import save_run
+from trashsorting.training.run import initialize_from, save_run
 
 BIN = Path(sys.executable).parent
 COMMAND = BIN / "trashsorting"
@@ -59,12 +58,11 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def train_here(folder: Path, *cbs: Callback) -> list[dict[str, float]]:
-    "What the notebook does until the model is trained, in this process and one thread."
+    "What `train` does until the model is trained, in this process and one thread."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     learn = create_learner(load_manifest("sample", folder / "data", seed=CONFIG.seed), CONFIG, folder)
-    learn.dls.train.one_batch()  # the notebook shows one: that takes a shuffle
     fit(learn, CONFIG, cbs)
     torch.set_num_threads(threads)
     return history(folder)
@@ -166,12 +164,12 @@ def test_with_other_composites_or_weights_it_is_another_run(tmp_path):
         fit(composed, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, composed), PowerCut()])
     assert Checkpointer(tmp_path, CONFIG, manifest, composed).found["epoch"] == 0
     plain = create_learner(manifest, CONFIG, tmp_path)
-    with pytest.raises(TrashsortingError, match=r"cut off with composites='1 of each of .*', not '': choose another"):
+    with pytest.raises(TrashsortingError, match=r"cut off with synthetic='1 of each of .*', not '': choose another"):
         Checkpointer(tmp_path, CONFIG, manifest, plain)
     save_run(composed, manifest, CONFIG, "drawn")
     composed.save("checkpoint", with_opt=False)
-    init_from(composed, tmp_path, manifest)
-    with pytest.raises(TrashsortingError, match="weights='random', not 'random; started from another run': choose"):
+    initialize_from(composed, tmp_path, manifest)
+    with pytest.raises(TrashsortingError, match="weights='random', not 'random; initialised from another run': choose"):
         Checkpointer(tmp_path, CONFIG, manifest, composed)
 
 
@@ -185,14 +183,14 @@ def test_with_another_start_of_the_same_kind_it_is_another_run(tmp_path):
         started.save("checkpoint", with_opt=False)
         save_run(started, manifest, config, "drawn")
         learners.append(create_learner(manifest, CONFIG, tmp_path))
-        init_from(learners[-1], folder, manifest)
+        initialize_from(learners[-1], folder, manifest)
     first, second = learners
-    assert first.weights == second.weights == "random; started from another run"
+    assert first.weights == second.weights == "random; initialised from another run"
     with pytest.raises(KeyboardInterrupt):
         fit(first, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, first), PowerCut()])
     assert Checkpointer(tmp_path, CONFIG, manifest, first).found["epoch"] == 0
-    one, other = (re.escape(str(learn.learned_from)) for learn in learners)
-    with pytest.raises(TrashsortingError, match=f"cut off with learned_from={one}, not {other}: choose another folder"):
+    one, other = (repr(learn.initialized_from) for learn in learners)
+    with pytest.raises(TrashsortingError, match=f"cut off with initialized_from={one}, not {other}: choose"):
         Checkpointer(tmp_path, CONFIG, manifest, second)
 
 

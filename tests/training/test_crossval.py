@@ -34,35 +34,35 @@ def crossval(tmp_path_factory) -> tuple[list, Path]:
 def test_each_training_photograph_is_held_out_once(crossval):
     _, folder = crossval
     splits = [read_split(folder / f"fold{at}.csv") for at in range(2)]
-    held = [{file for file, (_, part) in split.items() if part == "val"} for split in splits]
-    trained = [{file for file, (_, part) in split.items() if part == "train"} for split in splits]
+    held = [{file for file, (_, subset) in split.items() if subset == "val"} for split in splits]
+    trained = [{file for file, (_, subset) in split.items() if subset == "train"} for split in splits]
     assert held[0] == trained[1] and held[1] == trained[0] and not held[0] & held[1]
-    found = load_predictions(folder / "predictions.csv")
-    assert set(found.files) == held[0] | held[1]
+    predictions = load_predictions(folder / "predictions.csv")
+    assert set(predictions.files) == held[0] | held[1]
     for at in range(2):
         assert load_run(folder / f"fold{at}").config.seed == at
-        assert {file for file, fold in zip(found.files, found.folds, strict=True) if fold == at} == held[at]
+        assert {file for file, fold in zip(predictions.files, predictions.folds, strict=True) if fold == at} == held[at]
 
 
-def test_what_was_decided_reaches_the_card(crossval):
+def test_the_calibration_reaches_the_card(crossval):
     _, folder = crossval
     done = call("export", folder / "mean")
     assert done.returncode == 0, done.stderr
-    card, found = read_card(folder / "mean" / "model.onnx"), load_predictions(folder / "predictions.csv")
-    right = found.logits.argmax(1) == found.targets
-    assert card.cross_validation.n == len(found.files) == card.provenance.n_train
-    by_fold = [right[found.folds == at].mean() for at in range(2)]
+    card, predictions = read_card(folder / "mean" / "model.onnx"), load_predictions(folder / "predictions.csv")
+    right = predictions.logits.argmax(1) == predictions.targets
+    assert card.cross_validation.n == len(predictions.files) == card.provenance.n_train
+    by_fold = [right[predictions.folds == at].mean() for at in range(2)]
     assert card.cross_validation.accuracy_by_fold == pytest.approx(by_fold)
-    assert card.cross_validation.accuracy_std == pytest.approx(np.std(by_fold, ddof=1))
-    fitted = fit_temperature(found.logits, found.targets)
+    assert card.cross_validation.accuracy_deviation == pytest.approx(np.std(by_fold, ddof=1))
+    fitted = fit_temperature(predictions.logits, predictions.targets)
     folds = [load_run(folder / f"fold{at}") for at in range(2)]
     seen = [folds[0].manifest.root / entry.file for entry in folds[0].manifest.entries[::5]]
-    share = logit_scale_ratio(load_run(folder / "mean"), folds, seen)
-    assert card.temperature == pytest.approx(fitted * share)
-    assert f"{fitted:.3f}, is taken times {share:.3f}" in card.decision_note
+    ratio = logit_scale_ratio(load_run(folder / "mean"), folds, seen)
+    assert card.temperature == pytest.approx(fitted * ratio)
+    assert f"{fitted:.3f}, is multiplied by {ratio:.3f}" in card.decision_note
     assert card.evaluation.unsure_below == card.unsure_below and "90.0%" in card.decision_note
     trained_on = {entry.file for entry in load_run(folder / "mean").manifest.subset("train").entries}
-    assert trained_on == set(found.files)
+    assert trained_on == set(predictions.files)
 
 
 def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
@@ -70,7 +70,7 @@ def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
     refused = call(*words)
     assert refused.returncode != 0 and "holds a finished cross-validation already" in refused.stderr
     was = (folder / "mean" / "run.json").read_text(encoding="utf-8")
-    (folder / "decided.json").unlink()
+    (folder / "calibration.json").unlink()
     (folder / "mean" / "run.json").unlink()
     (folder / "fold1" / "run.json").unlink()
     first = (folder / "fold0" / "checkpoint.pth").stat().st_mtime_ns
@@ -78,12 +78,12 @@ def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
     assert done.returncode == 0, done.stderr
     assert (folder / "fold0" / "checkpoint.pth").stat().st_mtime_ns == first
     now = json.loads((folder / "mean" / "run.json").read_bytes())
-    assert now["decided"]["temperature"] == pytest.approx(json.loads(was)["decided"]["temperature"], rel=1e-3)
+    assert now["calibration"]["temperature"] == pytest.approx(json.loads(was)["calibration"]["temperature"], rel=1e-3)
 
 
 def test_another_recipe_or_other_folds_do_not_go_on(crossval):
     words, folder = crossval
-    (folder / "decided.json").unlink(missing_ok=True)
+    (folder / "calibration.json").unlink(missing_ok=True)
     other = call(*words, "-p", "weight_decay", 0.5)
     assert other.returncode != 0 and "was trained with weight_decay=0.01, not 0.5" in other.stderr
     thrice = call(*words, "-k", 3)
@@ -91,42 +91,42 @@ def test_another_recipe_or_other_folds_do_not_go_on(crossval):
     assert "Traceback" not in other.stderr + thrice.stderr
 
 
-def test_a_fold_that_learned_from_something_else_does_not_go_on(crossval):
+def test_a_fold_of_other_images_or_weights_does_not_go_on(crossval):
     words, folder = crossval
-    (folder / "decided.json").unlink(missing_ok=True)
+    (folder / "calibration.json").unlink(missing_ok=True)
     file = folder / "fold1" / "run.json"
     was = json.loads(file.read_bytes())
-    others = {"composites": "1 of each of 9 of 12 photographs", "weights": f"{was['weights']}; taught by 2 runs"}
+    others = {"synthetic": "1 of each of 9 of 12 photographs", "weights": "random"}
     for name, other in others.items():
         file.write_text(json.dumps(was | {name: other}), encoding="utf-8")
         refused = call(*words)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert f"fold1 was trained with {name}={other!r}, not {was[name]!r}: choose another folder" in refused.stderr
     file.write_text(json.dumps(was, indent=2) + "\n", encoding="utf-8")
-    taught = call(*words, "-p", "teachers", folder)
-    assert taught.returncode == 1
-    wanted = f"{was['weights']}; taught by 3 runs"  # the folds and their mean
-    assert f"fold0 was trained with weights={was['weights']!r}, not {wanted!r}: choose" in taught.stderr
+    continued = call(*words, "-p", "init_from", folder / "mean")
+    assert continued.returncode == 1
+    wanted = f"{was['weights']}; initialised from the average of 2 runs"
+    assert f"fold0 was trained with weights={was['weights']!r}, not {wanted!r}: choose" in continued.stderr
 
 
 def test_a_risk_that_cannot_be_kept_costs_no_training(crossval):
     words, folder = crossval
-    (folder / "decided.json").unlink(missing_ok=True)
+    (folder / "calibration.json").unlink(missing_ok=True)
     before = [(folder / f"fold{at}" / "checkpoint.pth").stat().st_mtime_ns for at in range(2)]
     refused = call(*words, "--risk", 1e-6)
     assert refused.returncode != 0 and "no threshold keeps the risk" in refused.stderr
-    assert "Traceback" not in refused.stderr and not (folder / "decided.json").exists()
+    assert "Traceback" not in refused.stderr and not (folder / "calibration.json").exists()
     assert call(*words).returncode == 0
     assert before == [(folder / f"fold{at}" / "checkpoint.pth").stat().st_mtime_ns for at in range(2)]
 
 
-def test_a_mixture_takes_over_what_was_decided_or_is_not_made(crossval, tmp_path):
+def test_another_average_gets_the_calibration_or_is_not_made(crossval, tmp_path):
     _, folder = crossval
     runs = [folder / "fold0", folder / "fold0"]
     refused = call("average", *runs, "--out", tmp_path / "none", "--crossval", tmp_path)
     assert refused.returncode != 0 and "of a finished cross-validation?" in refused.stderr
     assert not (tmp_path / "none").exists()
     assert call("average", *runs, "--out", tmp_path / "twice", "--crossval", folder).returncode == 0
-    told = json.loads((tmp_path / "twice" / "run.json").read_bytes())["decided"]
-    decided = json.loads((folder / "decided.json").read_bytes())
-    assert told["unsure_below"] == decided["unsure_below"] and "cross_validation" not in told
+    own = json.loads((tmp_path / "twice" / "run.json").read_bytes())["calibration"]
+    calibration = json.loads((folder / "calibration.json").read_bytes())
+    assert own["unsure_below"] == calibration["unsure_below"] and "cross_validation" not in own

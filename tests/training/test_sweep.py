@@ -1,5 +1,6 @@
-"""A sweep as a person starts one: workers that share a file, a break, what Weights & Biases makes of the export."""
+"""A sweep as a user starts one: workers that share a file, a break, synthetic images."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -17,17 +18,18 @@ from command import call
 from trashsorting.cli.train import training_notebook
 from trashsorting.core.config import check_config
 from trashsorting.data.sample import draw_sample
-from trashsorting.training.sweep import Report, open_study
+from trashsorting.training.sweep import PruningCallback, open_study
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 SECONDS = 600
-SMALL = ("backbone mobilenetv3_small_100", "pretrained false", "image_size 32", "freeze_epochs 0", "epochs 1")
-SAME = [word for one in (*SMALL, "batch_size 8", "num_workers 0") for word in ("-p", *one.split())]
+SMALL = ("backbone test_efficientnet", "pretrained false", "image_size 32", "freeze_epochs 0", "epochs 1")
+SAME = [word for pair in (*SMALL, "batch_size 8", "num_workers 0") for word in ("-p", *pair.split())]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    return [str(COMMAND), "sweep", "--data", str(folder / "sample"), "--out", str(folder / "sweep"), *SAME, *more]
+    paths = {"--data": folder / "sample", "--synthetic": folder / "synthetic", "--out": folder / "sweep"}
+    return [str(COMMAND), "sweep", *(str(word) for pair in paths.items() for word in pair), *SAME, *more]
 
 
 def ended(folder: Path) -> list[tuple[int, str]]:
@@ -40,6 +42,7 @@ def swept(tmp_path_factory) -> Path:
     "Killed after its first trial, and resumed by two workers."
     folder = tmp_path_factory.mktemp("swept")
     draw_sample(folder / "sample", per_class=5)
+    assert call("data", "synthesize", folder / "sample", "--out", folder / "synthetic", "-n", 1).returncode == 0
     started = subprocess.Popen(words(folder, "--trials", "6"), env=ONE_THREAD, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + SECONDS
     while started.poll() is None and time.monotonic() < deadline:
@@ -54,12 +57,12 @@ def swept(tmp_path_factory) -> Path:
     again = words(folder, "--trials", "6", "--workers", "2")
     done = subprocess.run(again, env=ONE_THREAD, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    (folder / "said.txt").write_text(done.stdout, encoding="utf-8")
+    (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
     return folder
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("lr: {min: 1e-4, max: 0.01}", "lr='1e-4': must be a valid number: YAML takes 1e-4 for text"),
         ("lr: {min: 0.001, max: .inf}", "lr=inf: must be a finite number"),
@@ -68,27 +71,24 @@ def swept(tmp_path_factory) -> Path:
         ("epochs: {min: 3, max: 9}", "epochs=3.0: must be a valid integer"),
     ],
 )
-def test_what_no_run_takes_is_named(tmp_path, typed, said):
+def test_what_no_run_takes_is_named(tmp_path, typed, message):
     (tmp_path / "space.yaml").write_text(typed, encoding="utf-8")
     done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--space", tmp_path / "space.yaml")
-    assert done.returncode == 1 and said in done.stderr and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("typed", "said"), [('{"lr": 1', "not JSON: Expecting"), ("[1]", "no names with values")])
-def test_one_that_is_no_configuration_is_a_wrong_use(tmp_path, typed, said):
-    (tmp_path / "one.json").write_text(typed, encoding="utf-8")
-    done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--one", tmp_path / "one.json")
-    assert done.returncode == 2 and f"--one {tmp_path / 'one.json'}: {said}" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert done.returncode == 1 and message in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_no_trial_is_lost(swept):
     trials = ended(swept)
     assert 6 <= len(trials) <= 7, "the last two may run at the same time"
     assert trials[0][0] == 0, "the first one is from before the break"
-    assert "the best: accuracy" in (swept / "said.txt").read_text(encoding="utf-8")
+    assert "the best: accuracy" in (swept / "output.txt").read_text(encoding="utf-8")
     assert (swept / "sweep/parallel.png").stat().st_size and (swept / "sweep/importance.png").stat().st_size
     assert not list(swept.glob("sweep/trial*/*.pth")), "weights of trials are not kept"
+
+
+def test_a_trial_shows_synthetic_images(swept):
+    infos = [json.loads(path.read_bytes()) for path in swept.glob("sweep/trial*/run.json")]
+    assert infos and all(info["synthetic"].startswith("1 of each of") for info in infos)
 
 
 def test_a_hopeless_trial_is_given_up_and_a_good_one_is_not(tmp_path):
@@ -100,12 +100,12 @@ def test_a_hopeless_trial_is_given_up_and_a_good_one_is_not(tmp_path):
         study.tell(trial, accuracy)
 
     def epochs(accuracy: float) -> int:
-        report = Report(study.ask())
+        pruning = PruningCallback(study.ask())
         recorder = SimpleNamespace(metric_names=["epoch", "accuracy", "time"], values=[[accuracy]])
-        report.learn = SimpleNamespace(recorder=recorder)
+        pruning.learn = SimpleNamespace(recorder=recorder)
         for _ in range(3):
-            report("after_epoch")  # as fastai calls it, which changes what a callback raises
-        return report.epochs
+            pruning("after_epoch")  # as fastai calls it, which changes what a callback raises
+        return pruning.epochs
 
     assert epochs(0.85) == 3
     with pytest.raises(optuna.TrialPruned):
@@ -116,25 +116,5 @@ def test_the_winner_is_a_file_of_parameters_for_the_notebook(swept):
     import papermill
 
     winner = yaml.safe_load((swept / "sweep/winner.yaml").read_bytes())
-    assert check_config(**winner).backbone == "mobilenetv3_small_100"
+    assert check_config(**winner).backbone == "test_efficientnet"
     assert set(winner) <= set(papermill.inspect_notebook(training_notebook()))
-
-
-def test_wandb_would_run_what_was_exported(swept, tmp_path):
-    "W&B's own code turns the sweep's command and a configuration into the words that its agent starts."
-    from wandb.sdk.launch.sweeps import utils
-
-    exported = yaml.safe_load((swept / "sweep/wandb.yaml").read_bytes())
-    chosen = {"lr": 1e-3, "weight_decay": 0.01, "label_smoothing": 0.1, "crop_mode": "center"}
-    same = {name: one["value"] for name, one in exported["parameters"].items() if "value" in one}
-    assert set(chosen) | set(same) == set(exported["parameters"])
-    given = {"program": exported["program"]}
-    given["args"] = {name: {"value": value} for name, value in {**chosen, **same}.items()}
-    (tmp_path / "args.json").write_text(utils.create_sweep_command_args(given)["args_json"][0], encoding="utf-8")
-    places = {"${program}": str(COMMAND), "${args_json_file}": str(tmp_path / "args.json")}
-    command = [places.get(word, word) for word in utils.create_sweep_command(exported["command"])]
-    asked = {**ONE_THREAD, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_RUN_ID": "asked1"}
-    done = subprocess.run(command, env=asked, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
-    (written,) = swept.glob("sweep/asked1/wandb/offline-run-*-asked1/run-asked1.wandb")
-    assert b"accuracy" in written.read_bytes()

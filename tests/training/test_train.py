@@ -42,7 +42,7 @@ def foreign_kernels(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, request) -> Path:
-    "One finished run of two epochs on the drawn sample, in a folder and with a terminal that ask for trouble."
+    "One finished run of two epochs on the drawn sample, in a folder with an odd name, a terminal with an odd encoding."
     out = tmp_path_factory.mktemp("runs") / "a {0} {b} 100%s →"
     odd = {"PYTHONIOENCODING": "cp1252", "JUPYTER_PATH": foreign_kernels(tmp_path_factory.mktemp("jupyter"))}
     start = time.perf_counter()
@@ -57,7 +57,7 @@ def run(tmp_path_factory, request) -> Path:
     return out
 
 
-def test_a_run_leaves_everything_that_was_promised(run):
+def test_a_run_leaves_all_its_files(run):
     for name in (
         "train.ipynb",
         "history.csv",
@@ -82,17 +82,17 @@ def test_progress_reaches_the_terminal_and_the_history(run):
     with open(run / "history.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    said = (run / "stdout.txt").read_text(encoding="utf-8")
+    output = (run / "stdout.txt").read_text(encoding="utf-8")
     for row in rows:
-        assert f"epoch {row['epoch']}/2  done" in said
-        assert f"valid_loss {float(row['valid_loss']):.4f}" in said
+        assert f"epoch {row['epoch']}/2  done" in output
+        assert f"valid_loss {float(row['valid_loss']):.4f}" in output
 
 
-def test_nothing_is_said_that_is_for_the_libraries_authors(run, tmp_path):
-    mixed = launch("average", run, run, "--out", tmp_path / "mixed")
-    assert mixed.returncode == 0
-    for said in ((run / "stderr.txt").read_text(), mixed.stderr):
-        assert "WARNING" not in said and "Warning" not in said
+def test_no_warning_of_a_library_is_shown(run, tmp_path):
+    average = launch("average", run, run, "--out", tmp_path / "average")
+    assert average.returncode == 0
+    for errors in ((run / "stderr.txt").read_text(), average.stderr):
+        assert "WARNING" not in errors and "Warning" not in errors
 
 
 def test_a_name_that_cannot_be_printed_is_escaped(run):
@@ -110,9 +110,9 @@ def test_the_executed_notebook_holds_its_parameters_and_no_error(run):
 
 def test_the_model_can_be_used_at_once(run, tmp_path):
     draw_sample(tmp_path / "fresh", 8)
-    done = call("evaluate", tmp_path / "fresh", "--model", run / "model.onnx", "--json", tmp_path / "figures.json")
+    done = call("evaluate", tmp_path / "fresh", "--model", run / "model.onnx", "--json", tmp_path / "metrics.json")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "figures.json").read_bytes())["accuracy"] > 0.8
+    assert json.loads((tmp_path / "metrics.json").read_bytes())["accuracy"] > 0.8
 
 
 def test_export_makes_the_same_file_and_card_again(run, tmp_path):
@@ -125,24 +125,23 @@ def test_export_makes_the_same_file_and_card_again(run, tmp_path):
     assert read_card(again / "model.onnx") == read_card(run / "model.onnx")
 
 
-def losses(run: Path) -> list[float]:
-    "On the validation part, by epoch."
-    return [
-        float(row["valid_loss"])
-        for row in csv.DictReader((run / "history.csv").read_text(encoding="utf-8").splitlines())
-    ]
-
-
-def test_a_run_learns_from_another_and_says_so(run, tmp_path):
-    words = ("--teachers", run.parent, *SMALL, "-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
-    done = call("train", "--data", "sample", "--out", tmp_path / "run", *words)
+def test_a_run_continues_from_another_and_says_so(run, tmp_path):
+    words = ("--data", "sample", "--init-from", run, "--out", tmp_path / "run")
+    done = call("train", *words, *SMALL, "-p", "epochs", "1", "-p", "batch_size", "8")
     assert done.returncode == 0, done.stderr
-    assert read_card(tmp_path / "run" / "model.onnx").provenance.weights.endswith("; taught by 1 run")
-    assert losses(tmp_path / "run") != pytest.approx(losses(run), abs=1e-3), "but for the teacher they are the same run"
-    words = ("--data", "sample", "--teachers", tmp_path, "--out", tmp_path / "none", "-p", "epochs", "1")
-    (tmp_path / "run" / "run.json").unlink()
-    refused = call("train", *words)
-    assert refused.returncode == 1 and "there is no finished run in it" in refused.stderr
+    assert read_card(tmp_path / "run" / "model.onnx").provenance.weights.endswith("; initialised from another run")
+
+
+def test_synthetic_images_are_shown_or_refused(tmp_path):
+    draw_sample(tmp_path / "photos", 5)
+    assert call("data", "synthesize", tmp_path / "photos", "--out", tmp_path / "synthetic", "-n", 1).returncode == 0
+    words = ("--data", tmp_path / "photos", "--synthetic")
+    done = call("train", *words, f"file://{tmp_path}/synthetic", "--out", tmp_path / "run", *TINY, "-p", "epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_bytes())["synthetic"].startswith("1 of each of")
+    refused = call("train", *words, tmp_path / "photos", "--out", tmp_path / "none", *TINY)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "make them with `trashsorting data synthesize`" in refused.stderr
 
 
 TINY = (*SMALL, "-p", "backbone", "test_efficientnet", "-p", "pretrained", "false", "-p", "batch_size", "8")
@@ -156,7 +155,7 @@ def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
     assert not any((tmp_path / "run" / name).exists() for name in ("run.json", "checkpoint.pth", "recovery.pth"))
 
 
-@pytest.mark.parametrize("command", [("export",), ("average", "--out", "mixed")])
+@pytest.mark.parametrize("command", [("export",), ("average", "--out", "mean")])
 def test_weights_that_are_not_finite_are_refused(run, tmp_path, command):
     broken = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "data"))
     state = torch.load(broken / "checkpoint.pth", weights_only=True)
@@ -164,10 +163,10 @@ def test_weights_that_are_not_finite_are_refused(run, tmp_path, command):
     torch.save(state, broken / "checkpoint.pth")
     name, *more = command
     done = call(
-        name, *([broken, run] if more else [broken]), *[tmp_path / word if word == "mixed" else word for word in more]
+        name, *([broken, run] if more else [broken]), *[tmp_path / word if word == "mean" else word for word in more]
     )
     assert done.returncode == 1 and f"{broken / 'checkpoint.pth'}: its weights are not finite" in done.stderr
-    assert not (broken / "model.onnx").exists() and not (tmp_path / "mixed").exists()
+    assert not (broken / "model.onnx").exists() and not (tmp_path / "mean").exists()
 
 
 LITTLE_MEMORY = """
@@ -203,7 +202,7 @@ def test_too_little_shared_memory_names_num_workers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("checkpoint.pth", b"", "not the weights of a tf_efficientnet_lite0 with 6 classes (EOFError)"),
         ("checkpoint.pth", b"no", "not the weights of a tf_efficientnet_lite0 with 6 classes (UnpicklingError)"),
@@ -214,7 +213,7 @@ def test_too_little_shared_memory_names_num_workers(tmp_path):
         ("manifest.csv", b"no", "no column 'file'; needs the columns file,label,"),
     ],
 )
-def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
+def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, message):
     broken = shutil.copytree(run, tmp_path / "run")
     if isinstance(content, dict):
         content = json.dumps(json.loads((broken / name).read_bytes()) | content).encode()
@@ -223,10 +222,10 @@ def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, said):
     else:
         (broken / name).write_bytes(content)
     done = call("export", broken)
-    assert done.returncode == 1 and f"{broken / name}: {said}" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and f"{broken / name}: {message}" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_drawings_never_ship(run):
+def test_a_model_of_drawings_is_not_installed(run):
     before = card_path(SHIPPED_MODEL).read_bytes()
     done = call("export", run, "--install")
     assert done.returncode == 1 and "what ships is trained on photographs" in done.stderr

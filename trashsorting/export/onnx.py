@@ -182,7 +182,7 @@ def _score_file(
     paths = [run.manifest.root / entry.file for entry in held_out]
     if gone := [path for path in paths if not path.is_file()]:
         raise DataError(f"{gone[0]}: no such file; the file is scored on the photographs that the run held out")
-    decided, targets = run.info.get("decided", {}), np.array([labels.index(entry.label) for entry in held_out])
+    decided, targets = run.info.get("calibration", {}), np.array([labels.index(entry.label) for entry in held_out])
     temperature = decided.get("temperature", 1.0)
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress, temperature)
     return evaluate(probabilities, targets, labels, unsure_below=decided.get("unsure_below"))
@@ -215,12 +215,12 @@ def _make_card(
         architecture=run.config.backbone,
         classes=tuple(run.info["labels"]),
         preprocessing=run.preprocessing,
-        has_activation_map="evidence" in {output.name for output in open_session(file).get_outputs()},
+        explains="evidence" in {output.name for output in open_session(file).get_outputs()},
         file_sha256=file_sha256(file),
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
         evaluation_note=run.info.get("evaluation_note", _SELECTION_NOTE),
-        **run.info.get("decided", {}),
+        **run.info.get("calibration", {}),
         provenance=Provenance(
             data=run.info["data"],
             manifest_sha256=run.manifest.sha256,
@@ -232,11 +232,11 @@ def _make_card(
             weights=run.info["weights"],
             commit=run.info.get("commit"),
             data_version=run.info.get("data_version"),
-            synthetic=run.info["composites"],
-            averaged=tuple(run.info.get("mixed", ())),
+            composites=run.info["synthetic"],
+            mixed=tuple(run.info.get("averaged", ())),
             sources=run.manifest.sources,
         ),
-        perceptual_hashes=pack_hashes(compute_hashes(_training_files(run))),
+        fingerprints=pack_hashes(compute_hashes(_training_files(run))),
     )
 
 # %% ../../nbs/export/00_onnx.ipynb #cb33a32a

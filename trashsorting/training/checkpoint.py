@@ -138,11 +138,11 @@ class Checkpointer(Callback):
         folder: Path,  # Of the run
         config: TrainConfig,
         manifest: Manifest,
-        learn: Learner,  # From `create_learner`, with the weights that it starts from and those who teach it
+        learn: Learner,  # From `create_learner`, with its first weights
     ):
         self.path, self.phase, self.found = Path(folder) / FILE, -1, None
         self.run_is = asdict(config) | {"manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
-        self.run_is |= {name: getattr(learn, name) for name in ("composites", "weights", "learned_from")}
+        self.run_is |= {name: getattr(learn, name) for name in ("synthetic", "weights", "initialized_from")}
         if self.path.exists():
             self.found = _read_state(self.path, self.run_is)
 
