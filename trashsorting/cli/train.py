@@ -69,7 +69,8 @@ def resolve_paths(
     **typed: Path | str | None,  # Those of `RUN_PATHS` that were typed
 ) -> dict:  # The same parameters, with absolute paths; addresses in a bucket are unchanged
     "Find a run's data and its folder. Raises `TrashsortingError` or `UsageError`."
-    from trashsorting.data.sources import WORDS, is_word
+    from trashsorting.data.sources import is_word
+    from trashsorting.export.zero_shot import WORDS
     from trashsorting.core.config import RUN_PATHS, check_paths
 
     paths = {name: str(typed.get(name) or parameters.get(name) or "") for name in RUN_PATHS}
@@ -358,7 +359,7 @@ def _divide(
 ) -> tuple:  # The manifest, without label conflicts, and the folds' manifests
     "Read photographs and divide the training subset. Raises `DataError` or `MissingExtra`."
     from trashsorting.training.crossval import make_folds
-    from trashsorting.data.duplicates import find_groups, compute_hashes, resolve_conflicts
+    from trashsorting.data.duplicates import compute_hashes, find_groups, resolve_conflicts
     from trashsorting.data.sources import load_manifest
     from trashsorting.training.backbone import embed
     from trashsorting.core.log import step
@@ -480,7 +481,7 @@ def average(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str)
     """
     need("fastai", "Averaging runs", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.training.crossval import read_calibration, apply_calibration
+    from trashsorting.training.crossval import apply_calibration, read_calibration
     from trashsorting.training.averaging import average_runs
 
     if crossval:

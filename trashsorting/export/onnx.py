@@ -215,7 +215,7 @@ def _make_card(
         architecture=run.config.backbone,
         classes=tuple(run.info["labels"]),
         preprocessing=run.preprocessing,
-        explains="evidence" in {output.name for output in open_session(file).get_outputs()},
+        has_activation_map="evidence" in {output.name for output in open_session(file).get_outputs()},
         file_sha256=file_sha256(file),
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
@@ -232,11 +232,11 @@ def _make_card(
             weights=run.info["weights"],
             commit=run.info.get("commit"),
             data_version=run.info.get("data_version"),
-            composites=run.info["synthetic"],
-            mixed=tuple(run.info.get("averaged", ())),
+            synthetic=run.info["composites"],
+            averaged=tuple(run.info.get("mixed", ())),
             sources=run.manifest.sources,
         ),
-        fingerprints=pack_hashes(compute_hashes(_training_files(run))),
+        perceptual_hashes=pack_hashes(compute_hashes(_training_files(run))),
     )
 
 # %% ../../nbs/export/00_onnx.ipynb #cb33a32a

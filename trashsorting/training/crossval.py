@@ -21,13 +21,13 @@ from ..core.image import open_rgb, to_input
 from ..core.system import write_json
 from ..data.cutpaste import describe_synthetic
 from ..data.duplicates import Group, resolve_conflicts
-from ..data.manifest import Manifest
-from ..data.splits import fold_by_hash, skip_files, split_csv
+from ..data.manifest import Manifest, skip_files
+from ..data.splits import fold_by_hash, split_csv
 from ..evaluation.calibration import calibrate
 from ..evaluation.ood import predict_logits
 from ..evaluation.oof import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
 from ..inference.session import open_session
-from .averaging import check_alike, average_runs
+from .averaging import average_runs, check_alike
 from .run import Run, describe_weights, load_run, train
 
 # %% ../../nbs/training/12_crossval.ipynb #d1f540d4
@@ -134,9 +134,9 @@ def calibrate_folds(
         n=len(predictions.files),
         accuracy_by_fold=tuple(evaluation.accuracy for evaluation in scored.values()),
         accuracy=mean["accuracy"][0],
-        accuracy_deviation=mean["accuracy"][1],
+        accuracy_std=mean["accuracy"][1],
         macro_f1=mean["macro_f1"][0],
-        macro_f1_deviation=mean["macro_f1"][1],
+        macro_f1_std=mean["macro_f1"][1],
         ece=mean["ece"][0],
     )
     return calibration | {"cross_validation": summary.model_dump()}
