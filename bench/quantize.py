@@ -1,7 +1,7 @@
-"""How much the answers move in INT8, and how much sooner they come, by how many convolutions stay in float: a table.
+"""How much logits change in INT8, and how much faster it is, by the number of convolutions in float: a table.
 
 `python bench/quantize.py MODEL --data DIR --split FILE --synthetic DIR`, four minutes. MODEL is a float file with its
-card. Training photographs that calibrated nothing and composites are asked; no other part is read.
+card. It measures training photographs outside the calibration, and synthetic images; no other subset is read.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, help="their split: CSV with the columns file,label,split")
     parser.add_argument("--synthetic", type=Path, required=True, help="what `trashsorting data synthesize` made")
     parser.add_argument("--first", type=int, nargs="+", default=[0, 3, 6, 9, 12], help="convolutions left in float")
-    parser.add_argument("-n", type=int, default=N_CALIBRATION, help="photographs to calibrate with, and to ask")
+    parser.add_argument("-n", type=int, default=N_CALIBRATION, help="photographs to calibrate with, and to measure")
     options = parser.parse_args()
     card = read_card(options.model)
     with TemporaryDirectory() as folder:
@@ -46,23 +46,27 @@ def main() -> None:
         train = manifest.subset("train").entries
         chosen = choose_photographs(manifest, options.n)
         others = sorted({manifest.root / entry.file for entry in train} - set(chosen))
-        composites = [path for paths in find_synthetic(options.composites, train).values() for path in paths]
-        asked = {
+        synthetic = [path for paths in find_synthetic(options.synthetic, train).values() for path in paths]
+        measured = {
             name: load_inputs(paths[:: max(1, len(paths) // options.n)][: options.n], card.preprocessing)
-            for name, paths in {"photographs": others, "composites": composites}.items()
+            for name, paths in {"photographs": others, "synthetic images": synthetic}.items()
         }
-        before = {name: centred(options.model, inputs) for name, inputs in asked.items()}
+        before = {name: centred(options.model, inputs) for name, inputs in measured.items()}
         for name, logits in before.items():
             print(f"{len(logits)} {name}, whose logits spread by {logits.std():.2f}")
-        print("\n| first convolutions in float | logit change | on composites | times as fast, 1 thread | MB |")
+        print("\n| first convolutions in float | logit change | on synthetic images | times as fast, 1 thread | MB |")
         print("|---|---|---|---|---|")
         for first in options.first:
             out = quantize(options.model, chosen, Path(folder) / "int8.onnx", first)
-            moved = [np.sqrt(((centred(out, asked[name]) - logits) ** 2).mean()) for name, logits in before.items()]
-            speed = measure_speedup(time_in_turns(options.model, out, asked["composites"][:1], threads=1), threads=1)
+            changes = [
+                np.sqrt(((centred(out, measured[name]) - logits) ** 2).mean()) for name, logits in before.items()
+            ]
+            speed = measure_speedup(
+                time_in_turns(options.model, out, measured["synthetic images"][:1], threads=1), threads=1
+            )
             low, high = speed.interval
             faster, size = f"{speed.ratio:.2f} ({low:.2f} to {high:.2f})", out.stat().st_size / 1e6
-            print(f"| {first} | {moved[0]:.4f} | {moved[1]:.4f} | {faster} | {size:.2f} |", flush=True)
+            print(f"| {first} | {changes[0]:.4f} | {changes[1]:.4f} | {faster} | {size:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
