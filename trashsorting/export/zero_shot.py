@@ -33,7 +33,7 @@ from ..inference.session import open_session, score
 from ..training.backbone import create_backbone, embed
 
 # %% ../../nbs/export/02_zero_shot.ipynb #4bfc8768
-CLASS_TO_IMAGENET: dict[str, tuple[str, ...]] = {  # Class -> ImageNet classes of things that are made of it
+_CLASS_TO_IMAGENET: dict[str, tuple[str, ...]] = {  # Class -> ImageNet classes of things that are made of it
     "cardboard": ("carton",),
     "glass": (
         "beaker", "beer bottle", "beer glass", "goblet", "hourglass", "perfume", "petri dish", "red wine", "saltshaker",
@@ -62,9 +62,9 @@ def map_classes_to_imagenet(
     info = ImageNetInfo()
     names = [info.index_to_description(number).lower().split(", ") for number in range(info.num_classes())]
     number_of = {name: number for number, synonyms in enumerate(names) for name in synonyms}
-    class_of = {number_of[name]: labels.index(label) for label in labels for name in CLASS_TO_IMAGENET.get(label, ())}
+    class_of = {number_of[name]: labels.index(label) for label in labels for name in _CLASS_TO_IMAGENET.get(label, ())}
     if not class_of:
-        raise ModelError(f"there are no ImageNet classes for {', '.join(labels)}, only for {', '.join(CLASS_TO_IMAGENET)}")
+        raise ModelError(f"there are no ImageNet classes for {', '.join(labels)}, only for {', '.join(_CLASS_TO_IMAGENET)}")
     numbers = np.array(sorted(class_of))
     return numbers, np.array([class_of[number] for number in numbers])[:, None] == np.arange(len(labels))
 
@@ -224,7 +224,7 @@ def fit_domain_router(
 
 # %% ../../nbs/export/02_zero_shot.ipynb #1a168bfb
 _ADJUSTMENT_FRACTION = 0.5  # Of the fitted offsets
-EPSILON = 1e-7  # Added to a probability before its logarithm; the exporter rounds smaller ones to 0
+_EPSILON = 1e-7  # Added to a probability before its logarithm; the exporter rounds smaller ones to 0
 
 
 def adjust_logits(
@@ -239,7 +239,7 @@ def adjust_logits(
         probabilities = head(torch.from_numpy(features).float()).softmax(1).double().numpy() @ of_class
     mapped = np.flatnonzero(of_class.any(0) & np.isin(np.arange(of_class.shape[1]), targets))
     is_mapped = np.isin(targets, mapped)
-    logits, targets = np.log(probabilities[is_mapped][:, mapped] + EPSILON), np.searchsorted(mapped, targets[is_mapped])
+    logits, targets = np.log(probabilities[is_mapped][:, mapped] + _EPSILON), np.searchsorted(mapped, targets[is_mapped])
     weights = 1 / np.bincount(targets)[targets]
 
     def loss(offsets: np.ndarray) -> float:
@@ -280,10 +280,10 @@ class ZeroShotNetwork(nn.Module):
         imagenet = self.words(features).softmax(1)
         by_class = imagenet @ self.of_class
         zero_shot = by_class * (trained * mapped).sum(1, keepdim=True) + trained * (1 - mapped)
-        pooled = (1 - weight) * scaled.log_softmax(1) + _SHARPEN * weight * (zero_shot + EPSILON).log()
+        pooled = (1 - weight) * scaled.log_softmax(1) + _SHARPEN * weight * (zero_shot + _EPSILON).log()
         logits = self.temperature * (pooled.log_softmax(1) + scaled.logsumexp(1, keepdim=True))
 
-        share = self.of_class.T * imagenet[:, None] / (by_class + EPSILON)[:, :, None]  # of an ImageNet class in its class
+        share = self.of_class.T * imagenet[:, None] / (by_class + _EPSILON)[:, :, None]  # of an ImageNet class in its class
         head_maps = self.temperature * share @ (self.words.weight @ grid + self.words.bias[:, None])
         trained_maps = self.learned.weight @ grid + self.learned.bias[:, None]
         head_weight = (weight * mapped)[:, :, None]

@@ -11,6 +11,7 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ class Checkpointer(Callback):
         manifest: Manifest,
         learn: Learner,  # From `create_learner`, with the weights that it starts from
     ):
-        self.path, self.phase, self.saved = Path(folder) / FILE, -1, None
+        self.path, self.phase, self.saved = Path(folder) / FILE, -1, dict[str, Any]()
         self.identity = asdict(config) | {"manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
         self.identity |= {name: getattr(learn, name) for name in ("composites", "weights", "learned_from")}
         if self.path.exists():
@@ -181,7 +182,7 @@ class Checkpointer(Callback):
 
     def restore(self) -> int:  # The epoch after which it was saved
         "Restore the learner, its callbacks and the generators."
-        saved, self.saved = self.saved, None
+        saved, self.saved = self.saved, {}
         get_model(self.learn.model).load_state_dict(saved["model"])
         saved["opt"]["hypers"] = L(saved["opt"]["hypers"])
         self.opt.load_state_dict(saved["opt"])
