@@ -240,7 +240,7 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
         shutil.copy(SHIPPED_MODEL, model)
         shutil.copy(card_path(SHIPPED_MODEL), card_path(model))
     words = [sys.executable, ROOT / "tools/promote.py", candidate.parent, "--data", tmp_path / "sample"]
-    words = [*map(str, words), "--installped", str(shipped), "--report", str(tmp_path / "report.md")]
+    words = [*map(str, words), "--installed", str(shipped), "--report", str(tmp_path / "report.md")]
 
     def run():
         return subprocess.run(words, capture_output=True, text=True, timeout=120)

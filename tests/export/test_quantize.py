@@ -1,4 +1,4 @@
-"""The INT8 file of the model that ships: its contract, its size, and how many answers change."""
+"""The INT8 file of the model that ships: inputs and outputs, size, and how many predictions change."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.data.splits import apply_split, split_by_hash
 from trashsorting.export.quantize import (
     FLOAT_CONVOLUTIONS,
-    activations,
+    channel_ranges,
     check_install_criteria,
     choose_photographs,
     compare,
+    equalization_groups,
     equalize_cross_layer,
-    executed,
-    linear_flows,
+    executed_operators,
     load_inputs,
     quantize,
     time_in_turns,
@@ -49,7 +49,7 @@ def int8(manifest, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def float_of_the_sample(manifest, tmp_path_factory) -> Path:
-    "The model that ships, with a card that says that it was made from the drawn sample."
+    "The float file of the model that ships, with a card that names the drawn sample."
     file, card = tmp_path_factory.mktemp("float") / "model.onnx", read_card(FLOAT)
     shutil.copyfile(FLOAT, file)
     of_sample = card.provenance.model_copy(update={"manifest_sha256": manifest.sha256})
@@ -63,25 +63,26 @@ def inputs_of(manifest: Manifest, n: int) -> np.ndarray:
     return load_inputs(paths, read_card(FLOAT).preprocessing)
 
 
-def values(file: Path) -> list[tuple]:
+def signature(file: Path) -> list[tuple]:
     session = open_session(file)
     return [(value.name, value.type, value.shape) for value in [*session.get_inputs(), *session.get_outputs()]]
 
 
-def test_it_takes_and_gives_what_the_float_file_does(int8):
-    assert values(int8) == values(FLOAT)
+def test_inputs_and_outputs_are_those_of_the_float_file(int8):
+    assert signature(int8) == signature(FLOAT)
 
 
-def test_it_is_small_and_names_no_machine(int8):
+def test_it_is_small_and_holds_no_path_of_this_machine(int8):
     assert int8.stat().st_size < min(0.4 * FLOAT.stat().st_size, 5_000_000)
     for trace in (b"site-packages", b"stack_trace", b".venv", str(int8.parent).encode()):
         assert trace not in int8.read_bytes()
 
 
-def test_nothing_is_left_unfused(int8):
-    found, before = executed(int8), executed(FLOAT)
-    assert found["Conv"] == FLOAT_CONVOLUTIONS and found["QLinearConv"] == before["Conv"] - FLOAT_CONVOLUTIONS
-    assert "Clip" not in found and found["QuantizeLinear"] == 1
+def test_every_convolution_is_fused(int8):
+    operators, before = executed_operators(int8), executed_operators(FLOAT)
+    assert operators["Conv"] == FLOAT_CONVOLUTIONS
+    assert operators["QLinearConv"] == before["Conv"] - FLOAT_CONVOLUTIONS
+    assert "Clip" not in operators and operators["QuantizeLinear"] == 1
 
 
 def test_most_drawn_pictures_keep_their_class(int8, manifest):
@@ -91,76 +92,76 @@ def test_most_drawn_pictures_keep_their_class(int8, manifest):
     assert np.sqrt(((before - after) ** 2).mean()) < 0.2 * before.std()
 
 
-def test_the_mean_of_the_evidence_is_the_logits(int8, manifest):
+def test_the_mean_of_the_activation_maps_is_the_logits(int8, manifest):
     inputs = inputs_of(manifest, 4)
-    logits, evidence = run_activation_maps(open_session(int8), inputs)
-    assert np.allclose(softmax(evidence.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
+    probabilities, maps = run_activation_maps(open_session(int8), inputs)
+    exponentials = np.exp(maps.mean(axis=(2, 3), dtype=np.float64))
+    assert np.allclose(exponentials / exponentials.sum(axis=1, keepdims=True), probabilities, atol=1e-5)
 
 
-def test_neighbours_in_a_batch_change_nothing(int8, manifest):
+def test_a_prediction_does_not_depend_on_its_batch(int8, manifest):
     session, inputs = open_session(int8), inputs_of(manifest, 5)
-    alone = np.concatenate([run_logits(session, one[None]) for one in inputs])
+    alone = np.concatenate([run_logits(session, array[None]) for array in inputs])
     assert np.allclose(run_logits(session, inputs), alone, atol=1e-4)
 
 
-def test_no_processor_overflows(int8):
-    "Two neighbouring weights of one sign times inputs of 255 are below 2**15: without VNNI they are added in 16 bits."
+def test_weights_do_not_overflow_without_vnni(int8):
+    "Two neighbouring weights of one sign times inputs of 255 stay below 2**15."
     tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(int8).graph.initializer]
-    weights = [one for one in tensors if one.dtype == np.int8 and one.ndim == 4 and one.shape[1] > 1]
-    assert len(weights) > 20
-    for one in weights:
-        rows = one.transpose(0, 2, 3, 1).reshape(len(one), -1).astype(int)
-        pairs = rows[:, : rows.shape[1] // 2 * 2].reshape(len(one), -1, 2)
+    dense = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4 and tensor.shape[1] > 1]
+    assert len(dense) > 20
+    for weights in dense:
+        rows = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1).astype(int)
+        pairs = rows[:, : rows.shape[1] // 2 * 2].reshape(len(weights), -1, 2)
         assert pairs.clip(min=0).sum(axis=2).max() <= 128 and pairs.clip(max=0).sum(axis=2).min() >= -128
 
 
 def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path):
     split, out = tmp_path / "split.csv", tmp_path / "new" / "int8.onnx"
     split.write_text(manifest.to_csv(), encoding="utf-8")
-    words = ["quantize", float_of_the_sample, "--data", manifest.root, "--split", split, "--out", out]
-    done = call(*words)
+    done = call("quantize", float_of_the_sample, "--data", manifest.root, "--split", split, "--out", out)
     assert done.returncode == 0, done.stderr
     card, before = Predictor(out).card, read_card(float_of_the_sample)
     n = len(manifest.subset("val").entries)
     assert f"{n} photographs" in done.stdout and "times as fast with 1 thread " in done.stdout
     assert (card.file_sha256, card.quantization.float_sha256) == (file_sha256(out), before.file_sha256)
     assert card.evaluation.n == card.quantization.comparison.n == n
-    new = {"name", "file_sha256", "file_bytes", "evaluation", "quantization"}
-    assert card.model_dump(exclude=new) == before.model_dump(exclude=new)
+    changed = {"name", "file_sha256", "file_bytes", "evaluation", "quantization"}
+    assert card.model_dump(exclude=changed) == before.model_dump(exclude=changed)
 
 
-def test_what_ships_was_float_sha256_the_float_file_and_passes_the_rule():
+def test_the_shipped_file_meets_the_install_criteria():
     shipped, before = read_card(SHIPPED_MODEL), read_card(FLOAT)
-    found = shipped.quantization
-    assert found.float_sha256 == before.file_sha256 == file_sha256(FLOAT) and found.compared_on == "out of fold"
-    assert found.comparison.n > 1700 and SHIPPED_MODEL.stat().st_size < 5_000_000
+    quantization = shipped.quantization
+    assert quantization.made_of == before.file_sha256 == file_sha256(FLOAT)
+    assert quantization.compared_on == "out of fold" and quantization.comparison.n > 1700
+    assert SHIPPED_MODEL.stat().st_size < 5_000_000
     check_install_criteria(shipped)
-    kept = {"classes", "temperature", "unsure_below", "perceptual_hashes", "provenance"}
-    assert shipped.model_dump(include=kept) == before.model_dump(include=kept)
+    same = {"classes", "temperature", "unsure_below", "fingerprints", "provenance"}
+    assert shipped.model_dump(include=same) == before.model_dump(include=same)
 
 
-def test_channels_fill_their_range_and_float_answers_stay(manifest, tmp_path):
-    "The gate of what ships looks at four of the flows; it must be shown the old values."
+def test_equalization_evens_out_ranges_and_changes_no_float_output(manifest, tmp_path):
+    "The domain router of the shipped model reads four of the tensors and must get their old values."
     quant_pre_process(FLOAT, tmp_path / "prepared.onnx", skip_symbolic_shape=True)
     model, inputs = onnx.load(tmp_path / "prepared.onnx"), inputs_of(manifest, 6)
     equalize_cross_layer(model, inputs)
-    onnx.save(model, tmp_path / "filled.onnx")
+    onnx.save(model, tmp_path / "equalized.onnx")
     assert [node.op_type for node in model.graph.node if node.name.endswith(" back")] == ["Mul"] * 4
-    (flow,) = (flow for flow in linear_flows(model) if len(flow) == 7)
-    found = list(activations(model, flow, inputs))
-    reach = np.max([np.abs(values[name]).max(axis=(1, 2)) for values in found for name in flow], axis=0)
-    assert len(reach) == 192 and reach == pytest.approx(reach.max(), rel=1e-4)
-    before, after = (open_session(file).run(None, {"pixels": inputs}) for file in (FLOAT, tmp_path / "filled.onnx"))
+    (group,) = (group for group in equalization_groups(model) if len(group) == 7)
+    ranges = np.maximum.reduce(list(channel_ranges(model, group, inputs).values()))
+    assert len(ranges) == 192 and ranges == pytest.approx(ranges.max(), rel=1e-4)
+    before, after = (open_session(file).run(None, {"pixels": inputs}) for file in (FLOAT, tmp_path / "equalized.onnx"))
     for old, new in zip(before, after, strict=True):
         assert new == pytest.approx(old, abs=1e-3)
 
 
-def test_what_is_an_output_keeps_its_range_and_zeros_stay_zeros(manifest, tmp_path):
+def test_equalization_skips_outputs_and_survives_zeros(manifest, tmp_path):
     quant_pre_process(FLOAT, tmp_path / "prepared.onnx", skip_symbolic_shape=True)
     model, inputs = onnx.load(tmp_path / "prepared.onnx"), inputs_of(manifest, 1)
-    (shown, *_), *_ = flows = linear_flows(model)
-    model.graph.output.append(next(value for value in model.graph.value_info if value.name == shown))
-    assert linear_flows(model) == flows[1:]
+    (first, *_), *_ = groups = equalization_groups(model)
+    model.graph.output.append(next(value for value in model.graph.value_info if value.name == first))
+    assert equalization_groups(model) == groups[1:]
     equalize_cross_layer(model, 0 * inputs)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
@@ -170,21 +171,21 @@ def test_what_is_an_output_keeps_its_range_and_zeros_stay_zeros(manifest, tmp_pa
     assert all(np.isfinite(onnx.numpy_helper.to_array(tensor)).all() for tensor in model.graph.initializer)
 
 
-def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_path):
-    done = call("data", "synthesize", manifest.root, "--out", tmp_path / "composites", "-n", 1)
+def test_the_benchmark_of_layers_in_float(float_of_the_sample, manifest, tmp_path):
+    done = call("data", "synthesize", manifest.root, "--out", tmp_path / "synthetic", "-n", 1)
     assert done.returncode == 0, done.stderr
-    words = ["--data", manifest.root, "--synthetic", tmp_path / "composites", "--first", 9, 40, "-n", 6]
-    command = [sys.executable, Path(__file__).parents[2] / "bench" / "quantize.py", float_of_the_sample, *words]
+    options = ["--data", manifest.root, "--synthetic", tmp_path / "synthetic", "--first", 9, 40, "-n", 6]
+    command = [sys.executable, Path(__file__).parents[2] / "bench" / "quantize.py", float_of_the_sample, *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == ["first convolutions in float", "9", "40"]
     nine, forty = ([float(row[1]), float(row[2]), float(row[4])] for row in rows[1:])
-    assert all(0 < moved < 0.5 for moved in (*nine[:2], *forty[:2])) and nine[2] < forty[2] < 13
+    assert all(0 < change < 0.5 for change in (*nine[:2], *forty[:2])) and nine[2] < forty[2] < 13
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("model.onnx", "model.onnx would overwrite {file} or its card: choose another name or folder"),
         ("../float/model.onnx", "model.onnx would overwrite {file} or its card: choose another name or folder"),
@@ -192,19 +193,18 @@ def test_the_table_of_what_stays_in_float(float_of_the_sample, manifest, tmp_pat
         ("model.json", "model.json: a model's file ends in .onnx"),
     ],
 )
-def test_a_file_is_never_made_over_the_one_that_it_is_float_sha256(float_of_the_sample, manifest, tmp_path, name, said):
+def test_the_source_is_never_overwritten(float_of_the_sample, manifest, tmp_path, name, message):
     folder = shutil.copytree(float_of_the_sample.parent, tmp_path / "float")
     split, file = tmp_path / "split.csv", folder / "model.onnx"
     split.write_text(manifest.to_csv(), encoding="utf-8")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = call("quantize", file, "--data", manifest.root, "--split", split, "--out", folder / name)
-    assert done.returncode == 1 and said.format(file=file) in done.stderr, done.stderr
+    assert done.returncode == 1 and message.format(file=file) in done.stderr, done.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_other_photographs_are_refused(manifest, tmp_path):
-    words = ["quantize", FLOAT, "--data", manifest.root, "--out", tmp_path / "int8.onnx"]
-    done = call(*words)
+    done = call("quantize", FLOAT, "--data", manifest.root, "--out", tmp_path / "int8.onnx")
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "int8.onnx").exists()
     assert "not the photographs that" in done.stderr and "Traceback" not in done.stderr
 
@@ -217,8 +217,8 @@ def test_photographs_keep_their_class(tmp_path, capsys):
     inputs = inputs_of(val, 80)
     step = max(1, len(val.entries) // 80)
     targets = np.array([classes.index(entry.label) for entry in val.entries[::step][:80]])
-    before, after = (run_logits(open_session(one), inputs) for one in (FLOAT, file))
-    found, spent = compare(before, after, targets), time_in_turns(FLOAT, file, inputs[:1], threads=1)
+    before, after = (run_logits(open_session(model), inputs) for model in (FLOAT, file))
+    result, times = compare(before, after, targets), time_in_turns(FLOAT, file, inputs[:1], threads=1)
     with capsys.disabled():
-        print(f" [{found}, {np.median(spent[:, 0] / spent[:, 1]):.2f} times as fast]", end="")
-    assert found.n == 80 and found.changed <= 2 and found.lost <= 1
+        print(f" [{result}, {np.median(times[:, 0] / times[:, 1]):.2f} times as fast]", end="")
+    assert result.n == 80 and result.changed <= 2 and result.lost <= 1

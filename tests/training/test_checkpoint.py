@@ -1,4 +1,4 @@
-"""A run that is killed with -9, one that has no room, one that is done twice, and one on two processes."""
+"""Runs that are killed with -9, that lack disk space, that are repeated, and that use two processes."""
 
 import csv
 import os
@@ -33,7 +33,7 @@ BIN = Path(sys.executable).parent
 COMMAND = BIN / "trashsorting"
 SECONDS = 600
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-TOLERANCE = 1e-4  # Of losses and weights, between a broken run and an unbroken one
+TOLERANCE = 1e-4  # Of losses and weights, between a resumed run and an uninterrupted one
 PROCESSES_TOLERANCE = 2e-3  # Of losses, between two processes and one: sums are taken in another order
 CONFIG = TrainConfig(
     backbone="test_efficientnet",
@@ -47,22 +47,23 @@ CONFIG = TrainConfig(
     augment=False,
     mixed_precision=False,
 )
-WORDS = [word for name, value in asdict(CONFIG).items() for word in ("-p", name, str(value))]
+PARAMETERS = [word for name, value in asdict(CONFIG).items() for word in ("-p", name, str(value))]
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    "The figures of each epoch, without the clock's."
+    "The metrics of each epoch, without the times."
     with open(folder / "history.csv", encoding="utf-8") as stream:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def train_here(folder: Path, *cbs: Callback) -> list[dict[str, float]]:
-    "What `train` does until the model is trained, in this process and one thread."
+    "Train as the notebook does, in this process and one thread."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     learn = create_learner(load_manifest("sample", folder / "data", seed=CONFIG.seed), CONFIG, folder)
+    learn.dls.train.one_batch()  # the notebook shows one, which takes a shuffle
     fit(learn, CONFIG, cbs)
     torch.set_num_threads(threads)
     return history(folder)
@@ -73,20 +74,20 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([tensor.flatten().float() for tensor in state.values()])
 
 
-def words(out: Path, *more: str) -> list[str]:
-    return ["train", "--data", "sample", "--out", str(out), *WORDS, *more]
+def train_command(out: Path, *options: str) -> list[str]:
+    return ["train", "--data", "sample", "--out", str(out), *PARAMETERS, *options]
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     train_here(folder)
     return folder
 
 
-def test_the_same_seed_gives_identical_figures(unbroken, tmp_path):
-    assert train_here(tmp_path / "again") == history(unbroken)
-    assert torch.equal(weights(tmp_path / "again"), weights(unbroken))
+def test_the_same_seed_gives_identical_metrics(uninterrupted, tmp_path):
+    assert train_here(tmp_path / "again") == history(uninterrupted)
+    assert torch.equal(weights(tmp_path / "again"), weights(uninterrupted))
 
 
 def kernel_of(pid: int) -> int:
@@ -95,41 +96,41 @@ def kernel_of(pid: int) -> int:
     return next(child for child in children if b"ipykernel" in Path(f"/proc/{child}/cmdline").read_bytes())
 
 
-def test_killed_in_the_middle_it_ends_as_the_unbroken_one(unbroken, tmp_path):
+def test_a_killed_run_resumes_to_the_same_result(uninterrupted, tmp_path):
     out = tmp_path / "run"
     started = subprocess.Popen(
-        [COMMAND, *words(out)], env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [COMMAND, *train_command(out)], env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + SECONDS
     while not (out / FILE).exists() and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(kernel_of(started.pid), signal.SIGKILL)
-    _, said = started.communicate(timeout=SECONDS)
-    assert started.returncode == 1 and "Traceback" not in said, said
+    _, stderr = started.communicate(timeout=SECONDS)
+    assert started.returncode == 1 and "Traceback" not in stderr, stderr
     assert len(history(out)) == 1 and not (out / "run.json").exists()
 
-    refused = call(*words(out))
+    refused = call(*train_command(out))
     assert refused.returncode == 1 and "a run that was cut off: go on with --resume" in refused.stderr
-    resumed = call(*words(out, "--resume"), **ONE_THREAD)
+    resumed = call(*train_command(out, "--resume"), **ONE_THREAD)
     assert resumed.returncode == 0, resumed.stderr
     assert "epoch 1/2  done" not in resumed.stdout and "epoch 2/2  done" in resumed.stdout
-    for row, wanted in zip(history(out), history(unbroken), strict=True):
-        assert row == pytest.approx(wanted, abs=TOLERANCE)
-    assert (weights(out) - weights(unbroken)).abs().max() < TOLERANCE
+    for row, expected in zip(history(out), history(uninterrupted), strict=True):
+        assert row == pytest.approx(expected, abs=TOLERANCE)
+    assert (weights(out) - weights(uninterrupted)).abs().max() < TOLERANCE
     assert (out / "model.onnx").exists() and not (out / FILE).exists()
 
 
 class PowerCut(Callback):
     "Ends a run after its first epoch."
 
-    order = 200  # after the recovery
+    order = 200  # after the checkpoint
 
     def after_epoch(self):
         raise KeyboardInterrupt
 
 
-class Spoil(Callback):
-    "Makes the weights no numbers after some steps."
+class MakeNaN(Callback):
+    "Makes the weights NaN after some steps."
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -140,40 +141,39 @@ class Spoil(Callback):
             next(self.model.parameters()).data.fill_(float("nan"))
 
 
-def test_a_resumed_run_that_diverges_stops_too_and_keeps_its_last_good_epoch(tmp_path):
+def test_a_resumed_run_that_diverges_keeps_the_state_of_its_last_good_epoch(tmp_path):
     manifest = load_manifest("sample", tmp_path / "data", seed=CONFIG.seed)
     learn = create_learner(manifest, CONFIG, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         fit(learn, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, learn), PowerCut()])
-    kept = (tmp_path / FILE).read_bytes()
+    state = (tmp_path / FILE).read_bytes()
     for _ in range(2):
         learn = create_learner(manifest, CONFIG, tmp_path)
         with pytest.raises(
             Diverged, match=r"^epoch 2 of 2: train_loss is nan and valid_loss is nan, so the run has div"
         ):
-            fit(learn, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, learn), Spoil(1)])
-        assert (tmp_path / FILE).read_bytes() == kept and not (tmp_path / "checkpoint.pth").exists()
+            fit(learn, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, learn), MakeNaN(1)])
+        assert (tmp_path / FILE).read_bytes() == state and not (tmp_path / "checkpoint.pth").exists()
 
 
-def test_with_other_composites_or_weights_it_is_another_run(tmp_path):
+def test_with_other_synthetic_images_or_weights_it_is_another_run(tmp_path):
     manifest = split_by_hash(read_folder(draw_sample(tmp_path / "data", per_class=5)))
-    synthesize_folder(manifest, tmp_path / "composites", n_each=1)
-    composed = create_learner(manifest, CONFIG, tmp_path, tmp_path / "composites")
-
+    synthesize_folder(manifest, tmp_path / "synthetic", n_each=1)
+    with_synthetic = create_learner(manifest, CONFIG, tmp_path, tmp_path / "synthetic")
     with pytest.raises(KeyboardInterrupt):
-        fit(composed, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, composed), PowerCut()])
-    assert Checkpointer(tmp_path, CONFIG, manifest, composed).found["epoch"] == 0
-    plain = create_learner(manifest, CONFIG, tmp_path)
-    with pytest.raises(TrashsortingError, match=r"cut off with synthetic='1 of each of .*', not '': choose another"):
-        Checkpointer(tmp_path, CONFIG, manifest, plain)
-    save_run(composed, manifest, CONFIG, "drawn")
-    composed.save("checkpoint", with_opt=False)
-    initialize_from(composed, tmp_path, manifest)
-    with pytest.raises(TrashsortingError, match="weights='random', not 'random; initialised from another run': choose"):
-        Checkpointer(tmp_path, CONFIG, manifest, composed)
+        fit(with_synthetic, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, with_synthetic), PowerCut()])
+    assert Checkpointer(tmp_path, CONFIG, manifest, with_synthetic).saved["epoch"] == 0
+    without = create_learner(manifest, CONFIG, tmp_path)
+    with pytest.raises(TrashsortingError, match=r"cut off with composites='1 of each of .*', not '': choose another"):
+        Checkpointer(tmp_path, CONFIG, manifest, without)
+    save_run(with_synthetic, manifest, CONFIG, "drawn")
+    with_synthetic.save("checkpoint", with_opt=False)
+    init_from(with_synthetic, tmp_path, manifest)
+    with pytest.raises(TrashsortingError, match="weights='random', not 'random; started from another run': choose"):
+        Checkpointer(tmp_path, CONFIG, manifest, with_synthetic)
 
 
-def test_with_another_start_of_the_same_kind_it_is_another_run(tmp_path):
+def test_initialised_from_another_run_it_is_another_run(tmp_path):
     manifest = split_by_hash(read_folder(draw_sample(tmp_path / "data", per_class=5)))
     learners = []
     for seed in (0, 1):
@@ -188,24 +188,26 @@ def test_with_another_start_of_the_same_kind_it_is_another_run(tmp_path):
     assert first.weights == second.weights == "random; initialised from another run"
     with pytest.raises(KeyboardInterrupt):
         fit(first, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, first), PowerCut()])
-    assert Checkpointer(tmp_path, CONFIG, manifest, first).found["epoch"] == 0
-    one, other = (repr(learn.initialized_from) for learn in learners)
-    with pytest.raises(TrashsortingError, match=f"cut off with initialized_from={one}, not {other}: choose"):
+    assert Checkpointer(tmp_path, CONFIG, manifest, first).saved["epoch"] == 0
+    saved, current = (re.escape(str(learn.learned_from)) for learn in learners)
+    with pytest.raises(
+        TrashsortingError, match=f"cut off with learned_from={saved}, not {current}: choose another folder"
+    ):
         Checkpointer(tmp_path, CONFIG, manifest, second)
 
 
-def test_without_a_broken_run_there_is_nothing_to_go_on_with(tmp_path):
-    done = call(*words(tmp_path / "run", "--resume"))
+def test_without_an_interrupted_run_resume_is_refused(tmp_path):
+    done = call(*train_command(tmp_path / "run", "--resume"))
     assert done.returncode == 1 and "holds no run that was cut off" in done.stderr
 
 
 @contextmanager
 def mounted(folder: Path, options: str):
-    "A file system of our own in memory; skips where that is not allowed."
+    "A file system in memory; skips the test where mounting is not allowed."
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
-        pytest.skip("!!! a full disk was not tried: mounting a tmpfs takes root")
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("!!! a full disk was not tried: mounting a tmpfs needs root")
     try:
         yield folder
     finally:
@@ -222,23 +224,23 @@ def test_a_full_disk_is_an_error_before_training(tmp_path):
 
 def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    done = call(*words(tmp_path / "file" / "run"))
+    done = call(*train_command(tmp_path / "file" / "run"))
     assert done.returncode == 1 and re.search(r"file/run: this folder cannot be made .*choose another", done.stderr)
     with mounted(tmp_path / "fixed", "ro") as folder:
-        done = call(*words(folder))
+        done = call(*train_command(folder))
         assert done.returncode == 1 and "fixed: this folder cannot be written to" in done.stderr
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
-    "Equal batches over all, frozen batch-norm statistics: what torch has no synchronised form of on a CPU."
-    one, two = train_here(tmp_path / "one", FreezeNorm()), tmp_path / "two"
+def test_two_processes_train_as_one_does(tmp_path):
+    "With frozen batch-norm statistics, which torch cannot synchronise on a CPU."
+    single, two = train_here(tmp_path / "one", FreezeNorm()), tmp_path / "two"
     # Its `--cpu` starts one process, unless there is MPI; this starts two, which find no GPU and talk by gloo.
     launch = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    plain = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    typed = [*map(str, launch), *plain, "-m", "trashsorting", *words(two)]
-    done = subprocess.run(typed, capture_output=True, text=True, timeout=SECONDS, env=ONE_THREAD)
+    options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    command = [*map(str, launch), *options, "-m", "trashsorting", *train_command(two)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
-    for row, wanted in zip(history(two), one, strict=True):
-        assert row == pytest.approx(wanted, abs=PROCESSES_TOLERANCE)
-    assert done.stdout.count("epoch 2/2  done") == 1, "only the first process says what happens"
-    assert (two / "model.onnx").exists() and not list(two.glob("room-*"))
+    for row, expected in zip(history(two), single, strict=True):
+        assert row == pytest.approx(expected, abs=PROCESSES_TOLERANCE)
+    assert done.stdout.count("epoch 2/2  done") == 1, "only the first process prints"
+    assert (two / "model.onnx").exists() and not list(two.glob("space-*"))

@@ -1,4 +1,4 @@
-"""What the trackers wrote, read back: TensorBoard's events, and the file that Weights & Biases keeps offline."""
+"""What the trackers record, read back: local files, TensorBoard's events, and the offline file of Weights & Biases."""
 
 import csv
 import hashlib
@@ -20,29 +20,29 @@ from trashsorting.training.learner import create_learner, fit
 from trashsorting.training.run import save_run
 from trashsorting.training.tracking import TRACKERS, TrackCallback, start_tracker, track_model
 
-FIGURES = {"loss", "lr/group0", "train_loss", "valid_loss", "accuracy", "images_per_second", "system/cpu"}
+METRICS = {"loss", "lr/group0", "train_loss", "valid_loss", "accuracy", "images_per_second", "system/cpu"}
 
 
 class Second(TrackCallback):
-    "Of another name, so that a learner can have both."
+    "With another name, so that a learner can have both."
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory) -> Path:
-    "One run on the drawn sample that both trackers watch."
+    "A run on the drawn sample that both trackers record."
     out = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
-        kinds = [
+        configs = [
             TrainConfig(image_size=64, freeze_epochs=0, epochs=1, batch_size=16, num_workers=0, lr=1e-3, tracker=kind)
             for kind in ("files", "wandb")
         ]
         manifest = load_manifest("sample", out / "data", seed=0)
-        trackers = [start_tracker(config, out, manifest, "drawn") for config in kinds]
-        learn = create_learner(manifest, kinds[0], out)
-        fit(learn, kinds[0], [TrackCallback(trackers[0]), Second(trackers[1])])
-        save_run(learn, manifest, kinds[0], "drawn")
+        trackers = [start_tracker(config, out, manifest, "drawn") for config in configs]
+        learn = create_learner(manifest, configs[0], out)
+        fit(learn, configs[0], [TrackCallback(trackers[0]), Second(trackers[1])])
+        save_run(learn, manifest, configs[0], "drawn")
         file = export_run(out)
         for tracker in trackers:
             track_model(tracker, file, manifest)
@@ -62,7 +62,7 @@ def test_local_files(tracked):
     folder = tracked / "tracking"
     with open(folder / "metrics.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["name"] for row in rows} >= FIGURES
+    assert {row["name"] for row in rows} >= METRICS
     assert [row["step"] for row in rows if row["name"] == "loss"] == [str(step) for step in range(1, 7)]
     facts = json.loads((folder / "facts.json").read_bytes())
     assert (facts["lr"], facts["data"], facts["photographs"]) == (1e-3, "drawn", {"train": 96, "val": 24})
@@ -71,100 +71,102 @@ def test_local_files(tracked):
     assert model["files"]["model.onnx"] == hashlib.sha256((tracked / "model.onnx").read_bytes()).hexdigest()
 
 
-def test_local_answers_and_confusion(tracked):
+def test_local_predictions_and_confusion(tracked):
     evaluation = read_card(tracked / "model.onnx").evaluation
     with open(tracked / "tracking/confusion.csv", encoding="utf-8") as stream:
         assert [list(map(int, row[1:])) for row in list(csv.reader(stream))[1:]] == evaluation.confusion
-    with open(tracked / "tracking/answers.csv", encoding="utf-8") as stream:
-        answers = list(csv.DictReader(stream))
-    right = sum(row["label"] == row["predicted"] for row in answers)
-    assert len(answers) == evaluation.n and right / len(answers) == pytest.approx(evaluation.accuracy)
-    assert answers[0]["label"] != answers[0]["predicted"] or right == len(answers), "the worst stands first"
-    assert max(Image.open(tracked / "tracking" / answers[0]["thumbnail"]).size) == 96
+    with open(tracked / "tracking/predictions.csv", encoding="utf-8") as stream:
+        predictions = list(csv.DictReader(stream))
+    right = sum(row["label"] == row["predicted"] for row in predictions)
+    assert len(predictions) == evaluation.n and right / len(predictions) == pytest.approx(evaluation.accuracy)
+    assert predictions[0]["label"] != predictions[0]["predicted"] or right == len(predictions), "the worst comes first"
+    assert max(Image.open(tracked / "tracking" / predictions[0]["thumbnail"]).size) == 96
 
 
 def test_tensorboard(tracked):
     events = EventAccumulator(str(tracked / "tracking")).Reload()
-    assert set(events.Tags()["scalars"]) >= FIGURES
+    assert set(events.Tags()["scalars"]) >= METRICS
     (accuracy,) = events.Scalars("accuracy")
     assert (accuracy.step, accuracy.value) == (6, pytest.approx(history(tracked)["accuracy"], abs=1e-5))
     pictures = events.Tags()["images"]
-    assert "confusion" in pictures and sum(name.startswith("answers/") for name in pictures) == 24
+    assert "confusion" in pictures and sum(name.startswith("predictions/") for name in pictures) == 24
 
 
 # Weights & Biases
 
 
 def records(path: Path) -> Iterator:
-    "W&B's own messages from its log: LevelDB's format, blocks of 32 kB, (checksum, length, kind) before each piece."
+    "Messages in the log of W&B: LevelDB's format, blocks of 32 kB, (checksum, length, kind) before each chunk."
     from wandb.proto import wandb_internal_pb2
 
-    data, place, piece = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
+    data, offset, chunks = path.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        left = 32768 - offset % 32768
         if left < 7:
-            place += left
+            offset += left
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        piece += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield wandb_internal_pb2.Record.FromString(piece)
-            piece = b""
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        chunks += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # whole, or the last chunk
+            yield wandb_internal_pb2.Record.FromString(chunks)
+            chunks = b""
 
 
 @pytest.fixture(scope="module")
-def written(tracked) -> dict[str, list]:
+def messages(tracked) -> dict[str, list]:
     "Messages by kind."
     (log,) = tracked.glob("wandb/offline-run-*/run-*.wandb")
-    found = defaultdict(list)
+    by_kind = defaultdict(list)
     for record in records(log):
         kind = record.WhichOneof("record_type")
         inner = getattr(record, kind)
         if kind == "request":
             kind = inner.WhichOneof("request_type")
             inner = getattr(inner, kind)
-        found[kind].append(inner)
-    return found
+        by_kind[kind].append(inner)
+    return by_kind
 
 
 def items(record) -> dict:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.item}
 
 
-def test_wandb_has_the_figures(tracked, written):
-    rows = [items(record) for record in written["history"]]
-    assert set().union(*rows) >= FIGURES
+def test_wandb_has_the_metrics(tracked, messages):
+    rows = [items(record) for record in messages["history"]]
+    assert set().union(*rows) >= METRICS
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 6 and losses[0] > losses[-1]
     (accuracy,) = {row["accuracy"] for row in rows if "accuracy" in row}
     assert accuracy == pytest.approx(history(tracked)["accuracy"], abs=1e-5)
 
 
-def test_wandb_has_configuration_and_data_version(tracked, written):
+def test_wandb_has_configuration_and_data_version(tracked, messages):
     config = {}
-    for run in written["run"]:
+    for run in messages["run"]:
         config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in run.config.update}
-    for record in written["config"]:
+    for record in messages["config"]:
         config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.update}
     facts = json.loads((tracked / "tracking/facts.json").read_bytes())
     assert (config["lr"], config["tracker"]) == (1e-3, "wandb")
     assert config["manifest_sha256"] == facts["manifest_sha256"]
 
 
-def test_wandb_has_tables_and_thumbnails(tracked, written):
+def test_wandb_has_tables_and_thumbnails(tracked, messages):
     folder = next(tracked.glob("wandb/offline-run-*/files"))
-    answers = json.loads(next(folder.glob("media/table/answers_*.json")).read_text(encoding="utf-8"))
-    assert answers["columns"] == ["file", "thumbnail", "label", "predicted", "confidence"]
-    assert len(answers["data"]) == 24
-    (table,) = [one for one in written["artifact"] if one.type == "run_table" and "answers" in one.name]
-    assert sum(entry.path.endswith(".png") for entry in table.manifest.contents) == 24, "thumbnails travel beside it"
+    predictions = json.loads(next(folder.glob("media/table/predictions_*.json")).read_text(encoding="utf-8"))
+    assert predictions["columns"] == ["file", "thumbnail", "label", "predicted", "confidence"]
+    assert len(predictions["data"]) == 24
+    (table,) = [
+        artifact for artifact in messages["artifact"] if artifact.type == "run_table" and "predictions" in artifact.name
+    ]
+    assert sum(entry.path.endswith(".png") for entry in table.manifest.contents) == 24, "thumbnails belong to it"
     confusion = json.loads(next(folder.glob("media/table/confusion_*.json")).read_text(encoding="utf-8"))
     assert [row[1:] for row in confusion["data"]] == read_card(tracked / "model.onnx").evaluation.confusion
 
 
-def test_wandb_has_the_model_as_an_artefact(tracked, written):
-    (model,) = [artefact for artefact in written["artifact"] if artefact.type == "model"]
+def test_wandb_has_the_model_as_an_artifact(tracked, messages):
+    (model,) = [artifact for artifact in messages["artifact"] if artifact.type == "model"]
     facts = json.loads((tracked / "tracking/facts.json").read_bytes())
     assert set(model.aliases) == {"latest", f"data-{facts['manifest_sha256'][:8]}"}
     assert {entry.path for entry in model.manifest.contents} == {"model.onnx", "model.json"}

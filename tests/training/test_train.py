@@ -152,7 +152,7 @@ def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "epoch 1 of 2: train_loss is nan and valid_loss is nan, so the run has diverged" in done.stderr
     assert "a lower lr (now 1e+07)" in done.stderr and str(tmp_path / "run" / "train.ipynb") in done.stderr
-    assert not any((tmp_path / "run" / name).exists() for name in ("run.json", "checkpoint.pth", "recovery.pth"))
+    assert not any((tmp_path / "run" / name).exists() for name in ("run.json", "checkpoint.pth", "resume.pth"))
 
 
 @pytest.mark.parametrize("command", [("export",), ("average", "--out", "mean")])

@@ -99,7 +99,7 @@ def _check_out(
     finished = exists(f"{out}/run.json") if is_remote(out) else (Path(out) / "run.json").exists()
     if finished:
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
-    cut_off = not is_remote(out) and (Path(out) / "recovery.pth").exists()
+    cut_off = not is_remote(out) and (Path(out) / "resume.pth").exists()
     if resume and not cut_off:
         raise TrashsortingError(f"{out} holds no run that was cut off after an epoch: start it without --resume")
     if cut_off and not resume:
