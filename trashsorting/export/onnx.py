@@ -219,7 +219,7 @@ def _make_card(
         architecture=run.config.backbone,
         classes=tuple(run.info["labels"]),
         preprocessing=run.preprocessing,
-        explains="evidence" in {output.name for output in open_session(file).get_outputs()},
+        has_activation_map="evidence" in {output.name for output in open_session(file).get_outputs()},
         file_sha256=file_sha256(file),
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
