@@ -88,7 +88,7 @@ check-long: setup ## What each notebook shows, then the tests with tens of thous
 
 lint: setup ## Rules, layout, types, dead code, dependencies, and which package may import which
 	$(BIN)/ruff check . tools/quarto
-	$(BIN)/ruff format --check $(wildcard bench tests tools) setup.py tools/quarto
+	$(BIN)/ruff format --check $(wildcard bench experiments tests tools) setup.py tools/quarto
 	$(BIN)/mypy
 	$(BIN)/vulture
 	@sed -n 's/^\(train_\|cloud_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared

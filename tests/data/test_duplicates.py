@@ -217,7 +217,7 @@ def tested(tmp_path) -> tuple[Path, Path]:
     hashes = compute_hashes(sorted(trained.glob("*/*.png")))
     model = tmp_path / "model.onnx"
     shutil.copyfile(SHIPPED_MODEL, model)
-    card = read_card(SHIPPED_MODEL).model_copy(update={"fingerprints": pack_hashes(hashes)})
+    card = read_card(SHIPPED_MODEL).model_copy(update={"perceptual_hashes": pack_hashes(hashes)})
     write_card(model, card)
     draw_sample(tmp_path / "test", 1, ("metal", "cardboard"))
     (tmp_path / "test/glass").mkdir()

@@ -115,7 +115,7 @@ def test_the_file_at_the_end_has_everything_that_ships(repository):
     calibration = json.loads((artifacts / "crossval/calibration.json").read_bytes())
     assert card.unsure_below == calibration["unsure_below"] and card.temperature == info["calibration"]["temperature"]
     float_card = read_card(artifacts / "model/float/model.onnx")
-    assert card.quantization.made_of == float_card.file_sha256 and card.quantization.compared_on == "out of fold"
+    assert card.quantization.float_sha256 == float_card.file_sha256 and card.quantization.compared_on == "out of fold"
     assert float_card.file_sha256 != read_card(artifacts / "average/model.onnx").file_sha256, "it has another head"
     measured = json.loads((repository / "metrics.json").read_bytes())
     assert measured["n"] == card.evaluation.n and measured["accuracy"] == card.evaluation.accuracy

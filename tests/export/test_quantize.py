@@ -31,7 +31,7 @@ from trashsorting.export.quantize import (
     time_in_turns,
 )
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import open_session, run_activation_maps, run_logits, softmax
+from trashsorting.inference.session import open_session, run_activation_maps, run_logits
 
 TRASHNET = os.environ.get("TRASHNET")
 FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"
@@ -133,11 +133,11 @@ def test_the_command_makes_file_and_card(float_of_the_sample, manifest, tmp_path
 def test_the_shipped_file_meets_the_install_criteria():
     shipped, before = read_card(SHIPPED_MODEL), read_card(FLOAT)
     quantization = shipped.quantization
-    assert quantization.made_of == before.file_sha256 == file_sha256(FLOAT)
+    assert quantization.float_sha256 == before.file_sha256 == file_sha256(FLOAT)
     assert quantization.compared_on == "out of fold" and quantization.comparison.n > 1700
     assert SHIPPED_MODEL.stat().st_size < 5_000_000
     check_install_criteria(shipped)
-    same = {"classes", "temperature", "unsure_below", "fingerprints", "provenance"}
+    same = {"classes", "temperature", "unsure_below", "perceptual_hashes", "provenance"}
     assert shipped.model_dump(include=same) == before.model_dump(include=same)
 
 

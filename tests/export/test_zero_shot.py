@@ -62,7 +62,7 @@ def test_the_command_makes_file_and_card(made):
     work, done = made
     assert done.returncode == 0, done.stderr
     card = read_card(work / "zero_shot.onnx")
-    assert card.provenance.remembers in done.stdout and "53 of ImageNet's words for 5 classes" in done.stdout
+    assert card.provenance.zero_shot_head in done.stdout and "53 of ImageNet's words for 5 classes" in done.stdout
     assert f"were right, now {card.evaluation.accuracy:.1%}" in done.stdout
     assert card.temperature == read_card(SHIPPED_MODEL).temperature
 
@@ -83,7 +83,7 @@ def test_it_can_be_quantized(made):
     out = work / "int8.onnx"
     done = call("quantize", work / "zero_shot.onnx", "--data", work / "photos", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert read_card(out).provenance.remembers == read_card(work / "zero_shot.onnx").provenance.remembers
+    assert read_card(out).provenance.zero_shot_head == read_card(work / "zero_shot.onnx").provenance.zero_shot_head
     assert out.stat().st_size < 0.4 * (work / "zero_shot.onnx").stat().st_size
 
 
@@ -162,7 +162,7 @@ def test_half_of_the_fitted_offsets_is_added(made):
     head = linear(tensors["remembering/words.weight"], tensors["remembering/words.bias"])
     targets = np.array([card.classes.index(entry.label) for entry in train.entries])
     _, rest = adjust_logits(head, map_classes_to_imagenet(card.classes)[1], features, targets, fraction=1)
-    added = card.provenance.remembers.split("added to the words of a class: ")[1].split(", ")
+    added = card.provenance.zero_shot_head.split("added to the words of a class: ")[1].split(", ")
     offsets = dict(item.split() for item in added)
     assert np.abs(rest).max() > 0.1
     assert rest == pytest.approx([float(offsets.get(label, 0)) for label in card.classes], rel=0.05, abs=0.05)
@@ -187,7 +187,7 @@ def test_poor_light_on_the_source_background(corruption, severity, at_least):
 
 
 def test_the_shipped_card_describes_the_head():
-    description = json.loads(card_path(SHIPPED_MODEL).read_bytes())["provenance"]["remembers"]
+    description = json.loads(card_path(SHIPPED_MODEL).read_bytes())["provenance"]["zero_shot_head"]
     assert description.startswith(
         "53 of ImageNet's words for 5 classes, fitted on 1768 photographs, seen also through 2"
     )

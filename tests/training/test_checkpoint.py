@@ -164,12 +164,12 @@ def test_with_other_synthetic_images_or_weights_it_is_another_run(tmp_path):
         fit(with_synthetic, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, with_synthetic), PowerCut()])
     assert Checkpointer(tmp_path, CONFIG, manifest, with_synthetic).saved["epoch"] == 0
     without = create_learner(manifest, CONFIG, tmp_path)
-    with pytest.raises(TrashsortingError, match=r"cut off with composites='1 of each of .*', not '': choose another"):
+    with pytest.raises(TrashsortingError, match=r"cut off with synthetic='1 of each of .*', not '': choose another"):
         Checkpointer(tmp_path, CONFIG, manifest, without)
     save_run(with_synthetic, manifest, CONFIG, "drawn")
     with_synthetic.save("checkpoint", with_opt=False)
-    init_from(with_synthetic, tmp_path, manifest)
-    with pytest.raises(TrashsortingError, match="weights='random', not 'random; started from another run': choose"):
+    initialize_from(with_synthetic, tmp_path, manifest)
+    with pytest.raises(TrashsortingError, match="weights='random', not 'random; initialised from another run': choose"):
         Checkpointer(tmp_path, CONFIG, manifest, with_synthetic)
 
 
@@ -189,9 +189,9 @@ def test_initialised_from_another_run_it_is_another_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(first, CONFIG, [Checkpointer(tmp_path, CONFIG, manifest, first), PowerCut()])
     assert Checkpointer(tmp_path, CONFIG, manifest, first).saved["epoch"] == 0
-    saved, current = (re.escape(str(learn.learned_from)) for learn in learners)
+    saved, current = (repr(learn.initialized_from) for learn in learners)
     with pytest.raises(
-        TrashsortingError, match=f"cut off with learned_from={saved}, not {current}: choose another folder"
+        TrashsortingError, match=f"cut off with initialized_from={saved}, not {current}: choose another folder"
     ):
         Checkpointer(tmp_path, CONFIG, manifest, second)
 

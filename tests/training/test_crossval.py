@@ -53,7 +53,7 @@ def test_the_calibration_reaches_the_card(crossval):
     assert card.cross_validation.n == len(predictions.files) == card.provenance.n_train
     by_fold = [right[predictions.folds == at].mean() for at in range(2)]
     assert card.cross_validation.accuracy_by_fold == pytest.approx(by_fold)
-    assert card.cross_validation.accuracy_deviation == pytest.approx(np.std(by_fold, ddof=1))
+    assert card.cross_validation.accuracy_std == pytest.approx(np.std(by_fold, ddof=1))
     fitted = fit_temperature(predictions.logits, predictions.targets)
     folds = [load_run(folder / f"fold{at}") for at in range(2)]
     seen = [folds[0].manifest.root / entry.file for entry in folds[0].manifest.entries[::5]]

@@ -69,8 +69,8 @@ def resolve_paths(
     **typed: Path | str | None,  # Those of `RUN_PATHS` that were typed
 ) -> dict:  # The same parameters, with absolute paths; addresses in a bucket are unchanged
     "Find a run's data and its folder. Raises `TrashsortingError` or `UsageError`."
-    from trashsorting.data.sources import is_word
-    from trashsorting.export.zero_shot import WORDS
+    from trashsorting.data.sources import is_builtin
+    from trashsorting.data.sources import BUILTIN_SOURCES
     from trashsorting.core.config import RUN_PATHS, check_paths
 
     paths = {name: str(typed.get(name) or parameters.get(name) or "") for name in RUN_PATHS}
@@ -80,9 +80,9 @@ def resolve_paths(
     paths["out"] = paths["out"].rstrip("/")
     check_paths(**paths | ({"out": "a bucket"} if is_remote(paths["out"]) else {}))
     data, split = paths["data"], paths["split"]
-    is_source = is_word(data) or is_remote(data)
+    is_source = is_builtin(data) or is_remote(data)
     if not (is_source or Path(data).exists() or Path(f"{data}.dvc").exists()):
-        raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(WORDS)}")
+        raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(BUILTIN_SOURCES)}")
     if split and not Path(split).is_file():
         raise TrashsortingError(f"{split}: no such file; a split is a CSV with the columns file,label,split")
     unchanged = {name for name, path in paths.items() if not path or is_remote(path) or (name == "data" and is_source)}
@@ -547,7 +547,7 @@ def add_zero_shot_head(model: Path, data: str, split: Path | None, synthetic: Pa
         card = add_zero_shot_head(model, manifest, synthetic, out, progress=True)
     held_out = f"of the {card.evaluation.n} held-out photographs"
     click.echo(
-        f"{card.provenance.remembers}\n{before.evaluation.accuracy:.1%} {held_out} were right, now {card.evaluation.accuracy:.1%}\n"
+        f"{card.provenance.zero_shot_head}\n{before.evaluation.accuracy:.1%} {held_out} were right, now {card.evaluation.accuracy:.1%}\n"
         f"{out}: {card.file_bytes / 1e6:.1f} MB; `trashsorting evaluate DIR --model {out}` measures it elsewhere"
     )
     if install:

@@ -408,7 +408,7 @@ def label_issues_csv(
 # %% ../../nbs/data/07_duplicates.ipynb #ca156412
 def pack_hashes(
     hashes: np.ndarray,  # (n, 8, 2) uint64
-) -> str:  # Base64, for `ModelCard.fingerprints`
+) -> str:  # Base64, for `ModelCard.perceptual_hashes`
     "Hashes as a card stores them: the first orientation, sorted, without repetition."
     rows = sorted({row.tobytes() for row in hashes[:, 0]})
     return base64.b64encode(b"".join(rows)).decode()

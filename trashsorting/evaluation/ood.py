@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core.card import Preprocessing
 from ..core.errors import DataError, need
-from ..core.image import ImageError, open_rgb, to_input
+from ..core.image import ImageError, open_rgb
 from .metrics import span, wilson
-from ..inference.session import Session, run_logits, softmax
+from ..inference.session import softmax
 
 # %% ../../nbs/evaluation/04_ood.ipynb #d9633429
 def _soft_noise(
@@ -72,15 +71,6 @@ def ood_images(
         except ImageError as error:
             raise DataError(f"{file}: {error}; remove it from the folder") from None
         yield image
-
-# %% ../../nbs/evaluation/04_ood.ipynb #20265df6
-def predict_logits(
-    session: Session,  # From `open_session`
-    preprocessing: Preprocessing,  # From the model card
-    images: Iterable[Image.Image],  # Upright, mode RGB; may be a generator
-) -> np.ndarray:  # (n, n_classes)
-    "Logits of an exported model for images, one at a time."
-    return np.concatenate([run_logits(session, to_input(image, preprocessing)[None]) for image in images])
 
 # %% ../../nbs/evaluation/04_ood.ipynb #9c24978c
 def energy(

@@ -196,7 +196,7 @@ def _score_file(
     paths = [run.manifest.root / entry.file for entry in entries]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(f"{missing[0]}: no such file; the file is scored on the photographs that the run held out")
-    decision, targets = run.info.get("decided", {}), np.array([labels.index(entry.label) for entry in entries])
+    decision, targets = run.info.get("calibration", {}), np.array([labels.index(entry.label) for entry in entries])
     temperature = decision.get("temperature", 1.0)
     probabilities, _ = score(open_session(file), run.preprocessing, paths, progress, temperature)
     return evaluate(probabilities, targets, labels, unsure_below=decision.get("unsure_below"))
@@ -224,9 +224,9 @@ def _make_card(
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
         evaluation_note=run.info.get("evaluation_note", _SELECTION_NOTE),
-        **run.info.get("decided", {}),
+        **run.info.get("calibration", {}),
         provenance=_make_provenance(run),
-        fingerprints=pack_hashes(compute_hashes(_training_files(run))),
+        perceptual_hashes=pack_hashes(compute_hashes(_training_files(run))),
     )
 
 # %% ../../nbs/export/00_onnx.ipynb #58e5bbb5
@@ -245,8 +245,8 @@ def _make_provenance(
         weights=run.info["weights"],
         commit=run.info.get("commit"),
         data_version=run.info.get("data_version"),
-        composites=run.info["composites"],
-        mixed=tuple(run.info.get("mixed", ())),
+        synthetic=run.info["synthetic"],
+        averaged=tuple(run.info.get("averaged", ())),
         sources=run.manifest.sources,
     )
 

@@ -499,7 +499,7 @@ def export_int8(
         score(open_session(model), card.preprocessing, paths, progress, card.temperature)[0] for model in (file, out)
     )
     quantization = Quantization(
-        made_of=card.file_sha256,
+        float_sha256=card.file_sha256,
         n_calibration=len(chosen),
         compared_on="out of fold" if pooled else "the photographs that the run held out",
         comparison=pooled or compare(before, after, targets),

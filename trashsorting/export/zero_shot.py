@@ -370,7 +370,7 @@ def add_zero_shot_head(
     targets = np.array([card.classes.index(entry.label) for entry in val.entries])
     probabilities, _ = score(open_session(out), card.preprocessing, paths, progress, card.temperature)
     note = card.decision_note and f"{card.decision_note}; chosen before the words were added"
-    provenance = card.provenance.model_copy(update={"remembers": description})
+    provenance = card.provenance.model_copy(update={"zero_shot_head": description})
     revised = revised_card(card, out, probabilities, targets, decision_note=note, provenance=provenance)
     write_card(out, revised)
     return revised

@@ -160,7 +160,7 @@ class Checkpointer(Callback):
     ):
         self.path, self.phase, self.saved = Path(folder) / FILE, -1, dict[str, Any]()
         self.identity = asdict(config) | {"manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
-        self.identity |= {name: getattr(learn, name) for name in ("composites", "weights", "learned_from")}
+        self.identity |= {name: getattr(learn, name) for name in ("synthetic", "weights", "initialized_from")}
         if self.path.exists():
             self.saved = _read_state(self.path, self.identity)
 

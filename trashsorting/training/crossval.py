@@ -24,9 +24,8 @@ from ..data.duplicates import Group, resolve_conflicts
 from ..data.manifest import Manifest, skip_files
 from ..data.splits import fold_by_hash, split_csv
 from ..evaluation.calibration import calibrate
-from ..evaluation.ood import predict_logits
 from ..evaluation.oof import Predictions, evaluate_folds, mean_and_deviation, pool, save_predictions
-from ..inference.session import open_session
+from ..inference.session import open_session, predict_logits
 from .averaging import average_runs, check_alike
 from .run import Run, describe_weights, load_run, train
 
