@@ -203,10 +203,10 @@ def _check_lines(
     lines = [_count_line(manifest)]
     for number, group in enumerate(groups, 1):
         lines.append(f"\ngroup {number}: {describe_resolution(group)}")
-        lines += [f"  {link.first}  {link.second}  {link.how}, {link.apart}" for link in group.links]
+        lines += [f"  {link.first}  {link.second}  {link.how}, {link.distance}" for link in group.links]
     if issues:
         lines.append("\nlabels to look at, the most likely errors first:")
-        lines += [f"  {issue.file}  looks like {issue.suggested}  ({issue.given:.1%} {issue.label})" for issue in issues[:20]]
+        lines += [f"  {issue.file}  looks like {issue.suggested}  ({issue.probability:.1%} {issue.label})" for issue in issues[:20]]
         lines += [f"  and {len(issues) - 20} more"] if len(issues) > 20 else []
     conflicts = sum(bool(find_label_conflicts(group)) for group in groups)
     lines.append(f"\n{len(groups)} near-duplicate groups of {sum(len(group.files) for group in groups)} photographs")
