@@ -141,7 +141,7 @@ def main() -> None:
     side = min(options.size, options.train_size)
     print(f"{options.backbone}, {side} px, batch {options.batch}, {options.workers} workers, on {device}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}")
-    print(f"{learn.dls.photographs}; synthetic images: {learn.composites or 'none'}")
+    print(f"{learn.dls.photographs}; synthetic images: {learn.synthetic or 'none'}")
     print(f"load of the machine {os.getloadavg()[0]:.1f}; middle of {options.rounds} rounds of {options.steps} steps\n")
     print("| what | images/s | this : both | processor ms an image |\n|---|---|---|---|")
     for name, (images, spent) in middle.items():

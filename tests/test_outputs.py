@@ -1,4 +1,4 @@
-"""What notebooks show is what their code shows: two quick ones in a Jupyter kernel; `make check-outputs` runs all."""
+"""What notebooks show is what their code shows: two quick ones in a Jupyter kernel; `make check-long` runs all."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def check_outputs(*paths: Path) -> subprocess.CompletedProcess:
 
 
 def test_what_is_committed_is_what_a_kernel_shows():
-    done = check_outputs(ROOT / "nbs" / "00_core.ipynb", ROOT / "nbs" / "explain_data.ipynb")
+    done = check_outputs(ROOT / "nbs" / "core" / "01_card.ipynb", ROOT / "nbs" / "explanations" / "data.ipynb")
     assert done.returncode == 0 and "2 notebook(s) run; 0 differ" in done.stdout, done.stderr
 
 

@@ -266,7 +266,7 @@ def test_robustness_names_what_it_skips(tmp_path):
         for command in ("evaluate", "robustness")
     ]
     assert [done.returncode for done in results] == [0, 0]
-    evaluated, corrupted = ([line for line in done.stderr.splitlines() if "left out" in line] for done in results)
+    evaluated, corrupted = ([line for line in done.stderr.splitlines() if "skipped" in line] for done in results)
     assert corrupted == evaluated and len(corrupted) == 1
     assert corrupted[0].startswith("skipped: glass/notes.jpg: not a picture in an accepted format")
     assert json.loads((tmp_path / "robustness.json").read_bytes())["robustness"]["n"] == 24

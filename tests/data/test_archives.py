@@ -378,9 +378,9 @@ def test_a_table_is_read_as_a_spreadsheet_saves_it(data, tmp_path):
 BAD_TABLES = {
     "empty": (b"", "is empty; a CSV is needed"),
     "blank": (b"\xef\xbb\xbf\r\n;;\r\n", "is empty; a CSV is needed"),
-    "head only": (b"HEAD\n", "has a head and no rows"),
+    "head only": (b"HEAD\n", "has a header and no rows"),
     "cp1252": (b"HEAD\n" + "Gläser".encode("cp1252"), r", line 2: byte 0xe4 is not UTF-8; save it as 'CSV UTF-8'"),
-    "UTF-16 without a mark": ("HEAD\n".encode("utf-16-le"), "holds bytes that are no text"),
+    "UTF-16 without a mark": ("HEAD\n".encode("utf-16-le"), "is not text; a CSV is needed"),
     "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8"),
     "another table": (b"image,class\n1,2\n", "no column 'file'; needs the columns file,label,.*, has image,class"),
     "twice": (b"HEAD,label\n", "2 columns are called 'label'"),

@@ -232,7 +232,7 @@ def test_evaluate_counts_photographs_seen_in_training(tested, tmp_path):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "all.json").read_bytes())
     assert (metrics["n"], metrics["n_seen"]) == (3, 1) and metrics["unseen_accuracy"] is not None
-    assert "seen in training: 1 of 3 (by fingerprint), accuracy without them" in done.stdout
+    assert "seen in training: 1 of 3 (by perceptual hash), accuracy without them" in done.stdout
 
     rest = call("evaluate", test, "--model", model, "--unseen-only", "--json", tmp_path / "unseen.json")
     metrics = json.loads((tmp_path / "unseen.json").read_bytes())

@@ -36,14 +36,14 @@ ELSEWHERE = {
     "docker run": "end_to_end/test_api_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
     "docker compose up": "end_to_end/test_compose.py::test_they_find_each_other",
     "HEIC=0 tools/push_image api REGISTRY": "serving/test_routes.py::"
-    "test_a_service_without_heic_says_so_and_promises_nothing",
+    "test_a_service_without_heic",
     "trashsorting data pull": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data push": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data import photos": "data/test_dvc.py::test_the_tracked_data_is_reproduced_from_the_photographs",
     "dvc remote modify": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "dvc add": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "dvc repro": "end_to_end/test_pipeline.py::test_a_second_repro_runs_nothing",
-    "dvc metrics diff": "end_to_end/test_pipeline.py::test_a_parameter_reruns_what_depends_on_it_and_is_compared",
+    "dvc metrics diff": "end_to_end/test_pipeline.py::test_metrics_and_plots_are_compared_with_the_last_commit",
 }
 
 

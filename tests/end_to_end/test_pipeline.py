@@ -230,5 +230,3 @@ def test_verbose_shows_steps_with_counts_and_seconds(tmp_path):
     assert "INFO    copying photographs: 60 files, " in loud and "WARNING skipped: glass/notes.txt" in loud
     plain = run("trashsorting", "data", "import", "raw", "--out", "b", cwd=tmp_path)
     assert "skipped: glass/notes.txt" in plain and "INFO" not in plain
-    quiet = run("trashsorting", "data", "import", "raw", "--out", "c", "--quiet", cwd=tmp_path)
-    assert "notes.txt" not in quiet and quiet.startswith("c: 60 photographs of 6 classes")

@@ -200,7 +200,7 @@ def test_the_shipped_card_describes_the_head():
 def test_the_benchmark_of_the_choices(made):
     work, _ = made
     options = ("--data", work / "photos", "--synthetic", work / "synthetic")
-    script = Path(__file__).parents[2] / "bench" / "remember.py"
+    script = Path(__file__).parents[2] / "experiments" / "zero_shot.py"
     command = [sys.executable, script, work / "model.onnx", *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

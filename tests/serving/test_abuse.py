@@ -412,7 +412,7 @@ def test_pipelined_requests_take_linear_time():
         state = ServerState()
 
         def make() -> Connection:
-            protocols.append(Connection(config, state, {}, most=10, seconds=30))
+            protocols.append(Connection(config, state, {}, max_connections=10, timeout=30))
             return protocols[0]
 
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)

@@ -63,7 +63,6 @@ def train_here(folder: Path, *cbs: Callback) -> list[dict[str, float]]:
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     learn = create_learner(load_manifest("sample", folder / "data", seed=CONFIG.seed), CONFIG, folder)
-    learn.dls.train.one_batch()  # the notebook shows one, which takes a shuffle
     fit(learn, CONFIG, cbs)
     torch.set_num_threads(threads)
     return history(folder)

@@ -131,7 +131,7 @@ def push(folder: Path) -> None:
     done = f"{sent} files sent; now commit {folder}.dvc" if sent else "the bucket has all of it already"
     click.echo(f"{folder}: {done}")
 
-
+# %% ../../nbs/cli/02_data.ipynb #4eff2c9b
 @data.command()
 @_TRACKED_ARGUMENT
 def pull(folder: Path) -> None:

@@ -124,7 +124,7 @@ def job_list(project: str | None, region: str | None) -> None:
 
     click.echo(jobs_table(list_jobs(open_client(resolve_project(project, region)))))
 
-
+# %% ../../nbs/cli/03_job.ipynb #f826bf8f
 @job.command("logs")
 @click.argument("id", metavar="JOB")
 @_project_options
@@ -138,7 +138,7 @@ def job_logs(id: str, project: str | None, region: str | None) -> None:
         click.echo(line)
     click.echo(f"{run.id}: {run.state.lower()}" + (f", {run.error}" if run.error else ""), err=True)
 
-
+# %% ../../nbs/cli/03_job.ipynb #e96707b1
 @job.command("cancel")
 @click.argument("id", metavar="JOB")
 @_project_options
@@ -197,7 +197,7 @@ def job_promote(name: str, project: str | None, region: str | None) -> None:
     promote(name, **resolve_project(project, region).model_dump())
     click.echo(f"{name}: all traffic to the newest revision")
 
-
+# %% ../../nbs/cli/03_job.ipynb #c4ff5725
 @job.command("rollback")
 @_SERVICE_NAME_OPTION
 @click.option(
