@@ -35,8 +35,7 @@ ELSEWHERE = {
     "docker build": "end_to_end/test_api_image.py::test_it_is_small",
     "docker run": "end_to_end/test_api_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
     "docker compose up": "end_to_end/test_compose.py::test_they_find_each_other",
-    "HEIC=0 tools/push_image api REGISTRY": "serving/test_routes.py::"
-    "test_a_service_without_heic",
+    "HEIC=0 tools/push_image api REGISTRY": "serving/test_routes.py::test_a_service_without_heic",
     "trashsorting data pull": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data push": "data/test_dvc.py::test_push_clone_pull_and_back_to_the_older_version",
     "trashsorting data import photos": "data/test_dvc.py::test_the_tracked_data_is_reproduced_from_the_photographs",
