@@ -78,9 +78,17 @@ def _count_line(
     "-n", "n_each", type=click.IntRange(1), default=6, show_default=True, help="Synthetic images of each photograph."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the images and of a new split.")
+@click.option(
+    "--backgrounds",
+    metavar="DIR",
+    type=FOLDER,
+    help="Photographs without objects: two backgrounds of three are cut out of them.  [default: all are drawn]",
+)
 @logged
-def synthesize(source: str, split: Path | None, out: Path, n_each: int, seed: int) -> None:
-    """Cut objects out of their plain background and paste them on drawn ones.
+def synthesize(
+    source: str, split: Path | None, out: Path, n_each: int, seed: int, backgrounds: Path | None
+) -> None:
+    """Cut objects out of their plain background and paste them on other ones.
 
     Only training photographs are used. `train --synthetic` sometimes shows such an image instead of its photograph, so
     that the network learns the object and not the background.
@@ -92,7 +100,7 @@ def synthesize(source: str, split: Path | None, out: Path, n_each: int, seed: in
     with TemporaryDirectory() as folder, step("synthesizing") as notes:
         photographs = load_manifest(source, Path(folder) / "data", split, seed)
         report_skipped(photographs)
-        synthesize_folder(photographs, out, n_each, seed=seed, progress=True)
+        synthesize_folder(photographs, out, n_each, seed=seed, backgrounds=backgrounds, progress=True)
         notes.append(describe_synthetic(out))
     click.echo(f"{out}: {describe_synthetic(out)}")
 

@@ -94,7 +94,8 @@ def train_folds(
     for number, (fold, run) in enumerate(zip(folds, runs, strict=True)):
         seeded = replace(config, seed=config.seed + number)
         if not _is_trained(run, seeded, note, weights):
-            train(fold, seeded, run, synthetic, init_from, data).tracker.finish()
+            views = folder / "views" if config.stored_views else None
+            train(fold, seeded, run, synthetic, init_from, data, views=views).tracker.finish()
     return runs
 
 # %% ../../nbs/training/12_crossval.ipynb #496fc870

@@ -9,6 +9,7 @@ __all__ = ['create_learner', 'plot_history']
 import os
 import random
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from ..data.manifest import Manifest
 from .backbone import backbone_preprocessing, create_backbone, split_parameters
 from .callbacks import ExponentialMovingAverage, FreezeNorm, RunLog, check_converging
 from .dataloaders import make_dataloaders, name_workers
+from .views import train_on_views
 
 # %% ../../nbs/training/05_learner.ipynb #cfd683cf
 def _set_seed(
@@ -109,12 +111,14 @@ def fit(
     learn: Learner,  # From `create_learner`
     config: TrainConfig,
     cbs: Iterable[Callback] = (),  # More callbacks, such as a tracker's
+    views: Path | None = None,  # A folder of `store_views`; None: each look is a new view of a photograph
 ) -> list[dict[str, float]]:  # One row an epoch: epoch, train_loss, valid_loss, accuracy, seconds
     "Train the classifier, then the rest; save the EMA of the weights. Raises `Diverged` or `TrashsortingError`."
     log = RunLog(config.freeze_epochs + config.epochs, learn.path / "history.csv")
     ema = [ExponentialMovingAverage(config.ema_decay)] if config.ema_decay else []
     cbs = [log, *ema, *cbs]
-    with learn.no_bar(), learn.no_logging(), name_workers():
+    stored = train_on_views(learn, config.frozen_stages, views) if views else nullcontext()
+    with learn.no_bar(), learn.no_logging(), name_workers(), stored:
         learn.freeze()
         if config.freeze_epochs:
             learn.fit_one_cycle(config.freeze_epochs, config.head_lr, cbs=cbs)

@@ -33,6 +33,7 @@ from .checkpoint import Checkpointer, bytes_needed, check_room
 from .distributed import all_devices
 from .learner import create_learner, fit
 from .provenance import find_provenance
+from .views import store_views
 from .tracking import run_callbacks, start_tracker
 
 # %% ../../nbs/training/06_run.ipynb #e336271d
@@ -187,6 +188,7 @@ def train(
     data: str | Path | None = None,  # The source that the manifest was read from; None: the manifest's folder
     callbacks: Iterable[Callback] = (),  # More fastai callbacks
     resumable: bool = True,  # Write the state after each epoch, and go on from it if it is there
+    views: Path | None = None,  # Where `stored_views` are, or go to; None: `views` in the run's folder
 ) -> TrainingResult:
     "Train a network and save its run. Raises `DataError`, `ModelError`, `Diverged` or `TrashsortingError`."
     out, data = Path(out), data or manifest.root
@@ -196,11 +198,12 @@ def train(
     if init_from:
         initialize_from(learn, init_from, manifest)
     check_room(out, bytes_needed(learn))
+    stored = store_views(learn, config, views or out / "views") if config.stored_views else None
     checkpointers = [Checkpointer(out, config, manifest, learn)] if resumable else []
     tracker = start_tracker(config, out, manifest, describe_source(data))
     try:
         with all_devices(learn) as needed:
-            history = fit(learn, config, [*needed, *checkpointers, *run_callbacks(config, out, tracker), *callbacks])
+            history = fit(learn, config, [*needed, *checkpointers, *run_callbacks(config, out, tracker), *callbacks], stored)
     except BaseException:
         tracker.finish()
         raise
