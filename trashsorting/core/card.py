@@ -143,9 +143,23 @@ class Source(Card):
     name: str = Field(
         min_length=1, pattern=r"^\w[\w.-]*$", description="short: also the name of the folder with its photographs"
     )
-    where: str = Field(description="a folder, an archive of one, or a name on the Hugging Face hub")
+    where: str = Field(description="a folder, an archive of one, a CSV of files and classes, or the name of an open data set")
     licence: str = Field("", description="licence of its photographs; empty: not known")
-    classes: dict[str, str] = Field({}, description="its class -> ours; '' skips the class; classes that are not named stay")
+    classes: dict[str, str] = Field(
+        {}, description="its class -> ours; '' skips the class; '*' is each class that is not named, which otherwise stays"
+    )
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="how often a photograph is shown in training, relative to weight 1"
+    )
+    attribution: str = Field("", description="whom to name, and how; empty: nobody")
+    url: str = Field("", description="where it is published")
+
+    def class_of(
+        self,
+        label: str,  # One of its classes
+    ) -> str:  # Empty: the class is skipped
+        "Our name of a class of this source."
+        return self.classes.get(label, self.classes.get("*", label))
 
 # %% ../../nbs/core/01_card.ipynb #5f595219
 class Provenance(Card):

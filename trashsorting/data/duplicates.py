@@ -12,7 +12,7 @@ import base64
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.log import progress_bar
 from ..core.system import count_cores, csv_text
-from .manifest import SPLITS, Entry, Manifest, skip_files
-from .splits import fold_by_hash, groups_by_class
+from .manifest import Entry, Manifest, skip_files
+from .splits import fold_by_hash, groups_by_class, unite_groups
 
 # %% ../../nbs/data/07_duplicates.ipynb #6f557819
 _SIDE, _LUMA_WAVES, _CHROMA_WAVES, _CHROMA_BITS = 32, 8, 6, 32
@@ -314,12 +314,7 @@ def keep_together(
     groups: Iterable[Group],  # From `find_groups`
 ) -> Manifest:  # With every group in one subset
     "Repair a split, so that no near-duplicate of a held-out photograph is trained on."
-    subset_of = {entry.file: entry.split for entry in manifest.entries}
-    for group in groups:
-        files = [file for file in group.files if file in subset_of]
-        if files:
-            subset_of |= dict.fromkeys(files, max((subset_of[file] for file in files), key=SPLITS.index))
-    return replace(manifest, entries=tuple(replace(entry, split=subset_of[entry.file]) for entry in manifest.entries))
+    return unite_groups(manifest, [group.files for group in groups])
 
 # %% ../../nbs/data/07_duplicates.ipynb #315e5372
 def leaking_groups(

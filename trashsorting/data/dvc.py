@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
-from .manifest import SPLITS, Manifest, manifest_from_csv
+from .manifest import OPTIONAL_FIELDS, SPLITS, Manifest, manifest_from_csv
 from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources, source_errors
 from .splits import apply_split, complete_split, match_spelling
 
@@ -41,7 +41,8 @@ def _keep_splits(
     entries = []
     for entry in split.entries:
         known = listed.get(entry.file, entry)
-        entries.append(replace(entry, split=known.split or entry.split, source=known.source))
+        facts = {name: getattr(known, name) for name in OPTIONAL_FIELDS}
+        entries.append(replace(entry, split=known.split or entry.split, **facts))
     return replace(split, entries=tuple(entries), sources=own_sources(manifest.root))
 
 # %% ../../nbs/data/09_dvc.ipynb #3d7b19ae

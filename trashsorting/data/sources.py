@@ -7,24 +7,26 @@ __all__ = ['TRASHNET_COUNTS', 'SAMPLE_NAME', 'open_source', 'describe_source', '
 
 # %% ../../nbs/data/06_sources.ipynb #a1b32517
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..core.card import Labels, Source
 from ..core.errors import DataError, need
 from ..core.log import log, step
 from ..core.system import is_remote
 from .archive import unpack
-from .listing import SkippedFile, dataset_root, list_folder
-from .manifest import Entry, Manifest, manifest_from_csv, read_folder
+from .listing import dataset_root, list_folder
+from .manifest import Manifest, manifest_from_csv, read_folder, skip_files
 from .sample import draw_sample
 from .splits import apply_split, complete_split, match_spelling
 from .storage import fetch
+from .table import read_table
 
 # %% ../../nbs/data/06_sources.ipynb #fb955327
 def _open_archive(
@@ -162,16 +164,22 @@ def describe_source(
     return builtin or "/".join(Path(source).resolve().parts[-2:])
 
 # %% ../../nbs/data/06_sources.ipynb #30f29fa2
+class _ListedSource(Source):
+    "An entry of a list of sources."
+
+    split: str = Field("", description="CSV with the columns file,label,split, of this source's folder; empty: its own split")
+
+# %% ../../nbs/data/06_sources.ipynb #e6f72aae
 def _parse_sources(
-    path: Path,  # JSON: a list of names from `_HUB_SOURCES` and of objects with the fields of `Source`
-) -> tuple[Source, ...]:  # One or more, as they stand there
+    path: Path,  # JSON: a list of names from `_HUB_SOURCES` and of objects with the fields of `_ListedSource`
+) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
     "Read a list of sources. Raises `DataError` for any other content."
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, list) or not content:
             raise ValueError("it is empty" if content in ([], {}) else "it does not begin with a square bracket")
-        listed = [_HUB_SOURCES.get(item, item) if isinstance(item, str) else item for item in content]
-        return TypeAdapter(tuple[Source, ...]).validate_python(listed)
+        listed = [_HUB_SOURCES[item].model_dump() if isinstance(item, str) and item in _HUB_SOURCES else item for item in content]
+        return TypeAdapter(tuple[_ListedSource, ...]).validate_python(listed)
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -181,20 +189,35 @@ def _parse_sources(
         reason = str(error)
     raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_HUB_SOURCES)}")
 
+# %% ../../nbs/data/06_sources.ipynb #074c206b
+def _check_names(
+    sources: Iterable[Source],
+    path: str | Path,  # The list, for the error
+) -> None:
+    "Raise `DataError` for two sources of the same name."
+    if twice := [name for name, n in Counter(source.name for source in sources).items() if n > 1]:
+        raise DataError(f"{path}: two sources are called '{twice[0]}'; their photographs could not be told apart")
+
 # %% ../../nbs/data/06_sources.ipynb #32fc411d
 def _read_sources(
     path: Path,  # As for `_parse_sources`
-) -> tuple[Source, ...]:  # A relative `where` is made relative to the file's folder
+) -> tuple[_ListedSource, ...]:  # Relative paths are made relative to the file's folder
     "Read a list of sources. Raises `DataError` for any other content, or for two of the same name."
-    sources = _parse_sources(path)
-    if twice := [name for name, n in Counter(source.name for source in sources).items() if n > 1]:
-        raise DataError(f"{path}: two sources are called '{twice[0]}'; their photographs could not be told apart")
-    local = {
-        source.name: path.parent / source.where
-        for source in sources
-        if not is_remote(source.where) and not is_builtin(source.where, path.parent)
-    }
-    return tuple(s.model_copy(update={"where": str(local[s.name])}) if s.name in local else s for s in sources)
+    sources = []
+    for source in _parse_sources(path):
+        is_path = not is_remote(source.where) and not is_builtin(source.where, path.parent)
+        where = str(path.parent / source.where) if is_path else source.where
+        split = str(path.parent / source.split) if source.split else ""
+        sources.append(source.model_copy(update={"where": where, "split": split}))
+    _check_names(sources, path)
+    return tuple(sources)
+
+# %% ../../nbs/data/06_sources.ipynb #59ac8a67
+def _is_table(
+    source: str | Path,  # What the user named
+) -> bool:
+    "Whether a source is a CSV on this machine."
+    return Path(source).suffix.lower() == ".csv" and not is_remote(source) and not Path(source).is_dir()
 
 # %% ../../nbs/data/06_sources.ipynb #de7fccb1
 def _link_source(
@@ -204,7 +227,7 @@ def _link_source(
 ) -> Path:  # The data set's folder, in `into`
     "Open a source, and link a folder that lies elsewhere. Raises what `open_source` raises."
     link = into / source.name
-    opened = open_source(source.where, link, progress)
+    opened = Path(source.where).parent if _is_table(source.where) else open_source(source.where, link, progress)
     if opened.is_relative_to(into):
         return opened
     into.mkdir(parents=True, exist_ok=True)
@@ -213,52 +236,86 @@ def _link_source(
     return link
 
 # %% ../../nbs/data/06_sources.ipynb #4e3f6ab7
-def _read_source(
+def _read_classes(
     source: Source,
+    root: Path,  # Its folder, with one sub-folder per class
+    progress: bool = False,  # Show a bar
+) -> Manifest:  # Classes with their new names
+    "Read a source that is a folder. Raises `DataError`."
+    manifest = read_folder(root, progress=progress)
+    renamed = [replace(entry, label=source.class_of(entry.label), source=source.name) for entry in manifest.entries]
+    reasons = {
+        entry.file: f"source '{source.name}' skips its class '{entry.label}'"
+        for entry in manifest.entries
+        if not source.class_of(entry.label)
+    }
+    described = Source(**source.model_dump(include=set(Source.model_fields)))
+    return skip_files(replace(manifest, entries=tuple(renamed), sources=(described,)), reasons)
+
+# %% ../../nbs/data/06_sources.ipynb #c3b536b7
+def _read_source(
+    source: _ListedSource,
     into: Path,  # As for `_link_source`
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # With its own split, or undecided; files relative to `into`, classes with their new names
     "Read one of several sources. Raises `DataError`."
     root = _link_source(source, into, progress)
-    manifest, prefix = read_folder(root, progress=progress), root.relative_to(into).as_posix()
-    skipped = [replace(item, file=f"{prefix}/{item.file}") for item in manifest.skipped]
-    entries: list[Entry] = []
-    for entry in manifest.entries:
-        file, label = f"{prefix}/{entry.file}", source.classes.get(entry.label, entry.label)
-        if label:
-            entries.append(replace(entry, file=file, label=label, source=source.name))
-        else:
-            skipped.append(SkippedFile(file, f"source '{source.name}' skips its class '{entry.label}'"))
-    ignored = tuple(f"{prefix}/{name}" for name in manifest.ignored)
-    return Manifest(into, tuple(entries), tuple(skipped), (source,), ignored)
+    if _is_table(source.where):
+        manifest = read_table(root / Path(source.where).name, source, progress)
+    else:
+        manifest = _read_classes(source, root, progress)
+    if source.split:
+        manifest = apply_split(manifest, Path(source.split))
+    prefix = root.relative_to(into).as_posix()
+    return Manifest(
+        into,
+        tuple(replace(entry, file=f"{prefix}/{entry.file}") for entry in manifest.entries),
+        tuple(replace(item, file=f"{prefix}/{item.file}") for item in manifest.skipped),
+        tuple(each.model_copy(update={"where": describe_source(source.where)}) for each in manifest.sources),
+        tuple(f"{prefix}/{name}" for name in manifest.ignored),
+    )
 
 # %% ../../nbs/data/06_sources.ipynb #4a560c7e
 def _join_sources(
-    sources: tuple[Source, ...],
+    listed: tuple[_ListedSource, ...],
     into: Path,  # As for `_link_source`
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Sorted by file
-    "Read several sources into one manifest. Raises `DataError`."
-    manifests = [_read_source(source, into, progress) for source in sources]
+    "Read several sources into one manifest. Raises `DataError`, also for two of the same name."
+    manifests = [_read_source(source, into, progress) for source in listed]
+    sources = tuple(source for each in manifests for source in each.sources)
+    _check_names(sources, into)
     entries = sorted((entry for each in manifests for entry in each.entries), key=lambda entry: entry.file)
     skipped = sorted((item for each in manifests for item in each.skipped), key=lambda item: item.file)
     ignored = sorted(name for each in manifests for name in each.ignored)
     return Manifest(into, tuple(entries), tuple(skipped), sources, tuple(ignored))
 
+# %% ../../nbs/data/06_sources.ipynb #a2d2fb1e
+def _listed_sources(
+    source: str | Path,  # As for `open_manifest`
+) -> tuple[_ListedSource, ...]:  # Empty: a folder, an archive, or drawn
+    "The sources of a list, of a CSV, or of a built-in name that has a licence. Raises `DataError`."
+    path = Path(source)
+    if is_builtin(source) and source in _HUB_SOURCES:
+        return (_ListedSource(**_HUB_SOURCES[str(source)].model_dump()),)
+    if _is_table(source):
+        name = re.sub(r"[^\w.-]+", "_", path.resolve().parent.name).lstrip(".-") or "photographs"
+        return (_ListedSource(name=name, where=str(source)),)
+    return _read_sources(path) if path.suffix.lower() == ".json" and not path.is_dir() else ()
+
 # %% ../../nbs/data/06_sources.ipynb #7443a726
 def open_manifest(
-    source: str | Path,  # As for `open_source`, or a JSON file with a list of sources
+    source: str | Path,  # As for `open_source`, a CSV for `read_table`, or a JSON file with a list of sources
     into: Path,  # The folder for what is unpacked, fetched, drawn or joined
     labels: Labels | None = None,  # The classes that may occur; None: whatever is there
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # The split is the folders' own, or undecided
     "Open and read photographs from any source. Raises `DataError`."
-    known = _HUB_SOURCES.get(str(source)) if is_builtin(source) else None
-    if not known and (Path(source).suffix.lower() != ".json" or Path(source).is_dir()):
+    sources = _listed_sources(source)
+    if not sources:
         root = open_source(source, into, progress)
         with source_errors(source, into):
             return read_folder(root, labels, progress)
-    sources = (known,) if known else _read_sources(Path(source))
     with source_errors(source, into):
         manifest = _join_sources(sources, Path(into), progress)
     if labels and (unknown := set(manifest.labels) - set(labels)):

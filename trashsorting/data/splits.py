@@ -20,13 +20,29 @@ from ..core.system import csv_text, read_csv
 from .manifest import SPLITS, Manifest, skip_files
 
 # %% ../../nbs/data/05_splits.ipynb #b7002b98
+def _join_groups(
+    manifest: Manifest,
+    groups: Iterable[tuple[str, ...]],  # Files that stay together
+) -> list[tuple[str, ...]]:  # Those and the manifest's own groups; the ones that share a file are joined
+    "The groups of files that stay together."
+    own: dict[str, list[str]] = {}
+    for entry in manifest.entries:
+        if entry.group:
+            own.setdefault(entry.group, []).append(entry.file)
+    cluster: dict[str, set[str]] = {}
+    for files in [*groups, *map(tuple, own.values())]:
+        merged = set(files).union(*(cluster.get(file, ()) for file in files))
+        cluster.update(dict.fromkeys(merged, merged))
+    return [tuple(sorted(files)) for files in {id(files): files for files in cluster.values()}.values()]
+
+# %% ../../nbs/data/05_splits.ipynb #f25e8080
 def groups_by_class(
     manifest: Manifest,
-    groups: Iterable[tuple[str, ...]],  # Files that stay together; any other file is a group of its own
+    groups: Iterable[tuple[str, ...]],  # Files that stay together, besides the manifest's own groups
 ) -> dict[str, list[tuple[str, ...]]]:  # By class: its groups; a group of several classes is with its commonest
     "Every file in exactly one group, every group in exactly one class."
     label_of = {entry.file: entry.label for entry in manifest.entries}
-    together = [tuple(sorted(set(group) & label_of.keys())) for group in groups]
+    together = [tuple(sorted(set(group) & label_of.keys())) for group in _join_groups(manifest, groups)]
     alone = label_of.keys() - {file for files in together for file in files}
     by_class: dict[str, list[tuple[str, ...]]] = {label: [] for label in manifest.labels}
     for files in [*filter(None, together), *((file,) for file in sorted(alone))]:
@@ -52,6 +68,25 @@ def _hash_positions(
             before += len(files)
     return positions
 
+# %% ../../nbs/data/05_splits.ipynb #75c9e8ef
+def _containing(
+    manifest: Manifest,
+    positions: dict[tuple[str, ...], tuple[str, float]],  # From `_hash_positions`
+) -> dict[str, list[tuple[str, ...]]]:  # By class: its own groups in order, then the others that contain it
+    "The groups with photographs of each class. Raises `DataError` if a class has only one."
+    label_of = {entry.file: entry.label for entry in manifest.entries}
+    containing: dict[str, list[tuple[str, ...]]] = {label: [] for label in manifest.labels}
+    for files in positions:
+        for label in sorted({label_of[file] for file in files}):
+            containing[label].append(files)
+    for label, class_groups in containing.items():
+        if len(class_groups) < 2:
+            is_single = sum(label_of[file] == label for file in class_groups[0]) == 1
+            what = "one photograph" if is_single else "one group of photographs that belong together"
+            raise DataError(f"{manifest.root}: class '{label}' has {what}; two or more are needed to split it")
+        class_groups.sort(key=lambda files: positions[files][0] != label)
+    return containing
+
 # %% ../../nbs/data/05_splits.ipynb #ffbae063
 def split_by_hash(
     manifest: Manifest,  # Undecided
@@ -61,17 +96,33 @@ def split_by_hash(
 ) -> Manifest:  # Every entry in "train" or "val"
     "Divide every class by a hash of the file names. Raises `DataError` if a class has only one group."
     positions = _hash_positions(manifest, groups, seed)
-    held_out: set[str] = set()
-    for label in manifest.labels:
-        class_groups = [files for files, (of_class, _) in positions.items() if of_class == label]  # in order
-        if len(class_groups) < 2:
-            is_single = sum(map(len, class_groups)) == 1
-            what = "one photograph" if is_single else "one group of photographs that belong together"
-            raise DataError(f"{manifest.root}: class '{label}' has {what}; two or more are needed to split it")
-        chosen = [files for files in class_groups if positions[files][1] < valid_fraction] or class_groups[:1]
-        held_out.update(file for files in chosen for file in files)
-    entries = [replace(entry, split="val" if entry.file in held_out else "train") for entry in manifest.entries]
+    containing = _containing(manifest, positions)
+    held_out: set[tuple[str, ...]] = set()
+    for label, class_groups in containing.items():
+        own = [files for files in class_groups if positions[files][0] == label]
+        held_out.update([files for files in own if positions[files][1] < valid_fraction] or own[: len(own) > 1])
+    for class_groups in containing.values():
+        if held_out.isdisjoint(class_groups):
+            held_out.add(class_groups[0])
+    for class_groups in containing.values():
+        if held_out.issuperset(class_groups):
+            held_out.remove(class_groups[-1])
+    held_files = {file for files in held_out for file in files}
+    entries = [replace(entry, split="val" if entry.file in held_files else "train") for entry in manifest.entries]
     return replace(manifest, entries=tuple(entries))
+
+# %% ../../nbs/data/05_splits.ipynb #bbded46b
+def unite_groups(
+    manifest: Manifest,  # Split
+    groups: Iterable[tuple[str, ...]] = (),  # Files that stay together, besides the manifest's own groups
+) -> Manifest:  # With every group in one subset
+    "Repair a split, so that no group is on both sides."
+    subset_of = {entry.file: entry.split for entry in manifest.entries}
+    for group in _join_groups(manifest, groups):
+        files = [file for file in group if file in subset_of]
+        if files:
+            subset_of |= dict.fromkeys(files, max((subset_of[file] for file in files), key=SPLITS.index))
+    return replace(manifest, entries=tuple(replace(entry, split=subset_of[entry.file]) for entry in manifest.entries))
 
 # %% ../../nbs/data/05_splits.ipynb #9de3accb
 def complete_split(
@@ -82,7 +133,7 @@ def complete_split(
     "Keep the split, and hold out a validation split where there is none. Raises what `split_by_hash` raises."
     validated = {entry.source for entry in manifest.entries if entry.split == "val"}
     if validated and all(entry.split for entry in manifest.entries):
-        return manifest
+        return unite_groups(manifest)
     train = {entry.file for entry in manifest.entries if entry.split == "train" and entry.source not in validated}
     chosen = tuple(entry for entry in manifest.entries if not entry.split or entry.file in train)
     divided = split_by_hash(replace(manifest, entries=chosen), seed, groups=groups)
@@ -92,7 +143,8 @@ def complete_split(
         stays = f"; the {n_test} test photographs stay so" if n_test else ""
         held_out = f"about a fifth of the {len(train)} training photographs is held out for it"
         log.warning("there is no validation split: %s%s", held_out, stays)
-    return replace(manifest, entries=tuple(decided.get(entry.file, entry) for entry in manifest.entries))
+    completed = replace(manifest, entries=tuple(decided.get(entry.file, entry) for entry in manifest.entries))
+    return unite_groups(completed)
 
 # %% ../../nbs/data/05_splits.ipynb #6e521ecf
 def fold_by_hash(
@@ -103,7 +155,7 @@ def fold_by_hash(
 ) -> list[int]:  # The fold of each entry, 0..k-1
     "Grouped and stratified folds. Raises `DataError` if a class has fewer than k groups."
     positions = _hash_positions(manifest, groups, seed)
-    for label, n in Counter(label for label, _ in positions.values()).items():
+    for label, n in ((label, len(class_groups)) for label, class_groups in _containing(manifest, positions).items()):
         if n < k:
             raise DataError(f"{manifest.root}: class '{label}' has {n} groups of photographs; {k} folds need {k}")
     fold = {file: int(k * position) for files, (_, position) in positions.items() for file in files}
