@@ -84,9 +84,10 @@ def _count_line(
     type=FOLDER,
     help="Photographs without objects: two backgrounds of three are cut out of them.  [default: all are drawn]",
 )
+@click.option("--all", "on_all", is_flag=True, help="Of the validation photographs, too, as for `crossval --all`.")
 @logged
 def synthesize(
-    source: str, split: Path | None, out: Path, n_each: int, seed: int, backgrounds: Path | None
+    source: str, split: Path | None, out: Path, n_each: int, seed: int, backgrounds: Path | None, on_all: bool
 ) -> None:
     """Cut objects out of their plain background and paste them on other ones.
 
@@ -96,9 +97,11 @@ def synthesize(
     need("cv2", "Cut-and-paste synthesis", "train")
     from trashsorting.data.cutpaste import describe_synthetic, synthesize_folder
     from trashsorting.data.sources import load_manifest
+    from trashsorting.data.splits import train_on_all
 
     with TemporaryDirectory() as folder, step("synthesizing") as notes:
         photographs = load_manifest(source, Path(folder) / "data", split, seed)
+        photographs = train_on_all(photographs) if on_all else photographs
         report_skipped(photographs)
         synthesize_folder(photographs, out, n_each, seed=seed, backgrounds=backgrounds, progress=True)
         notes.append(describe_synthetic(out))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Preprocessing', 'ClassMetrics', 'Bootstrap', 'Evaluation', 'PairedComparison', 'Speedup', 'Quantization', 'Source',
-           'Provenance', 'CrossValidation', 'ModelCard', 'card_path', 'file_sha256', 'read_card', 'write_card']
+           'Provenance', 'CrossValidation', 'SourceMetrics', 'OutOfDistribution', 'ModelCard', 'card_path',
+           'file_sha256', 'read_card', 'write_card']
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
@@ -195,6 +196,25 @@ class CrossValidation(Card):
     ece: float = Field(description="mean over the folds, after temperature scaling")
 
 # %% ../../nbs/core/01_card.ipynb #91e2d754
+class SourceMetrics(Card):
+    "The accuracy on the photographs of one source."
+
+    n: int = Field(gt=0, description="photographs")
+    right: int = Field(ge=0, description="predicted as their class, unsure ones too")
+    interval: Interval = Field(description="95 % interval of the accuracy: bootstrap over groups, Wilson's without groups")
+    answered: int = Field(ge=0, description="photographs that are not 'unsure'")
+    answered_right: int = Field(ge=0, description="those of them that are predicted as their class")
+
+
+class OutOfDistribution(Card):
+    "How the networks of a cross-validation react to pictures of other things."
+
+    n: int = Field(gt=0, description="pictures")
+    auroc: float = Field(description="area under the ROC curve of the top-1 probability, trash against other things")
+    answered: float = Field(description="fraction of the pictures that are not 'unsure', mean over the networks")
+    by_source: dict[str, float] = Field({}, description="the same fraction by folder")
+
+
 class ModelCard(Card):
     "The card of an exported model."
 
@@ -214,6 +234,13 @@ class ModelCard(Card):
     cross_validation: CrossValidation | None = Field(
         None, description="of the recipe, within the training split; null: none"
     )
+    out_of_fold: dict[str, SourceMetrics] = Field(
+        {}, description="by source: each photograph by a network that did not see its group"
+    )
+    held_out_sources: dict[str, SourceMetrics] = Field(
+        {}, description="by source: the same recipe trained without this source and those that were held out with it"
+    )
+    other_things: OutOfDistribution | None = Field(None, description="on pictures of other things; null: not measured")
     file_sha256: str = Field(description="SHA-256 of the ONNX file that this card describes")
     file_bytes: int = Field(gt=0)
     evaluation: Evaluation = Field(description="the exported file on held-out photographs")

@@ -327,7 +327,7 @@ def _cut_background(
     cv2 = load_cv2()
     length = max(1, int(min(photograph.shape[:2]) * rng.uniform(0.5, 1)))
     top, left = (int(rng.integers(0, full - length + 1)) for full in photograph.shape[:2])
-    square = np.rot90(photograph[top : top + length, left : left + length], rng.integers(4))
+    square = np.rot90(photograph[top : top + length, left : left + length], int(rng.integers(4)))
     square = square[:, :: rng.choice([-1, 1])]
     return cv2.resize(np.ascontiguousarray(square), (side, side), interpolation=cv2.INTER_AREA)
 
@@ -340,7 +340,7 @@ def _choose_background(
     "A drawn background, or a part of a photograph. Raises what `open_rgb` raises."
     if not photographs or rng.random() >= _REAL_FRACTION:
         return _draw_background(rng, side)
-    return _cut_background(rng, np.asarray(open_rgb(photographs[rng.integers(len(photographs))])), side)
+    return _cut_background(rng, np.asarray(open_rgb(photographs[int(rng.integers(len(photographs)))])), side)
 
 # %% ../../nbs/data/10_cutpaste.ipynb #92e2ee49
 def _draw_placement(
@@ -607,15 +607,17 @@ def synthesize_folder(
     "Synthesize images from the training subset. Raises `DataError` or `MissingExtra`."
     load_cv2()
     entries, out, (paths, digest) = manifest.subset("train").entries, Path(out), _list_backgrounds(backgrounds)
-    settings = {"seed": seed, "n_each": n_each, "side": side}
-    _begin_folder(out, **settings, backgrounds_sha256=digest)
-    work = partial(_synthesize_entry, root=manifest.root, out=out, backgrounds=paths, **settings)
+    _begin_folder(out, seed=seed, n_each=n_each, side=side, backgrounds_sha256=digest)
+    work = partial(
+        _synthesize_entry, root=manifest.root, out=out, n_each=n_each, side=side, seed=seed, backgrounds=paths
+    )
     with ProcessPoolExecutor(count_cores()) as pool:
         results = pool.map(work, entries, chunksize=8)
         cut_out = list(progress_bar(results, "synthetic images", progress, len(entries)))
     if not any(cut_out):
         raise DataError(f"{manifest.root}: no photograph shows an object on a plain background that can be cut out")
-    note = settings | {"manifest_sha256": manifest.sha256, "photographs": len(entries), "cut_out": sum(cut_out)}
+    note = {"manifest_sha256": manifest.sha256, "seed": seed, "n_each": n_each, "side": side}
+    note |= {"photographs": len(entries), "cut_out": sum(cut_out)}
     note |= {"backgrounds": len(paths), "backgrounds_sha256": digest}
     write_json(out / _NOTE, note)
     return note

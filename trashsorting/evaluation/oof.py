@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['Predictions', 'pool', 'save_predictions', 'load_predictions', 'evaluate_folds', 'mean_and_deviation', 'fold_table',
-           'plot_errors']
+           'evaluate_sources', 'source_table', 'plot_errors']
 
 # %% ../../nbs/evaluation/02_oof.ipynb #74194e7b
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.card import Evaluation, Labels
+from ..core.card import Evaluation, Labels, SourceMetrics
 from ..core.errors import DataError, need
 from ..core.system import csv_text, read_csv
-from .metrics import evaluate
+from .metrics import evaluate, span, wilson
 from ..inference.session import softmax
 
 # %% ../../nbs/evaluation/02_oof.ipynb #7d1d0e83
@@ -135,6 +135,60 @@ def fold_table(
         cells = "".join(f"{row[name]:9.4f}" for row in rows)
         lines.append(f"{name.replace('_', ' '):18}{cells}{mean:10.4f}{deviation:11.4f}")
     return "\n".join(lines)
+
+# %% ../../nbs/evaluation/02_oof.ipynb #28d2e14f
+def evaluate_sources(
+    predictions: Predictions,
+    sources: Mapping[str, str],  # By file: its source
+    groups: Mapping[str, str],  # By file: its group; a file that is not in it is a group of its own
+    temperature: float = 1.0,  # The logits are divided by it
+    unsure_below: float = 0.0,  # Threshold on the top-1 probability
+) -> dict[str, SourceMetrics]:  # By source, sorted
+    "Score the photographs of each source."
+    probabilities = softmax(predictions.logits, temperature)
+    right, answered = probabilities.argmax(1) == predictions.targets, probabilities.max(1) >= unsure_below
+    source_of = np.array([sources.get(file, "") for file in predictions.files])
+    group_of = np.array([groups.get(file) or file for file in predictions.files])
+    metrics = {}
+    for source in sorted(set(source_of)):
+        rows = np.flatnonzero(source_of == source)
+        metrics[source] = SourceMetrics(
+            n=len(rows),
+            right=int(right[rows].sum()),
+            interval=_group_interval(right[rows], group_of[rows]),
+            answered=int(answered[rows].sum()),
+            answered_right=int((right & answered)[rows].sum()),
+        )
+    return metrics
+
+# %% ../../nbs/evaluation/02_oof.ipynb #a3e231b1
+def _group_interval(
+    right: np.ndarray,  # bool (n,)
+    groups: np.ndarray,  # (n,) the group of each photograph
+    resamples: int = 2000,
+) -> tuple[float, float]:
+    "95 % interval of the accuracy: percentile bootstrap over groups, Wilson's where each photograph is a group."
+    _, number = np.unique(groups, return_inverse=True)
+    n_groups = number.max() + 1
+    if n_groups == len(right):
+        return wilson(int(right.sum()), len(right))
+    sizes, hits = np.bincount(number), np.bincount(number, right)
+    drawn = np.random.default_rng(0).integers(0, n_groups, (resamples, n_groups))
+    low, high = np.percentile(hits[drawn].sum(1) / sizes[drawn].sum(1), (2.5, 97.5))
+    return float(low), float(high)
+
+# %% ../../nbs/evaluation/02_oof.ipynb #78fd663a
+def source_table(
+    metrics: Mapping[str, SourceMetrics],  # From `evaluate_sources`
+) -> str:  # Lines for a terminal
+    "Accuracy by source, its mean over the sources, and what is answered, as plain text."
+    lines = [f"{'source':18}{'n':>6}{'accuracy':>10}  {'95 % interval':15}{'answered':>9}{'right of these':>16}"]
+    for source, row in metrics.items():
+        of_answered = f"{row.answered_right / row.answered:.3f}" if row.answered else "-"
+        cells = f"{row.n:6}{row.right / row.n:10.3f}  {span(row.interval):15}{row.answered / row.n:9.3f}{of_answered:>16}"
+        lines.append(f"{source or 'no source':18}{cells}")
+    mean = float(np.mean([row.right / row.n for row in metrics.values()]))
+    return "\n".join([*lines, f"{'mean of sources':18}{sum(row.n for row in metrics.values()):6}{mean:10.3f}"])
 
 # %% ../../nbs/evaluation/02_oof.ipynb #ba45910d
 def _confident_errors(

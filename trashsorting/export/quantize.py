@@ -30,6 +30,7 @@ from trashsorting.core.card import (
     Quantization,
     Speedup,
     check_output_path,
+    file_sha256,
     read_card,
     write_card,
 )
@@ -491,23 +492,42 @@ def export_int8(
             f"{manifest.root}: not the photographs that {file} was made from, or not divided as they were then"
         )
     pooled = _out_of_fold_comparison(folds) if folds else None
-    chosen, val = choose_photographs(manifest, n), manifest.subset("val")
+    if not card.provenance.n_valid and not pooled:
+        raise ModelError(f"{file} learned from all photographs: name the INT8 files of its folds, which can be compared")
+    chosen = choose_photographs(manifest, n)
     quantize(file, chosen, out)
-    paths = [val.root / entry.file for entry in val.entries]
-    targets = np.array([card.classes.index(entry.label) for entry in val.entries])
-    before, after = (
-        score(open_session(model), card.preprocessing, paths, progress, card.temperature)[0] for model in (file, out)
-    )
+    if card.provenance.n_valid:
+        before, after, targets = _predict_held_out(file, out, card, manifest, progress)
+        pooled = pooled or compare(before, after, targets)
+        revised = revised_card(card, out, after, targets)
+    else:
+        revised = card.model_copy(update={"file_sha256": file_sha256(out), "file_bytes": out.stat().st_size})
     quantization = Quantization(
         float_sha256=card.file_sha256,
         n_calibration=len(chosen),
-        compared_on="out of fold" if pooled else "the photographs that the run held out",
-        comparison=pooled or compare(before, after, targets),
-        speedups=_measure_speedups(file, out, load_inputs(paths[:1], card.preprocessing)),
+        compared_on="out of fold" if folds else "the photographs that the run held out",
+        comparison=pooled,
+        speedups=_measure_speedups(file, out, load_inputs(chosen[:1], card.preprocessing)),
     )
-    revised = revised_card(card, out, after, targets, name=f"{card.name}-int8", quantization=quantization)
+    revised = revised.model_copy(update={"name": f"{card.name}-int8", "quantization": quantization})
     write_card(out, revised)
     return revised
+
+
+def _predict_held_out(
+    first: Path,  # An ONNX file
+    second: Path,  # Another one of the same network
+    card: ModelCard,  # Of both
+    manifest: Manifest,  # With the subset "val"
+    progress: bool,  # Show a bar
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # Probabilities (n, n_classes) of each file, classes (n,)
+    "What two files predict for the held-out photographs. Raises what `score` raises."
+    entries = manifest.subset("val").entries
+    paths = [manifest.root / entry.file for entry in entries]
+    before, after = (
+        score(open_session(file), card.preprocessing, paths, progress, card.temperature)[0] for file in (first, second)
+    )
+    return before, after, np.array([card.classes.index(entry.label) for entry in entries])
 
 # %% ../../nbs/export/01_quantize.ipynb #0869c209
 def _measure_speedups(
