@@ -55,10 +55,10 @@ class TrainConfig:
     image_size: Annotated[int, Field(ge=32)] = 224  # Side of the network's input, pixels
     train_size: Annotated[int, Field(ge=32)] = 160  # Side of the random crops it is trained on, pixels; image_size if that is less
     crop_mode: Literal["squash", "center"] = "squash"  # How a photograph becomes a square
-    frozen_stages: NonNegativeInt = 3  # Stages of the backbone, counted from its input, that keep their weights
+    frozen_stages: NonNegativeInt = 4  # Stages of the backbone, counted from its input, that keep their weights
     freeze_norm: bool = True  # Batch normalisation keeps its pretrained statistics
     freeze_epochs: NonNegativeInt = 1  # Epochs in which only the classifier is trained
-    epochs: NonNegativeInt = 16  # Epochs in which the rest is trained too
+    epochs: NonNegativeInt = 14  # Epochs in which the rest is trained too
     batch_size: Annotated[int, Field(ge=2)] = 32  # Photographs a step
     head_lr: _Rate = 2e-3  # Peak rate while only the classifier is trained
     lr: _Rate = 7e-4  # Peak rate of everything afterwards
@@ -66,7 +66,7 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = 0.01  # Of AdamW, decoupled
     label_smoothing: _Fraction = 0.1  # Fraction of the target that is spread over all classes
     augment: bool = True  # Crop, rotate, flip and relight the training photographs
-    synthetic_fraction: _Fraction = 0.4  # How often a photograph's synthetic image, if there is one, is shown instead of it
+    synthetic_fraction: _Fraction = 0.45  # How often a photograph's synthetic image, if there is one, is shown instead of it
     stored_views: NonNegativeInt = 0  # Random views of each photograph whose outputs of the frozen stages are stored and trained on; 0: each look is a new view, and nothing is stored
     num_workers: NonNegativeInt = 2  # Processes that load photographs
     cache_gb: NonNegativeFloat = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded each time

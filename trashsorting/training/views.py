@@ -58,7 +58,7 @@ class SplitNetwork(nn.Module):
 
 # %% ../../nbs/training/13_views.ipynb #386ac2c4
 _NOTE = "views.json"
-_SETTINGS = ("backbone", "crop_mode", "frozen_stages", "image_size", "pretrained", "seed", "stored_views",
+_SETTINGS = ("backbone", "crop_mode", "frozen_stages", "image_size", "pretrained", "stored_views",
              "synthetic_fraction", "train_size", "augment")
 
 
