@@ -207,7 +207,7 @@ def source_weights(
     manifest: Manifest,  # With the subset "train"
 ) -> list[float] | None:  # For each training photograph, in order; None: all are equal
     "How often each training photograph is drawn, by the weight of its source."
-    by_name = {source.name: getattr(source, "weight", 1.0) for source in manifest.sources}
+    by_name = {source.name: source.weight for source in manifest.sources}
     weights = [by_name.get(entry.source, 1.0) for entry in manifest.subset("train").entries]
     return weights if len(set(weights)) > 1 else None
 

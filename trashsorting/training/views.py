@@ -43,6 +43,7 @@ class SplitNetwork(nn.Module):
     @torch.inference_mode()
     def run_frozen(self, pictures: torch.Tensor) -> torch.Tensor:
         "From (n, 3, side, side) to the output of the frozen stages, (n, channels, rows, columns)."
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
         outputs = self.network.bn1(self.network.conv_stem(pictures))
         for block in self.network.blocks[: self.n_blocks]:
             outputs = block(outputs)
@@ -111,7 +112,7 @@ def store_views(
     if not missing:
         return Path(folder)
     parts = [_path_of(folder, entries[number]).with_suffix(".part") for number in missing]
-    network = SplitNetwork(learn.model.eval(), config.frozen_stages)
+    network = SplitNetwork(learn.model.eval().to(memory_format=torch.channels_last), config.frozen_stages)
     loader = learn.dls.train.new(shuffle=False, drop_last=False, get_idxs=lambda: missing)
     with step("storing views") as notes:
         for view in range(config.stored_views):
