@@ -235,8 +235,8 @@ FORBIDDEN_IMPORTS = {
 
 
 def test_every_contract_has_a_forbidden_import():
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-    assert [contract["name"] for contract in contracts] == list(FORBIDDEN_IMPORTS)
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert [contract["name"] for contract in tools["importlinter"]["contracts"]] == list(FORBIDDEN_IMPORTS)
 
 
 @pytest.mark.parametrize("contract", FORBIDDEN_IMPORTS)

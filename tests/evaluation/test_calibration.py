@@ -22,7 +22,7 @@ MEASURED = Path(__file__).resolve().parents[2] / "nbs/measured"
 
 @quick
 @given(predictions())
-def test_the_temperature_is_a_minimum_and_changes_no_prediction(simulated):
+def test_the_temperature_minimises_nll_and_keeps_predictions(simulated):
     logits, targets = simulated
     temperature = fit_temperature(logits, targets)
     assert TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
@@ -34,7 +34,7 @@ def test_the_temperature_is_a_minimum_and_changes_no_prediction(simulated):
             assert best <= mean_nll(logits, targets, other) + 1e-9
 
 
-def test_minimising_the_likelihood_gives_the_same_temperature():
+def test_scipy_finds_the_same_temperature():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (500, 6))
     targets = np.array([rng.choice(6, p=row) for row in softmax(logits, 2.5)])
@@ -44,7 +44,7 @@ def test_minimising_the_likelihood_gives_the_same_temperature():
     assert math.isclose(mean_nll(logits, targets), 1.6188031859170278, rel_tol=1e-12)
 
 
-def test_the_measured_predictions_give_the_numbers_of_the_card():
+def test_out_of_fold_predictions_reproduce_the_card():
     measured = load_predictions(MEASURED / "out_of_fold.csv")
     temperature = fit_temperature(measured.logits, measured.targets)
     assert math.isclose(temperature, 0.442783166115255, rel_tol=1e-10)
@@ -68,7 +68,7 @@ def test_the_measured_predictions_give_the_numbers_of_the_card():
         (0, 0, 0.05, 1),
     ],
 )
-def test_stated_upper_limits(errors, n, alpha, limit):
+def test_published_upper_limits(errors, n, alpha, limit):
     assert math.isclose(upper_limit(errors, n, alpha), limit, rel_tol=1e-10)
 
 

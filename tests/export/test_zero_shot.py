@@ -35,7 +35,7 @@ from trashsorting.inference.session import open_session, run_activation_maps, ru
 from trashsorting.training.backbone import create_backbone
 
 SIDE = 64
-FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"  # What the shipped file was made of
+FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"  # The shipped file's float file
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_mean_of_the_activation_maps_is_the_logits(made):
     assert sum(prediction.all_probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_it_can_be_quantized(made):
+def test_the_file_can_be_quantized(made):
     work, _ = made
     out = work / "int8.onnx"
     done = call("quantize", work / "zero_shot.onnx", "--data", work / "photos", "--out", out)

@@ -54,7 +54,7 @@ def test_every_class_can_be_explained(client, predictor):
     assert max(np.max(grid) for grid in maps.values()) == 1 and min(np.min(grid) for grid in maps.values()) >= 0
 
 
-def test_the_box_of_a_network_that_sees_the_middle():
+def test_the_box_of_a_centre_cropping_network():
     predictor = Predictor()
     middle = predictor.card.preprocessing.model_copy(update={"crop_mode": "center", "crop_pct": 0.5})
     predictor.card = predictor.card.model_copy(update={"preprocessing": middle})
