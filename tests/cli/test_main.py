@@ -282,11 +282,11 @@ def test_predict_reads_only_regular_files_of_a_folder(sample, tmp_path):
     (tmp_path / "good.png").symlink_to(sample / "glass" / "glass000.png")
     (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     done = call("predict", tmp_path, "--json")
-    found = {
+    errors = {
         Path(answer["file"]).relative_to(tmp_path).as_posix(): answer.get("error") for answer in json.loads(done.stdout)
     }
     pipe = "it is no file but a pipe, a socket or a device"
-    assert found == {"f.jpg": pipe, "folder.jpg/a.png": None, "good.png": None, "lost.jpg": "the link leads nowhere"}
+    assert errors == {"f.jpg": pipe, "folder.jpg/a.png": None, "good.png": None, "lost.jpg": "the link leads nowhere"}
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 2
 
 

@@ -8,16 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import binom
 from simulated import CLASSES, predictions, quick
 
 from trashsorting.core.errors import ModelError
-from trashsorting.evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, mean_nll, upper_limit
+from trashsorting.evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, upper_limit
 from trashsorting.evaluation.metrics import evaluate, risk_coverage
 from trashsorting.evaluation.oof import load_predictions
 from trashsorting.inference.session import softmax
 
 MEASURED = Path(__file__).resolve().parents[2] / "nbs/measured"
+
+
+def mean_nll(logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> float:
+    "Mean negative log-likelihood of the true classes."
+    return -log_softmax(np.asarray(logits, float) / temperature, axis=1)[np.arange(len(targets)), targets].mean()
 
 
 @quick

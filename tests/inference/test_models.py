@@ -101,7 +101,7 @@ TAKES = rf"expected is one input, tensor\(float\) \['batch' or 1, 3, {SIDE}, {SI
 
 
 @pytest.mark.parametrize(
-    ("built", "said"),
+    ("built", "message"),
     [
         ({"kind": TensorProto.FLOAT16}, rf"takes 'pixels' tensor\(float16\) .*; {TAKES}"),
         ({"shape": ("batch", 3, 64, 64)}, rf"takes 'pixels' tensor\(float\) \['batch', 3, 64, 64\]; {TAKES}"),
@@ -117,9 +117,9 @@ TAKES = rf"expected is one input, tensor\(float\) \['batch' or 1, 3, {SIDE}, {SI
         ({"nodes": (("Magic", "my.ops"),)}, r"cannot open it \(.*my.ops.*Magic.*standard operators"),
     ],
 )
-def test_a_model_that_does_not_fit_its_card_is_refused_when_opened(path, built, said):
+def test_a_model_that_does_not_fit_its_card_is_refused_when_opened(path, built, message):
     write_model(path, **built)
-    with pytest.raises(ModelError, match=said) as refused:
+    with pytest.raises(ModelError, match=message) as refused:
         Predictor(path)
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 

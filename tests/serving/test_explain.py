@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from trashsorting.core.image import to_input
 from trashsorting.data.sample import draw_picture
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import run_activation_maps, softmax
+from trashsorting.inference.session import run_network, softmax
 from trashsorting.serving.app import create_app
 from trashsorting.serving.schemas import BAD_FORM, NO_FILE, NO_MODEL
 
@@ -40,7 +40,7 @@ def test_explain(client, predictor, picture):
 
 def test_the_mean_of_an_activation_map_is_the_logit(predictor, picture):
     inputs = to_input(picture, predictor.card.preprocessing)[None]
-    logits, maps = run_activation_maps(predictor.session, inputs)
+    logits, maps = run_network(predictor.session, ["logits", "evidence"], inputs)
     assert np.allclose(softmax(maps.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
 
 

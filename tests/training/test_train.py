@@ -280,11 +280,11 @@ import hashlib, http.server, sys
 data = open(sys.argv[1], "rb").read()
 class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self, body=b""):
-        found = self.path == "/datasets/garythung/trashnet/resolve/main/dataset-resized.zip"
-        self.send_response(200 if found else 404)
+        exists = self.path == "/datasets/garythung/trashnet/resolve/main/dataset-resized.zip"
+        self.send_response(200 if exists else 404)
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("ETag", hashlib.sha256(data).hexdigest())
-        self.send_header("Content-Length", str(len(data) if found else 0))
+        self.send_header("Content-Length", str(len(data) if exists else 0))
         self.end_headers()
     def do_GET(self):
         self.do_HEAD()
