@@ -168,7 +168,7 @@ STALLING = {  # By name: the file, the error message
     "no segment for long": (lambda: b"\xff\xd8\xff\xfe\0\2" + bytes(9_000_000) + BASELINE[2:], "header makes no sense"),
     "filled up": (lambda: b"\xff\xd8" + 9_000_000 * b"\xff" + BASELINE[3:], "header makes no sense"),
     "800,000 chunks": (lambda: with_chunks(800_000 * chunk(b"tIME", b"")), "more than 20,000 chunks"),
-    "800,000 empty pieces of pixels": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 chunks"),
+    "800,000 empty IDAT chunks": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 chunks"),
 }
 
 
@@ -374,10 +374,10 @@ def test_missing_srgb_and_invalid_profiles_change_nothing():
         assert open_rgb(encode(plain, icc_profile=profile)).tobytes() == plain.tobytes()
     rng = np.random.default_rng(0)
     for _ in range(200):
-        spoilt = bytearray(P3)
-        for place in rng.integers(0, len(P3), 4):
-            spoilt[place] = rng.integers(256)
-        assert open_rgb(encode(plain, icc_profile=bytes(spoilt))).size == plain.size
+        damaged = bytearray(P3)
+        for index in rng.integers(0, len(P3), 4):
+            damaged[index] = rng.integers(256)
+        assert open_rgb(encode(plain, icc_profile=bytes(damaged))).size == plain.size
     assert srgb_transform.cache_info().currsize <= srgb_transform.cache_info().maxsize == 8
 
 

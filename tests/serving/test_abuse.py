@@ -297,14 +297,14 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_headers(server, name):
     "The connection is closed after some tens of kilobytes, and the service does not grow."
-    begin, piece, status = ENDLESS[name]
+    begin, part, status = ENDLESS[name]
     before, sent, answer = memory(server.pid), 0, b""
     with connect(server) as connection:
         try:
             connection.sendall(begin)
             while sent < 50_000_000:
-                connection.sendall(piece)
-                sent += len(piece)
+                connection.sendall(part)
+                sent += len(part)
         except (BrokenPipeError, ConnectionResetError):
             answer = read_all(connection)
     print(f"{sent} bytes, {answer[:40]}")

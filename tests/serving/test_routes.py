@@ -563,9 +563,9 @@ def test_an_endless_body_is_answered_at_the_limit(serve):
     with serve(TRASHSORTING_MAX_BYTES="1000000") as server, connect(server) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         connection.sendall(b"%x\r\n%s\r\n" % (len(PART), PART))
-        piece, sent = b"186a0\r\n" + bytes(100_000) + b"\r\n", 0
+        part, sent = b"186a0\r\n" + bytes(100_000) + b"\r\n", 0
         while sent <= 1_100_000:
-            connection.sendall(piece)
+            connection.sendall(part)
             sent += 100_000
         answer = answer_on(connection)  # the end of the body is not sent
         assert answer.startswith(b"HTTP/1.1 413 ") and b"limit of 1 MB" in answer

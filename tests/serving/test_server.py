@@ -41,8 +41,8 @@ def length(body: bytes) -> bytes:
 
 
 def chunks(body: bytes, size: int = 1000) -> bytes:
-    pieces = [body[start : start + size] for start in range(0, len(body), size)]
-    coded = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    coded = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     return b"Transfer-Encoding: chunked\r\n\r\n" + coded + b"0\r\n\r\n"
 
 
@@ -108,13 +108,13 @@ def test_a_client_that_never_stops_sending_is_cut_off(serve):
 
 @pytest.mark.parametrize("close", [CLOSE, b""], ids=["close", "keep-alive"])
 def test_discarded_bytes_are_bounded(server, close):
-    piece, sent = bytes(1_000_000), 0
+    part, sent = bytes(1_000_000), 0
     with connect(server) as connection:
         connection.sendall(HEAD + close + b"Content-Length: 900000000000\r\n\r\n" + PART)
         with pytest.raises(ConnectionError):
             while sent < 1_000_000_000:
-                connection.sendall(piece)
-                sent += len(piece)
+                connection.sendall(part)
+                sent += len(part)
     print(f"{sent / 1e6:.0f} MB")
 
 
@@ -134,14 +134,14 @@ UPGRADES = {
 }
 
 
-@pytest.mark.parametrize("pause", [False, True], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "in parts"])
 @pytest.mark.parametrize("name", UPGRADES)
 def test_an_upgrade_is_ignored(server, name, pause):
     "Three requests on one connection: all are answered."
     request = UPGRADES[name]
     with connect(server) as connection:
-        for piece in [request[:100], request[100:400], request[400:], request] if pause else [request * 2]:
-            connection.sendall(piece)
+        for part in [request[:100], request[100:400], request[400:], request] if pause else [request * 2]:
+            connection.sendall(part)
             time.sleep(0.05 if pause else 0)
         connection.sendall(UPGRADES["no body"].replace(b"Upgrade, HTTP2", b"close, Upgrade, HTTP2"))
         answers = read_all(connection)

@@ -185,6 +185,17 @@ def check_parity(
         raise ModelError(f"{file}: disagrees with the network on {n - agreed} of {n} photographs")
     return _Parity(n, agreed, difference)
 
+# %% ../../nbs/export/00_onnx.ipynb #58e5bbb6
+def _photographs(
+    run: Run,
+    subset: str,  # "train" or "val"
+) -> list[Path]:
+    "The files of a run's photographs. Raises `DataError` if one is missing."
+    paths = [run.manifest.root / entry.file for entry in run.manifest.subset(subset).entries]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{missing[0]}: no such file; a run is exported with the photographs that it was made from")
+    return paths
+
 # %% ../../nbs/export/00_onnx.ipynb #4039dde1
 def _score_file(
     file: Path,  # The exported ONNX file
@@ -193,12 +204,9 @@ def _score_file(
 ) -> Evaluation:
     "Evaluate an exported file on the photographs that its run held out. Raises `DataError` if one is missing."
     entries, labels = run.manifest.subset("val").entries, tuple(run.info["labels"])
-    paths = [run.manifest.root / entry.file for entry in entries]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise DataError(f"{missing[0]}: no such file; the file is scored on the photographs that the run held out")
     decision, targets = run.info.get("calibration", {}), np.array([labels.index(entry.label) for entry in entries])
     temperature = decision.get("temperature", 1.0)
-    probabilities, _ = score(open_session(file), run.preprocessing, paths, progress, temperature)
+    probabilities, _ = score(open_session(file), run.preprocessing, _photographs(run, "val"), progress, temperature)
     return evaluate(probabilities, targets, labels, unsure_below=decision.get("unsure_below"))
 
 # %% ../../nbs/export/00_onnx.ipynb #056f2bcb
@@ -213,7 +221,7 @@ def _make_card(
     run: Run,
     evaluation: Evaluation,  # Of that file
 ) -> ModelCard:
-    "The card of an exported file. Raises what `_training_files` raises."
+    "The card of an exported file. Raises what `_photographs` raises."
     return ModelCard(
         name=f"trashsorting-{run.config.backbone}",
         architecture=run.config.backbone,
@@ -226,7 +234,7 @@ def _make_card(
         evaluation_note=run.info.get("evaluation_note", _SELECTION_NOTE),
         **run.info.get("calibration", {}),
         provenance=_make_provenance(run),
-        perceptual_hashes=pack_hashes(compute_hashes(_training_files(run))),
+        perceptual_hashes=pack_hashes(compute_hashes(_photographs(run, "train"))),
     )
 
 # %% ../../nbs/export/00_onnx.ipynb #58e5bbb5
@@ -249,16 +257,6 @@ def _make_provenance(
         averaged=tuple(run.info.get("averaged", ())),
         sources=run.manifest.sources,
     )
-
-# %% ../../nbs/export/00_onnx.ipynb #58e5bbb6
-def _training_files(
-    run: Run,
-) -> list[Path]:
-    "The photographs that a run was trained on. Raises `DataError` if one is missing."
-    paths = [run.manifest.root / entry.file for entry in run.manifest.subset("train").entries]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise DataError(f"{missing[0]}: no such file; the card carries fingerprints of the photographs trained on")
-    return paths
 
 # %% ../../nbs/export/00_onnx.ipynb #789fd068
 _MAX_INSTALLED_BYTES = 16_000_000
