@@ -224,6 +224,32 @@ def test_packages_import_what_they_may():
     check(run(BIN / "lint-imports", env={**os.environ, "PYTHONPATH": str(ROOT)}))
 
 
+FORBIDDEN_IMPORTS = {
+    "Packages import only packages of lower layers": ("core", "trashsorting.data.sample"),
+    "What serves knows neither data sets nor training": ("serving", "trashsorting.data.sample"),
+    "Evaluation does not import the data package": ("evaluation", "trashsorting.data.sample"),
+    "Jobs and deployments are described without what they run": ("cloud", "trashsorting.inference.batch"),
+    "Export does not import the service": ("export", "trashsorting.serving.schemas"),
+    "The light install needs no training library": ("inference", "scipy"),
+}
+
+
+def test_every_contract_has_a_forbidden_import():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert [contract["name"] for contract in tools["importlinter"]["contracts"]] == list(FORBIDDEN_IMPORTS)
+
+
+@pytest.mark.parametrize("contract", FORBIDDEN_IMPORTS)
+def test_a_forbidden_import_breaks_its_contract_only(contract, tmp_path):
+    package, module = FORBIDDEN_IMPORTS[contract]
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "trashsorting", tmp_path / "trashsorting", ignore=shutil.ignore_patterns("models", "static"))
+    (tmp_path / "trashsorting" / package / "forbidden.py").write_text(f"import {module}\n", encoding="utf-8")
+    done = run(BIN / "lint-imports", "--no-cache", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and re.findall(r"^(.+) BROKEN$", done.stdout, re.MULTILINE) == [contract], done.stdout
+    assert f"trashsorting.{package}.forbidden -> {module} (l.1)" in done.stdout
+
+
 def test_what_serves_starts_without_a_training_library():
     heavy = {"torch", "torchvision", "fastai", "timm", "matplotlib", "scipy", "sklearn", "trashsorting.data"}
     code = f"import sys, trashsorting.serving.app; print(sorted({heavy!r} & set(sys.modules)))"

@@ -29,7 +29,7 @@ def row(top: int, package: str, sentence: str) -> list[str]:
 
 
 def picture() -> str:
-    "The SVG: a row for each package, the lowest layer at the bottom. It has its own ground, for dark pages."
+    "The SVG: a row for each package, the lowest layer at the bottom. It has its own background, for dark pages."
     rows = list(reversed(packages().items()))
     bottom = EDGE + len(rows) * (ROW + GAP)
     parts = [

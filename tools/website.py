@@ -210,7 +210,7 @@ def is_command(node: ast.AST) -> bool:
 
 
 def unshown(site: dict[str, Page]) -> list[str]:
-    "Public names that the site does not show: a function or class on its room's page, anything in the reference."
+    "Public names that the site does not show: a function or class on its module's page, anything in the reference."
     found = []
     reference = " ".join(site["reference.html"].words) if "reference.html" in site else ""
     listed = set(re.findall(r"\w+", reference))
@@ -242,7 +242,7 @@ def check() -> int:
 
 
 def llms() -> str:
-    "The site in one file: its pages in the sidebar's order with their sentence, each room with its public names."
+    "The site in one file: its pages in the sidebar's order with their sentence, each module with its public names."
     lines = [f"# {settings()['title']}", "", f"> {settings()['description']}.", ""]
     sources = modules()
     for section, contents in sections():

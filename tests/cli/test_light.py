@@ -74,7 +74,7 @@ ARGUMENTS = {
 
 
 def link_package(name: str, into: Path) -> None:
-    "Make an installed distribution importable, without others in the same folder, such as google/."
+    "Link an installed distribution into a folder, without its neighbours in shared folders such as google/."
     files = [path for path in distribution(name).files or () if ".." not in path.parts]
     packages = {path.parts[0] for path in files if path.parts[1:] == ("__init__.py",)}
     for path in {path.parts[: 1 if path.parts[0] in packages else 2] for path in files}:
@@ -85,7 +85,7 @@ def link_package(name: str, into: Path) -> None:
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory) -> dict[str, str]:
-    "The environment of a Python that has what requirements/serve.txt lists, and nothing else."
+    "Environment variables with which Python finds only what requirements/serve.txt lists."
     folder = tmp_path_factory.mktemp("light")
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/serve.txt").read_text(encoding="utf-8"), re.MULTILINE)
     for name in sorted(set(pinned)):
@@ -95,7 +95,7 @@ def light(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    "Arguments of the commands: photographs, and folders that only have to exist."
+    "Arguments for the commands: photographs, and folders that must exist."
     folder = tmp_path_factory.mktemp("folder")
     draw_sample(folder / "photos", 2)
     (folder / "run").mkdir()
@@ -127,11 +127,11 @@ def test_other_commands_name_the_extra(words, extra, light, folder):
     assert re.fullmatch(
         rf"trashsorting: .+ needs the '{extra}' extra: pip install 'trashsorting\[{extra}\]'\n", done.stderr
     )
-    assert sorted(folder.rglob("*")) == before  # nothing was done before
+    assert sorted(folder.rglob("*")) == before  # the check comes before any work
 
 
 @pytest.mark.parametrize("word", ["promote", "rollback"])
-def test_a_missing_gcloud_is_named(word, light, folder):
+def test_a_missing_gcloud_is_reported(word, light, folder):
     done = call(f"job {word} {ARGUMENTS['project']}", light | {"PATH": ""}, folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no gcloud here: install the Google Cloud CLI" in done.stderr and "Traceback" not in done.stderr

@@ -48,20 +48,20 @@ PHOTOGRAPHS = int(
     os.environ.get("CHECK_PHOTOGRAPHS", "12")
 )  # Enlarged to twelve megapixels; `make check-long` takes all
 TOLERANCE = 0.1  # Of a probability, between a whole and a reduced decode
-SAME_CLASS = 0.995  # Share of the photographs
+SAME_CLASS = 0.995  # Fraction of the photographs
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
-    "Mean absolute difference, grey levels; the other is brought to the size of the one."
+    "Mean absolute difference in grey levels, at the size of the first picture."
     other = other.convert("RGB").resize(one.size)
     return float(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).mean())
 
 
-# What reaches a decoder
+# Formats
 
 
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "ICO", "PPM", "PDF", "EPS", "TGA", "ICNS", "JPEG2000"])
-def test_no_other_format_reaches_a_decoder(format, monkeypatch):
+def test_other_formats_reach_no_decoder(format, monkeypatch):
     data = encode(draw_picture("glass", 0, (64, 64)), format)
 
     def refuse(*_, **__):
@@ -73,7 +73,7 @@ def test_no_other_format_reaches_a_decoder(format, monkeypatch):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_is_recognised_and_its_damage_is_found(format):
+def test_every_format_is_detected_and_damage_is_reported(format):
     load_plugin(format)
     whole = encode(draw_picture("glass", 0, (256, 192)), format)
     assert detect_format(whole) == detect_format(whole[:64]) == format
@@ -83,7 +83,7 @@ def test_every_format_is_recognised_and_its_damage_is_found(format):
             decode(whole[:part])
 
 
-def test_a_format_is_loaded_when_its_first_picture_comes():
+def test_plugins_are_loaded_at_their_first_picture():
     "HEIC's libraries are 27 MB; a service that sees only JPEG does not load them."
     code = """
 import sys
@@ -95,13 +95,13 @@ assert "PIL.JpegImagePlugin" in sys.modules and "pillow_heif" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Files that hold a decoder up
+# Files that stall a decoder
 
-REFUSED_SECONDS = 2  # Generous, for a busy machine; they took up to 20
+REFUSED_SECONDS = 2  # Processor time; without the checks up to 20
 
 
 def segment(code: int, body: bytes = b"") -> bytes:
-    "Of a JPEG."
+    "A segment of a JPEG."
     return b"\xff" + bytes([code]) + struct.pack(">H", len(body) + 2) + body
 
 
@@ -122,7 +122,7 @@ def jpeg(kind: int, size: tuple[int, int], *scans: bytes, before: bytes = b"") -
 
 
 def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
-    "Of a PNG."
+    "A chunk of a PNG."
     checksum = zlib.crc32(name + body) if checksum is None else checksum
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
 
@@ -135,7 +135,7 @@ def with_chunks(*chunks: bytes, data: bytes = encode(draw_picture("glass", 0, (6
 LARGE_SIZE = (7071, 7071)
 DC, AC, REFINED = (0, 0, 0), (1, 63, 1), (1, 63, 0x10)
 BASELINE = encode(draw_picture("glass", 0, (64, 48)), "JPEG")
-HELD_UP = {  # What it is called: the file, what is said
+STALLING = {  # By name: the file, the error message
     "sequential, 400 scans": (lambda: jpeg(0, LARGE_SIZE, *400 * [scan(1)]), "more than 8 scans"),
     "extended, 9 scans": (lambda: jpeg(1, LARGE_SIZE, *9 * [scan(1)]), "more than 8 scans"),
     "arithmetic, 9 scans": (lambda: jpeg(9, LARGE_SIZE, *9 * [scan(1)]), "more than 8 scans"),
@@ -168,13 +168,13 @@ HELD_UP = {  # What it is called: the file, what is said
     "no segment for long": (lambda: b"\xff\xd8\xff\xfe\0\2" + bytes(9_000_000) + BASELINE[2:], "header makes no sense"),
     "filled up": (lambda: b"\xff\xd8" + 9_000_000 * b"\xff" + BASELINE[3:], "header makes no sense"),
     "800,000 chunks": (lambda: with_chunks(800_000 * chunk(b"tIME", b"")), "more than 20,000 chunks"),
-    "800,000 empty pieces of pixels": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 chunks"),
+    "800,000 empty IDAT chunks": (lambda: with_chunks(800_000 * chunk(b"IDAT", b"")), "more than 20,000 chunks"),
 }
 
 
-@pytest.mark.parametrize("name", HELD_UP)
-def test_what_would_hold_a_decoder_up_is_refused_before_it_is_asked(name, monkeypatch):
-    make, reason = HELD_UP[name]
+@pytest.mark.parametrize("name", STALLING)
+def test_files_that_would_stall_a_decoder_are_refused_before_decoding(name, monkeypatch):
+    make, reason = STALLING[name]
     data = make()
     monkeypatch.setattr(Image.Image, "load", None)
     start = time.process_time()
@@ -184,7 +184,7 @@ def test_what_would_hold_a_decoder_up_is_refused_before_it_is_asked(name, monkey
 
 
 @pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1), (2, 25_000_000), (50_000_000, 1)])
-def test_no_side_is_longer_than_a_decoder_was_planned_for(size, monkeypatch):
+def test_too_long_sides_are_refused(size, monkeypatch):
     data = raw_png((2, 2), grey=True, interlaced=0)
     header = struct.pack(">II", *size) + data[24:29]
     data = data[:8] + chunk(b"IHDR", header) + data[33:]
@@ -193,7 +193,7 @@ def test_no_side_is_longer_than_a_decoder_was_planned_for(size, monkeypatch):
         open_rgb(data)
 
 
-def test_the_longest_sides_are_read():
+def test_the_longest_accepted_sides_are_read():
     for size in [(1, 65_535), (65_535, 1)]:
         assert open_rgb(encode(Image.new("L", size))).size == size
 
@@ -206,7 +206,7 @@ def multi_picture() -> bytes:
 PROGRESSIVE = encode(draw_picture("glass", 0, (640, 480)), "JPEG", progressive=True)
 EXIF_THUMBNAIL = Image.Exif()
 EXIF_THUMBNAIL[0x010E] = 20 * PROGRESSIVE[PROGRESSIVE.index(b"\xff\xda") :][:2000].decode("latin-1")
-GOOD = {  # What looks bad and is good
+UNUSUAL = {  # Valid files that look damaged
     "several pictures": multi_picture,
     "a brighter twin behind the end": lambda: PROGRESSIVE + 10 * PROGRESSIVE,
     "a video behind the end": lambda: PROGRESSIVE + bytes(24) + 5000 * b"\xff\xda\xff\xe5\0\2",
@@ -226,18 +226,18 @@ def with_segments(*segments: bytes) -> bytes:
     return PROGRESSIVE[:2] + b"".join(segments) + PROGRESSIVE[2:]
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_what_looks_bad_and_is_good_is_read(name):
-    assert open_rgb(GOOD[name]()).size == (640, 480)
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_valid_files_are_read(name):
+    assert open_rgb(UNUSUAL[name]()).size == (640, 480)
 
 
-def test_a_large_progressive_photograph_has_the_usual_scans():
-    "Ten in colour, eighteen in CMYK, over fifty megapixels."
+def test_a_large_progressive_photograph_is_within_the_scan_limit():
+    "Ten scans in colour or eighteen in CMYK, at fifty megapixels."
     picture = jpeg(2, LARGE_SIZE, scan(1, 2, 3, spectrum=DC), *17 * [scan(1, spectrum=AC)])
     assert open_header(picture).size == LARGE_SIZE
 
 
-def test_a_picture_without_pixels_is_an_error_in_words():
+def test_a_picture_without_pixels_has_a_readable_error():
     for size in [(0, 0), (0, 5), (5, 0)]:
         with pytest.raises(EmptyImage, match=f"{size[0]} x {size[1]} pixels"):
             to_rgb(Image.new("RGB", size))
@@ -245,7 +245,7 @@ def test_a_picture_without_pixels_is_an_error_in_words():
         open_rgb(jpeg(0, (64, 0), scan(1, 2, 3)))
 
 
-def test_a_broken_exif_does_not_fill_the_log(tmp_path):
+def test_broken_exif_writes_no_warning(tmp_path):
     entries = b"".join(struct.pack("<HHII", number, 7, 100, 2**31) for number in range(60_000))
     exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 60_000) + entries + bytes(4)
     (tmp_path / "broken.png").write_bytes(with_chunks(chunk(b"eXIf", exif)))
@@ -254,7 +254,7 @@ def test_a_broken_exif_does_not_fill_the_log(tmp_path):
     assert subprocess.run(words, check=True, capture_output=True).stderr == b""
 
 
-# Notes in a PNG
+# Metadata of a PNG
 
 MEGABYTES = zlib.compress(bytes(2_000_000))
 NOTES = {
@@ -275,7 +275,7 @@ NOTES = {
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_a_good_png_is_not_lost_for_a_note(name):
+def test_a_png_with_damaged_metadata_is_read(name):
     data = with_chunks(*NOTES[name])
     start = time.process_time()
     assert open_rgb(data).tobytes() == open_rgb(with_chunks()).tobytes()
@@ -286,7 +286,7 @@ def test_a_good_png_is_not_lost_for_a_note(name):
 
 
 @pytest.mark.parametrize("where", ["eXIf", "XMP", "raw profile"])
-def test_a_png_is_turned_by_each_note_that_says_so(where):
+def test_a_png_is_rotated_by_every_kind_of_orientation_metadata(where):
     exif = Image.Exif()
     exif[0x0112] = 6
     raw = f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}".encode()
@@ -303,7 +303,7 @@ def test_a_png_is_turned_by_each_note_that_says_so(where):
 P3_PRIMARIES = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 P3 = png_profile(1 / 2.2, P3_PRIMARIES)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-SEEN = {  # A profile, values in it, and the same light in sRGB, from the formulas
+PROFILE_COLOURS = {  # A profile, values in it, and the same colour in sRGB by the formulas
     "Display P3": (P3, (100, 200, 80), (43, 204, 54)),
     "linear light": (png_profile(1), (100, 200, 80), (168, 229, 152)),
     "sRGB": (SRGB, (100, 200, 80), (100, 200, 80)),
@@ -327,15 +327,15 @@ def colour(data: bytes) -> np.ndarray:
     return np.asarray(open_rgb(data)).mean((0, 1))
 
 
-def test_the_expected_colours_are_those_of_the_formulas():
+def test_expected_colours_follow_from_the_formulas():
     assert of_primaries((100, 200, 80), 1 / 2.2, P3_PRIMARIES).round().tolist() == [43, 204, 54]
     assert of_primaries((100, 200, 80), 1, SRGB_PRIMARIES).round().tolist() == [168, 229, 152]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", SEEN)
-def test_every_format_comes_out_in_srgb(name, format):
-    profile, values, expected = SEEN[name]
+@pytest.mark.parametrize("name", PROFILE_COLOURS)
+def test_every_format_is_converted_to_srgb(name, format):
+    profile, values, expected = PROFILE_COLOURS[name]
     load_plugin(format)
     options = {"WEBP": {"lossless": True}, "PNG": {}}.get(format, {"quality": 98})
     data = encode(Image.new("RGB", (64, 48), values), format, icc_profile=profile, **options)
@@ -344,7 +344,7 @@ def test_every_format_comes_out_in_srgb(name, format):
 
 
 @pytest.mark.parametrize("gamma, primaries", [(1, None), (1 / 1.8, None), (1 / 2.2, P3_PRIMARIES), (0.5, P3_PRIMARIES)])
-def test_gamma_and_primaries_of_a_png(gamma, primaries):
+def test_png_gamma_and_primaries_are_applied(gamma, primaries):
     notes = [chunk(b"gAMA", struct.pack(">I", round(100_000 * gamma)))]
     if primaries:
         notes.append(chunk(b"cHRM", struct.pack(">8I", *(round(100_000 * value) for value in primaries))))
@@ -359,30 +359,30 @@ def test_gamma_and_primaries_of_a_png(gamma, primaries):
     assert np.abs(colour(with_chunks(*notes, data=grey)) - expected).max() <= 2
 
 
-def test_grey_and_transparent_pictures_in_another_colour_space():
-    grey = P3[:16] + b"GRAY" + P3[20:]  # without the curve that a grey one needs: of no use
+def test_grey_and_transparent_pictures_are_converted_to_srgb():
+    grey = P3[:16] + b"GRAY" + P3[20:]  # a grey profile without its tone curve is unusable
     assert colour(encode(Image.new("L", (9, 9), 100), icc_profile=grey)).tolist() == [100, 100, 100]
     clear = Image.new("RGBA", (9, 9), (100, 200, 80, 255))
     assert colour(encode(clear, icc_profile=P3)).tolist() == [43, 204, 54]
     assert colour(encode(Image.new("RGBA", (9, 9), (100, 200, 80, 0)), icc_profile=P3)).tolist() == [255, 255, 255]
 
 
-def test_no_profile_and_srgb_change_nothing_and_hostile_ones_neither():
+def test_missing_srgb_and_invalid_profiles_change_nothing():
     plain = draw_picture("glass", 0, (64, 48))
     hostile = [b"", b"x", bytes(5_000_000), bytes(200), P3[:150], P3[:16] + b"CMYK" + P3[20:], P3[:132] + b"\xff" * 148]
     for profile in [None, SRGB, *hostile]:
         assert open_rgb(encode(plain, icc_profile=profile)).tobytes() == plain.tobytes()
     rng = np.random.default_rng(0)
     for _ in range(200):
-        spoilt = bytearray(P3)
-        for place in rng.integers(0, len(P3), 4):
-            spoilt[place] = rng.integers(256)
-        assert open_rgb(encode(plain, icc_profile=bytes(spoilt))).size == plain.size
+        damaged = bytearray(P3)
+        for index in rng.integers(0, len(P3), 4):
+            damaged[index] = rng.integers(256)
+        assert open_rgb(encode(plain, icc_profile=bytes(damaged))).size == plain.size
     assert srgb_transform.cache_info().currsize <= srgb_transform.cache_info().maxsize == 8
 
 
 def with_aperture(data: bytes, size: tuple[int, int], right: int, down: int) -> bytes:
-    "An AVIF of which only a part is to be seen, its middle that far from the middle of all."
+    "An AVIF with a clean aperture, whose centre is moved by an offset."
     clap = struct.pack(">I4sIIIIiIiI", 40, b"clap", size[0], 1, size[1], 1, 2 * right, 2, 2 * down, 2)
     ipco, ipma = data.index(b"ipco") - 4, data.index(b"ipma") - 4
     properties = bytearray(data[ipco:ipma] + clap)
@@ -410,7 +410,7 @@ def child_names(content: bytes) -> list[bytes]:
     return names
 
 
-def test_of_an_avif_the_clean_aperture_is_seen():
+def test_an_avif_is_cropped_to_its_clean_aperture():
     load_plugin("AVIF")
     picture = Image.new("RGB", (64, 48), "red")
     picture.paste("blue", (32, 0, 64, 48))
@@ -418,15 +418,15 @@ def test_of_an_avif_the_clean_aperture_is_seen():
     assert open_rgb(with_aperture(data, (64, 48), 0, 0)).size == (64, 48)
     right = open_rgb(with_aperture(data, (32, 20), 16, -14))
     assert right.size == (32, 20) and np.abs(np.asarray(right).mean((0, 1)) - (0, 0, 255)).max() < 8
-    assert open_rgb(with_aperture(data, (32, 20), 99, 0)).size == (64, 48)  # outside: of no use
+    assert open_rgb(with_aperture(data, (32, 20), 99, 0)).size == (64, 48)  # outside the picture: ignored
 
 
 # Memory
 
 
-def test_of_a_file_over_the_limit_no_more_than_the_limit_is_read(tmp_path):
+def test_reading_stops_at_the_size_limit(tmp_path):
     with (tmp_path / "large.jpg").open("wb") as stream:
-        stream.truncate(200_000_000)  # sparse: it takes no room
+        stream.truncate(200_000_000)  # sparse: it uses no disk space
     tracemalloc.start()
     with pytest.raises(TooManyBytes):
         open_rgb(tmp_path / "large.jpg", max_bytes=1_000_000)
@@ -436,7 +436,7 @@ def test_of_a_file_over_the_limit_no_more_than_the_limit_is_read(tmp_path):
 
 
 SIZE = (2000, 1500)
-NOT_PIXELS = 4_000_000  # Bytes that no picture is too small to take
+NOT_PIXELS = 4_000_000  # Bytes that even a small picture needs
 MEASURE = """
 import sys
 from pathlib import Path
@@ -456,15 +456,15 @@ print((memory("VmHWM") - before - int(sys.argv[2])) / (width * height))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("name", COSTLY)
-def test_no_picture_takes_more_memory_than_a_deployment_asks_for(name, tmp_path):
-    "`python bench/decode.py --memory` does the same with fifty megapixels, and says how much."
+def test_decoding_stays_within_the_planned_memory(name, tmp_path):
+    "`python bench/decode.py --memory` measures the same at fifty megapixels."
     (tmp_path / "picture").write_bytes(costly_picture(name, SIZE))
     words = [sys.executable, "-c", MEASURE, tmp_path / "picture", str(NOT_PIXELS)]
     taken = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     assert taken < DECODE_BYTES
 
 
-def test_sixteen_bits_are_rounded_to_eight():
+def test_sixteen_bit_values_are_rounded_to_eight():
     levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
     seen = np.asarray(to_rgb(Image.fromarray(levels)))
     assert np.array_equal(seen[..., 0], np.round(levels / 257)) and seen.shape == (256, 256, 3)
@@ -475,8 +475,8 @@ def test_sixteen_bits_are_rounded_to_eight():
 
 @pytest.mark.parametrize("format, size", [("JPEG", (2048, 1536)), ("AVIF", (128, 96)), ("HEIF", (128, 96))])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_upright_from_every_orientation_reduced_or_not(format, size, turn):
-    "Pillow's own `exif_transpose`, turning the other way, makes what a camera held like this stores."
+def test_every_orientation_becomes_upright_reduced_or_not(format, size, turn):
+    "The stored picture is made by the inverse of Pillow's `exif_transpose`."
     load_plugin(format)
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -494,7 +494,7 @@ def test_upright_from_every_orientation_reduced_or_not(format, size, turn):
         assert difference(seen, upright) < 6
 
 
-def test_progressive_grey_and_cmyk_are_reduced_alike():
+def test_progressive_grey_and_cmyk_are_reduced_too():
     picture = draw_picture("metal", 1, (2048, 1536))
     for mode, options in [("RGB", {"progressive": True}), ("L", {}), ("CMYK", {}), ("RGB", {"subsampling": 0})]:
         data = encode(picture.convert(mode), "JPEG", quality=95, **options)
@@ -503,14 +503,14 @@ def test_progressive_grey_and_cmyk_are_reduced_alike():
         assert difference(reduced, whole) < 6, mode
 
 
-def test_a_cut_off_jpeg_is_found_when_reduced():
+def test_a_truncated_jpeg_is_reported_when_reduced():
     data = encode(draw_picture("metal", 1, (2048, 1536)), "JPEG")
     with pytest.raises(DamagedImage):
         open_rgb(data[: len(data) // 2], min_side=LEAST)
 
 
 @pytest.mark.parametrize("size", [(512, 384), (384, 512), (640, 480), (511, 4000)])
-def test_small_photographs_are_never_reduced(size):
+def test_small_photographs_are_not_reduced(size):
     data = encode(draw_picture("paper", 2, size), "JPEG")
     assert open_rgb(data, min_side=LEAST).tobytes() == open_rgb(data).tobytes()
 
@@ -528,15 +528,15 @@ def photographs() -> list[Path]:
     return files[:: max(1, len(files) // PHOTOGRAPHS)]
 
 
-def test_trashnet_is_read_as_before():
+def test_trashnet_photographs_are_not_reduced():
     for file in photographs():
         with Image.open(file) as opened:
             before = opened.convert("RGB")
         assert open_rgb(file, min_side=LEAST).tobytes() == before.tobytes()
 
 
-def test_twelve_megapixels_get_the_same_answer_reduced_as_whole(predictor, capsys):
-    "`make check-long` asks this of all 328 validation photographs, `make test` of a dozen."
+def test_reduced_decoding_keeps_the_prediction_at_twelve_megapixels(predictor, capsys):
+    "`make check-long` takes all 328 validation photographs, `make test` a dozen."
     changed, differences = 0, []
     files = photographs()
     for seed, file in enumerate(files):
@@ -552,8 +552,8 @@ def test_twelve_megapixels_get_the_same_answer_reduced_as_whole(predictor, capsy
     assert changed <= max(1, (1 - SAME_CLASS) * len(files))
 
 
-def test_the_input_array_is_what_it_was():
-    "Bit by bit what the first release computed, channels last."
+def test_the_input_array_is_bitwise_stable():
+    "Equal to the last bit to the same computation with channels last."
     picture = draw_picture("trash", 3, (512, 384))
     side = PREPROCESSING.input_size
     pixels = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 255

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import binom
 from simulated import CLASSES, predictions, quick
 
 from trashsorting.core.errors import ModelError
-from trashsorting.evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, mean_nll, upper_limit
+from trashsorting.evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, upper_limit
 from trashsorting.evaluation.metrics import evaluate, risk_coverage
 from trashsorting.evaluation.oof import load_predictions
 from trashsorting.inference.session import softmax
@@ -20,9 +21,14 @@ from trashsorting.inference.session import softmax
 MEASURED = Path(__file__).resolve().parents[2] / "nbs/measured"
 
 
+def mean_nll(logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> float:
+    "Mean negative log-likelihood of the true classes."
+    return -log_softmax(np.asarray(logits, float) / temperature, axis=1)[np.arange(len(targets)), targets].mean()
+
+
 @quick
 @given(predictions())
-def test_the_temperature_is_a_minimum_and_changes_no_prediction(simulated):
+def test_the_temperature_minimises_nll_and_keeps_predictions(simulated):
     logits, targets = simulated
     temperature = fit_temperature(logits, targets)
     assert TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
@@ -34,7 +40,7 @@ def test_the_temperature_is_a_minimum_and_changes_no_prediction(simulated):
             assert best <= mean_nll(logits, targets, other) + 1e-9
 
 
-def test_minimising_the_likelihood_gives_the_same_temperature():
+def test_scipy_finds_the_same_temperature():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (500, 6))
     targets = np.array([rng.choice(6, p=row) for row in softmax(logits, 2.5)])
@@ -44,7 +50,7 @@ def test_minimising_the_likelihood_gives_the_same_temperature():
     assert math.isclose(mean_nll(logits, targets), 1.6188031859170278, rel_tol=1e-12)
 
 
-def test_the_measured_predictions_give_the_numbers_of_the_card():
+def test_out_of_fold_predictions_reproduce_the_card():
     measured = load_predictions(MEASURED / "out_of_fold.csv")
     temperature = fit_temperature(measured.logits, measured.targets)
     assert math.isclose(temperature, 0.442783166115255, rel_tol=1e-10)
@@ -68,7 +74,7 @@ def test_the_measured_predictions_give_the_numbers_of_the_card():
         (0, 0, 0.05, 1),
     ],
 )
-def test_stated_upper_limits(errors, n, alpha, limit):
+def test_published_upper_limits(errors, n, alpha, limit):
     assert math.isclose(upper_limit(errors, n, alpha), limit, rel_tol=1e-10)
 
 

@@ -51,7 +51,7 @@ def test_every_interval_contains_its_metric(simulated, grouped):
 
 @quick
 @given(predictions())
-def test_scikit_learn_computes_the_same(simulated):
+def test_metrics_equal_scikit_learn(simulated):
     logits, targets = simulated
     predicted, present = logits.argmax(axis=1), np.unique(targets)
     evaluation = evaluate(softmax(logits), targets, CLASSES[: logits.shape[1]])
@@ -83,7 +83,7 @@ def test_calibration_error_by_its_definition(simulated):
 
 @quick
 @given(predictions())
-def test_risk_and_coverage_do_not_depend_on_the_order(simulated):
+def test_risk_and_coverage_are_independent_of_order(simulated):
     logits, targets = simulated
     curve = risk_coverage(softmax(logits), targets)
     reversed_curve = risk_coverage(softmax(logits)[::-1], targets[::-1])
@@ -105,7 +105,7 @@ def test_groups_widen_the_interval_and_groups_of_one_do_not():
     assert width(np.arange(320)) == pytest.approx(width(None), abs=0.01)
 
 
-def test_the_bootstrap_agrees_with_drawing_single_photographs():
+def test_the_bootstrap_agrees_with_resampling_photographs():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 150)
     predicted = np.where(rng.random(150) < 0.8, targets, 0)
@@ -144,7 +144,7 @@ def test_wilson_at_its_limits():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    "The model that ships, with a card whose threshold makes some predictions *unsure*."
+    "The shipped model with a threshold that makes some predictions *unsure*."
     model = tmp_path_factory.mktemp("model") / "strict.onnx"
     model.write_bytes(SHIPPED_MODEL.read_bytes())
     card = read_card(SHIPPED_MODEL)
@@ -216,7 +216,7 @@ def test_evaluate_compares_several_folders(model, sets, tmp_path):
     assert {**metrics, "ms_per_image": 0} == {**both[str(sets[1])], "ms_per_image": 0}
 
 
-def test_a_split_is_of_the_first_folder(model, sets, tmp_path):
+def test_a_split_applies_to_the_first_folder(model, sets, tmp_path):
     manifest, metrics = tmp_path / "manifest.csv", tmp_path / "metrics.json"
     written = call("data", "manifest", sets[0], "--out", manifest)
     assert written.returncode == 0, written.stderr

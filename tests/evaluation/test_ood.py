@@ -25,7 +25,7 @@ def test_auroc_and_fpr_by_their_definitions(trash, other):
     assert (metrics.n_trash, metrics.n_other) == (len(trash), len(other))
 
 
-def test_stated_values():
+def test_known_values():
     rng = np.random.default_rng(2)
     trash = rng.normal(0, 2, (300, 6)) + 4 * np.eye(6)[rng.integers(0, 6, 300)]
     metrics = detect(trash, rng.normal(0, 1.5, (120, 6)), 1.7)
@@ -37,7 +37,7 @@ def test_stated_values():
     assert energy(trash[:2], 1.7) == pytest.approx([7.71783617, 4.66345919])
 
 
-def test_energy_depends_on_the_height_of_the_logits_and_the_probability_does_not():
+def test_a_shift_of_the_logits_changes_energy_and_not_probability():
     rng = np.random.default_rng(0)
     trash = rng.normal(0, 1, (200, 6)) + 8
     metrics = detect(trash, trash - 8)

@@ -31,11 +31,11 @@ from trashsorting.export.zero_shot import (
     remove_classifier,
 )
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import open_session, run_activation_maps, run_logits
+from trashsorting.inference.session import open_session, run_logits, run_network
 from trashsorting.training.backbone import create_backbone
 
 SIDE = 64
-FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"  # What the shipped file was made of
+FLOAT = Path(__file__).parents[2] / "models" / "trashnet.onnx"  # The shipped file's float file
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +71,14 @@ def test_the_mean_of_the_activation_maps_is_the_logits(made):
     work, _ = made
     inputs = np.random.default_rng(0).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
     session = open_session(work / "zero_shot.onnx")
-    logits, (_, maps) = run_logits(session, inputs), run_activation_maps(session, inputs)
+    logits, (_, maps) = run_logits(session, inputs), run_network(session, ["logits", "evidence"], inputs)
     assert maps.mean(axis=(2, 3)) == pytest.approx(logits, abs=1e-4)
     assert np.abs(logits - run_logits(open_session(work / "model.onnx"), inputs)).max() > 0.1
     prediction = Predictor(work / "zero_shot.onnx").predict_one(work / "photos" / "glass" / "glass000.png")
     assert sum(prediction.all_probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_it_can_be_quantized(made):
+def test_the_file_can_be_quantized(made):
     work, _ = made
     out = work / "int8.onnx"
     done = call("quantize", work / "zero_shot.onnx", "--data", work / "photos", "--out", out)

@@ -19,7 +19,7 @@ from trashsorting.core.prediction import Prediction
 from trashsorting.data.sample import draw_picture
 from trashsorting.inference.predictor import Predictor
 
-PREDICTIONS = int(os.environ.get("CHECK_PREDICTIONS", "300"))  # `make check-long` asks for 20,000
+PREDICTIONS = int(os.environ.get("CHECK_PREDICTIONS", "300"))  # 20,000 in `make check-long`
 GROWTH = 16  # Megabytes
 
 
@@ -31,7 +31,7 @@ def resident() -> float:
 
 
 def things() -> Iterator[bytes | np.ndarray | Path]:
-    "All that a program might pass, again and again; every fiftieth has twelve megapixels."
+    "Every type of source, repeated; every fiftieth photograph has twelve megapixels."
     picture = draw_picture("glass", 0, SMALL)
     small = [
         encode(picture, "JPEG"),
@@ -45,7 +45,7 @@ def things() -> Iterator[bytes | np.ndarray | Path]:
 
 
 def measure_memory(n: int) -> None:
-    "Print the megabytes before and after n predictions, and how many of them are none, as JSON."
+    "Print as JSON the megabytes before and after n predictions, and the number of errors among them."
     predictor = Predictor()
     for _ in predictor.predict(islice(things(), max(1500, n // 10))):
         pass
@@ -55,8 +55,8 @@ def measure_memory(n: int) -> None:
     print(json.dumps([before, resident(), refused]))
 
 
-def test_memory_is_flat(capsys):
-    "In a process of its own, once the allocators' pools are full: they hold what they once had, after 1,500 no more."
+def test_memory_does_not_grow(capsys):
+    "Measured in a separate process after 1,500 predictions, when the allocators' pools no longer grow."
     call = [sys.executable, "-c", f"import test_batch; test_batch.measure_memory({PREDICTIONS})"]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(call, env=paths, capture_output=True, text=True, timeout=3600)
@@ -68,7 +68,7 @@ def test_memory_is_flat(capsys):
     assert after - before < GROWTH
 
 
-def test_answers_come_in_order_whatever_the_batch(predictor):
+def test_predictions_keep_their_order_for_every_batch_size(predictor):
     pictures = [draw_picture(label, seed, SMALL) for seed in range(3) for label in ("glass", "paper", "trash")]
     sources = [encode(picture) for picture in pictures]
     sources.insert(4, b"no picture")
@@ -79,7 +79,7 @@ def test_answers_come_in_order_whatever_the_batch(predictor):
         assert [one.predicted_class for one in together] == [*alone[:4], *alone[5:]]
 
 
-def test_an_endless_source_is_not_read_to_its_end(predictor):
+def test_an_endless_source_is_read_lazily(predictor):
     taken = []
     picture = draw_picture("glass", 0, SMALL)
     answers = predictor.predict(taken.append(None) or picture for _ in iter(int, 1))
@@ -88,6 +88,6 @@ def test_an_endless_source_is_not_read_to_its_end(predictor):
     assert len(taken) < 50
 
 
-def test_nothing_is_drawn_on_a_stderr_that_is_no_terminal(predictor, capsys):
+def test_no_progress_bar_without_a_terminal(predictor, capsys):
     assert len(list(predictor.predict([draw_picture("glass", 0, SMALL)], progress=True))) == 1
     assert capsys.readouterr() == ("", "")

@@ -152,7 +152,7 @@ def test_hostile_file(server, client, name):
     assert memory(server.pid) - before < 400
 
 
-def test_a_file_is_what_it_contains(client):
+def test_the_content_decides_the_format(client):
     expected = predict(client, JPEG).json()
     for kind in ("text/html", "image/gif", "application/x-sh", "", "\tnonsense; charset=utf-16"):
         answer = client.post("/api/predict", files={"file": ("../../etc/passwd\x00.png", JPEG, kind)})
@@ -192,8 +192,8 @@ FORMS = {
 }
 
 
-def test_an_urlencoded_form_is_not_read(client):
-    "Its parser needs seven seconds for ten megabytes of &, on the event loop."
+def test_an_urlencoded_form_is_refused_unread(client):
+    "Parsing ten megabytes of & would block the event loop for seven seconds."
     start = time.monotonic()
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert check_problem(client.post("/api/predict", content=b"&" * 9_900_000, headers=headers)) == "no-file"
@@ -226,7 +226,7 @@ def test_a_body_without_a_length(client):
     ],
     ids=["version", "TLS", "long path", "negative", "two lengths", "length and chunks", "no chunk"],
 )
-def test_a_request_that_is_no_http(server, request_):
+def test_invalid_http(server, request_):
     with connect(server) as connection:
         connection.sendall(request_)
         connection.shutdown(socket.SHUT_WR)
@@ -274,7 +274,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_an_upload_that_stops_is_ended(hasty, name):
+def test_a_stalled_upload_is_ended(hasty, name):
     sent, status = SLOW[name]
     start = time.monotonic()
     with connect(hasty) as connection:
@@ -295,16 +295,16 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_headers_without_end(server, name):
+def test_endless_headers(server, name):
     "The connection is closed after some tens of kilobytes, and the service does not grow."
-    begin, piece, status = ENDLESS[name]
+    begin, part, status = ENDLESS[name]
     before, sent, answer = memory(server.pid), 0, b""
     with connect(server) as connection:
         try:
             connection.sendall(begin)
             while sent < 50_000_000:
-                connection.sendall(piece)
-                sent += len(piece)
+                connection.sendall(part)
+                sent += len(part)
         except (BrokenPipeError, ConnectionResetError):
             answer = read_all(connection)
     print(f"{sent} bytes, {answer[:40]}")
@@ -313,8 +313,8 @@ def test_headers_without_end(server, name):
     assert httpx.get(f"{server.url}/api/health").status_code == 200
 
 
-def test_an_upload_byte_by_byte_is_too_slow(hasty):
-    "Each byte comes in time; all of them together do not."
+def test_a_byte_by_byte_upload_times_out(hasty):
+    "Each byte arrives within the read timeout, but the whole request does not."
     with connect(hasty) as connection:
         connection.settimeout(0.1)
         connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + PART)
@@ -337,13 +337,13 @@ IDLE = {
 
 @pytest.mark.parametrize("name", IDLE)
 def test_an_idle_connection_is_closed(hasty, name):
-    "Bytes after an answer that begin no request do not stop the clock."
+    "Bytes that do not begin a request do not reset the timeout."
     request, idle = IDLE[name]
     with connect(hasty) as connection:
-        connection.settimeout(20)  # less than a connection may rest
+        connection.settimeout(20)  # less than the keep-alive timeout
         connection.sendall(request)
         answer = b""
-        while not answer.endswith(b"}") and (data := connection.recv(65_536)):  # its head may come alone
+        while not answer.endswith(b"}") and (data := connection.recv(65_536)):  # the head may arrive alone
             answer += data
         assert answer.startswith(b"HTTP/1.1 200")
         connection.sendall(idle)
@@ -357,7 +357,7 @@ def sockets(pid: int) -> int:
 
 
 def test_a_client_that_does_not_read_is_disconnected(hasty):
-    "The answers are ten times 1.7 MB, more than the system buffers."
+    "The ten responses have 1.7 MB each, more than the system buffers."
     before = sockets(hasty.pid)
     with connect(hasty) as connection:
         connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n" * 10)
@@ -398,7 +398,7 @@ def test_too_many_connections(serve):
 
 
 def test_pipelined_requests_take_linear_time():
-    "One deque holds the requests that wait, and it is never copied."
+    "Waiting requests are in one deque that is never copied."
     number, protocols, seen = 2000, [], []
 
     async def app(scope, receive, send):
@@ -440,7 +440,7 @@ def predict_at_once(server: Server, number: int, data: bytes = LARGE) -> list[ht
         return list(pool.map(lambda _: predict(client, data), range(number)))
 
 
-def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(serve):
+def test_a_full_queue_refuses_at_once_and_answers_accepted_requests(serve):
     with serve(TRASHSORTING_QUEUE="3", TRASHSORTING_PARALLEL="1") as server:
         answers = predict_at_once(server, 30)
         statuses = Counter(answer.status_code for answer in answers)
@@ -460,7 +460,7 @@ def test_64_connections_fit_the_queue(serve):
         assert Counter(answer.status_code for answer in predict_at_once(server, 64, GLASS)) == {200: 64}
 
 
-def test_a_batch_needs_a_place_for_each_file(serve):
+def test_a_batch_takes_a_queue_place_for_each_file(serve):
     with serve(TRASHSORTING_QUEUE="3", TRASHSORTING_PARALLEL="1") as server:
         with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
             fits = client.post("/api/predict/batch", files=[("files", GLASS)] * 4)
@@ -471,7 +471,7 @@ def test_a_batch_needs_a_place_for_each_file(serve):
             waiting = depth(server)
             assert running.result().status_code == 200
     assert fits.status_code == 200 and check_problem(never) == "too-many-files"
-    assert "the limit of 4 (TRASHSORTING_QUEUE);" in never.json()["detail"]  # what waits, and the one that is computed
+    assert "the limit of 4 (TRASHSORTING_QUEUE);" in never.json()["detail"]  # waiting requests and the one in work
     assert check_problem(late) == "queue-full" and waiting <= 3, "no file of the batch is begun"
 
 
@@ -487,8 +487,8 @@ def test_time_limits(serve, setting, code):
         wait_until(lambda: depth(server) == 0)
 
 
-def test_all_uploads_together_have_a_limit(serve):
-    "Ten uploads of a megabyte fit. More is refused, early where the length is declared."
+def test_concurrent_uploads_have_a_total_limit(serve):
+    "Ten uploads of a megabyte fit. More are refused, at once if the length is declared."
     limits = {"TRASHSORTING_MAX_BYTES": "1000000", "TRASHSORTING_MAX_BATCH_BYTES": "1000000"}
     with serve(TRASHSORTING_QUEUE="9", TRASHSORTING_PARALLEL="1", **limits) as server:
         connections = [connect(server) for _ in range(10)]
@@ -520,7 +520,7 @@ def refused_early(server: Server) -> bool:
             return False
 
 
-def test_a_client_that_leaves_frees_its_places(serve):
+def test_a_disconnected_client_frees_its_queue_places(serve):
     "One photograph, two pipelined requests, or a batch of three on each connection."
     single = HEAD + b"Content-Length: %d\r\n\r\n" % len(FORM) + FORM
     three = FORM.replace(b'"file"', b'"files"').removesuffix(b"--x--\r\n") * 3 + b"--x--\r\n"
@@ -581,7 +581,7 @@ def check_stuck(lines: list[dict], pid: int) -> None:
 
 
 def test_a_stuck_worker_is_replaced(serve, hanging):
-    "Jobs behind the stuck one are answered soon; the other worker goes on, and a new one starts."
+    "Jobs queued behind the stuck one are answered soon; the other worker serves on, and a new one starts."
     with serve(workers=2, **hanging) as server, ThreadPoolExecutor(8) as pool:
         wait_until(lambda: len(server.workers()) == 2)
         with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -603,8 +603,8 @@ def test_a_stuck_worker_is_replaced(serve, hanging):
 
 
 def test_a_single_stuck_worker_ends_with_status_1(serve, hanging):
-    "Until it ends it is alive and not ready."
-    with pytest.raises(AssertionError, match="twice"), serve(**hanging) as server:  # it does not end with 0
+    "Until it ends it answers health checks and is not ready."
+    with pytest.raises(AssertionError, match="twice"), serve(**hanging) as server:  # its exit status is not 0
         with ThreadPoolExecutor(2) as pool:
             stuck = pool.submit(predict_at, server, ENDLESS_PICTURE, "stuck-1")
             wait_until(lambda: depth(server) == 1)
@@ -628,7 +628,7 @@ def predict_at(server: Server, data: bytes, name: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stuck_thread_does_not_keep_the_service_from_ending(serve, hanging, workers):
+def test_a_stuck_thread_does_not_prevent_shutdown(serve, hanging, workers):
     long = {**hanging, "TRASHSORTING_WORK_SECONDS": "60", "TRASHSORTING_GRACE_SECONDS": "3"}
     with serve(workers=workers, **long) as server, ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(predict_at, server, ENDLESS_PICTURE, "stuck-1")
@@ -638,7 +638,7 @@ def test_a_stuck_thread_does_not_keep_the_service_from_ending(serve, hanging, wo
         assert check_problem(stuck.result()) == "draining"
 
 
-# Processes that die
+# Killed processes
 
 
 class Load:
@@ -682,7 +682,7 @@ def connections_by_worker(server: Server, number: int) -> Counter:
 
 
 def test_workers_share_connections(serve):
-    "With uvicorn's own accepting one worker may get all of them."
+    "With uvicorn's own accept loop one worker may get all connections."
     with serve(workers=2, TRASHSORTING_CONNECTIONS="40") as server:
         wait_until(lambda: len(connections_by_worker(server, 2)) == 2)  # both have started
         for number in (4, 8, 24):
@@ -697,7 +697,7 @@ def test_workers_share_connections(serve):
         assert "Traceback" not in server.said()
 
 
-def test_a_killed_worker_is_replaced_while_the_other_goes_on(serve):
+def test_a_killed_worker_is_replaced_while_the_other_serves(serve):
     with serve(workers=2) as server:
         wait_until(lambda: len(server.workers()) == 2)
         with Load(server, clients=4) as load:
@@ -718,7 +718,7 @@ def test_a_killed_worker_is_replaced_while_the_other_goes_on(serve):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_service_after_the_requests_in_flight(serve, workers, number):
+def test_shutdown_waits_for_requests_in_flight(serve, workers, number):
     with serve(workers=workers, TRASHSORTING_PARALLEL="1") as server, ThreadPoolExecutor(13) as pool:
         wait_until(lambda: len(server.workers()) == workers)
         running = [
@@ -746,7 +746,7 @@ def test_a_signal_ends_the_service_after_the_requests_in_flight(serve, workers, 
     assert "Traceback" not in server.said()
 
 
-def test_an_upload_that_stops_ends_with_the_grace_period(serve):
+def test_a_stalled_upload_ends_with_the_grace_period(serve):
     with serve(TRASHSORTING_GRACE_SECONDS="3") as server, connect(server) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
         time.sleep(0.5)
@@ -759,7 +759,7 @@ def test_an_upload_that_stops_ends_with_the_grace_period(serve):
     assert not [line for line in server.lines() if "traceback" in line]
 
 
-def test_a_second_ctrl_c_does_not_wait(serve):
+def test_a_second_ctrl_c_stops_at_once(serve):
     "A second SIGTERM, which a supervisor may send to a whole group, changes nothing."
     with serve(TRASHSORTING_GRACE_SECONDS="30") as server, connect(server) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
@@ -863,7 +863,7 @@ def test_fuzz(serve):
     with serve(TRASHSORTING_LOG_LEVEL="warning") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         for data in SEEDS:
             assert predict(client, data).status_code == 200
-        fuzz(max(20, FUZZ // 10))  # until the allocators' pools are filled
+        fuzz(max(20, FUZZ // 10))  # fills the allocators' pools
         before = memory(server.pid)
         fuzz(FUZZ)
         after, peak = memory(server.pid), memory(server.pid, "VmHWM")
@@ -885,13 +885,13 @@ schemathesis.openapi.format("binary", st.sampled_from(PICTURES) | st.binary())
 
 
 def test_schemathesis(serve, tmp_path):
-    "Requests made from the OpenAPI document, with pictures in the forms and without."
+    "Requests generated from the OpenAPI document, with and without pictures in the forms."
     (tmp_path / "pictures.py").write_text(
         HOOKS % [b64encode(data).decode() for data in (GLASS, JPEG, b"GIF89a")], encoding="utf-8"
     )
     # An undocumented parameter is ignored.
     (tmp_path / "schemathesis.toml").write_text("[generation]\nallow-extra-parameters = false\n", encoding="utf-8")
-    # No schema says which bytes are a photograph: the check that all valid data is accepted has nothing to go by.
+    # No schema describes the bytes of a photograph, so the check that all valid data is accepted is left out.
     command = [Path(sys.executable).parent / "schemathesis", "run", "--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", str(SCHEMATHESIS), "--seed", "1", "--request-timeout", "30", "--no-color"]
     with serve(TRASHSORTING_LOG_LEVEL="info") as server:

@@ -51,7 +51,7 @@ def test_health_and_info(service_client, predictor):
     )
 
 
-def test_errors_are_typed(service_client, tmp_path):
+def test_errors_have_types(service_client, tmp_path):
     with pytest.raises(Refused, match="not a picture in an accepted format") as refused:
         service_client.predict(b"a bottle")
     assert (refused.value.status, refused.value.code) == (415, "not-an-image")
@@ -68,7 +68,7 @@ def test_errors_are_typed(service_client, tmp_path):
         Client("http://127.0.0.1:9", retries=0).health()
 
 
-def test_key(serve):
+def test_api_key(serve):
     with serve(TRASHSORTING_API_KEY="correct horse") as server:
         assert Client(server.url, key="correct horse").predict(GLASS).confidence > 0
         with pytest.raises(Refused) as refused:
@@ -104,7 +104,7 @@ def forwarding(target: str) -> Iterator[ThreadingHTTPServer]:
             server.shutdown()
 
 
-def test_no_redirect_is_followed():
+def test_redirects_are_not_followed():
     with forwarding("http://nowhere.invalid") as elsewhere:
         with forwarding(f"http://localhost:{elsewhere.server_port}") as first:
             service_client = Client(f"http://127.0.0.1:{first.server_port}", key="correct horse", retries=0)
@@ -131,12 +131,12 @@ def test_a_wrong_key_is_refused_at_once(key):
         Client(key=key)
 
 
-def test_a_host_name_that_cannot_exist():
+def test_an_invalid_host_name():
     with pytest.raises(Unreachable):
         Client("http://a..b", retries=0).health()
 
 
-def test_a_silent_service_is_given_up():
+def test_a_silent_service_times_out():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with pytest.raises(Unreachable, match="timed out"):
             Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2, retries=0).health()
@@ -156,7 +156,7 @@ def hanging_up(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
                 connection.shutdown(socket.SHUT_WR)
                 if answer:
                     connection.recv(1_000_000)
-                    sleep(0.2)  # the answer has arrived, and the rest is not wanted
+                    sleep(0.2)  # the response has arrived, and the rest of the body is not read
                 connection.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -165,7 +165,7 @@ def hanging_up(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def test_an_answer_is_read_although_the_file_could_not_be_sent():
+def test_an_early_answer_is_read_when_sending_fails():
     body = ApiError("too-many-bytes").problem().model_dump_json().encode()
     answer = b"HTTP/1.1 413 No\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
     with hanging_up(answer) as (url, heads):
@@ -174,7 +174,7 @@ def test_an_answer_is_read_although_the_file_could_not_be_sent():
         assert len(heads) == 1
 
 
-def test_a_file_that_is_refused_without_an_answer_is_sent_once():
+def test_a_file_refused_without_an_answer_is_sent_once():
     with hanging_up(b"") as (url, heads):
         with pytest.raises(Unreachable, match="closed before all was sent: is the file too large"):
             Client(url).predict(bytes(50_000_000))
@@ -190,7 +190,7 @@ def test_a_file_that_is_too_large_is_sent_once(serve):
 
 
 def test_retries_while_the_queue_is_full(serve):
-    "One place and eight clients: without retries most are refused, with retries all are answered."
+    "One queue place and eight clients: without retries most are refused, with retries all are answered."
     large = encode(draw_picture("glass", 0, (3000, 2000)))
 
     def ask(retries):
@@ -209,7 +209,7 @@ def test_retries_while_the_queue_is_full(serve):
     assert len(set(with_retries)) == 1 and isinstance(with_retries[0], str)
 
 
-def test_it_imports_no_model_runtime_and_no_web_framework():
+def test_the_client_imports_no_model_runtime_and_no_web_framework():
     heavy = "{'onnxruntime', 'fastapi', 'starlette', 'PIL', 'numpy'}"
     code = f"import sys, trashsorting.serving.client; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from trashsorting.core.image import to_input
 from trashsorting.data.sample import draw_picture
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import run_activation_maps, softmax
+from trashsorting.inference.session import run_network, softmax
 from trashsorting.serving.app import create_app
 from trashsorting.serving.schemas import BAD_FORM, NO_FILE, NO_MODEL
 
@@ -40,7 +40,7 @@ def test_explain(client, predictor, picture):
 
 def test_the_mean_of_an_activation_map_is_the_logit(predictor, picture):
     inputs = to_input(picture, predictor.card.preprocessing)[None]
-    logits, maps = run_activation_maps(predictor.session, inputs)
+    logits, maps = run_network(predictor.session, ["logits", "evidence"], inputs)
     assert np.allclose(softmax(maps.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_every_class_can_be_explained(client, predictor):
     assert max(np.max(grid) for grid in maps.values()) == 1 and min(np.min(grid) for grid in maps.values()) >= 0
 
 
-def test_the_box_of_a_network_that_sees_the_middle():
+def test_the_box_of_a_centre_cropping_network():
     predictor = Predictor()
     middle = predictor.card.preprocessing.model_copy(update={"crop_mode": "center", "crop_pct": 0.5})
     predictor.card = predictor.card.model_copy(update={"preprocessing": middle})

@@ -47,7 +47,7 @@ def requests(route: str, status: int) -> tuple:
     return ("trashsorting_requests_total", ("route", route), ("status", str(status)))
 
 
-def test_values(serve, predictor):
+def test_metrics_count_requests(serve, predictor):
     with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         start = time.monotonic()
         answers = [client.post("/api/predict?timing=true", files={"file": GLASS}).json() for _ in range(3)]
@@ -80,7 +80,7 @@ def test_values(serve, predictor):
     assert routes <= {"/", "/api/predict", "/api/predict/batch", "/api/ready", "/metrics", "other"}
 
 
-def test_a_request_that_is_refused_before_routing_has_its_route(serve):
+def test_a_request_refused_before_routing_has_its_route(serve):
     with serve(TRASHSORTING_MAX_BYTES="1000", TRASHSORTING_CORS_ORIGINS="https://one.example") as server:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             preflight = {"Origin": "https://one.example", "Access-Control-Request-Method": "POST"}
@@ -96,7 +96,7 @@ def test_a_request_that_is_refused_before_routing_has_its_route(serve):
     assert logged == ["/api/predict", "/api/explain", "other", "other"]
 
 
-def test_summed_over_two_workers(serve):
+def test_metrics_are_summed_over_workers(serve):
     with serve(workers=2) as server:
         deadline, sent = time.monotonic() + 60, 0
         served = Counter()
@@ -119,7 +119,7 @@ def test_summed_over_two_workers(serve):
     assert not Path(folder.decode()).exists(), "the folder of the counts is removed at the end"
 
 
-# The files that the workers count in
+# The workers' metrics files
 
 
 @contextmanager
@@ -175,15 +175,15 @@ def metrics_answers(server, number: int = 20) -> Counter:
     return Counter(answer.status_code for answer in answers)
 
 
-def test_a_full_disk_stops_no_prediction(serve, disk):
-    "The files that exist are large enough. A worker that starts now has no file: it counts alone, and logs it."
+def test_a_full_disk_does_not_stop_predictions(serve, disk):
+    "Existing files are large enough. A worker that starts now has no file: it counts in its memory, and logs it."
     folder = disk("size=4m")
     with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
         wait_until(lambda: len(list(folder.glob("*.db"))) == 2 * len(FILE_KINDS))
         with (folder / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
-        for number in range(30):  # and some labels that were not there before
+        for number in range(30):  # new label values too
             httpx.get(f"{server.url}/nowhere/{number}")
         assert predictions(server, 20) == {200: 20} and metrics_answers(server) == {200: 20}
         fresh = replace_a_worker(server)
@@ -194,7 +194,7 @@ def test_a_full_disk_stops_no_prediction(serve, disk):
     assert "Traceback" not in server.said()
 
 
-def test_a_folder_that_is_removed_stops_no_prediction(serve, tmp_path):
+def test_a_removed_folder_does_not_stop_predictions(serve, tmp_path):
     folder = tmp_path / "counts"
     folder.mkdir()
     with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
@@ -210,12 +210,12 @@ def test_a_folder_that_is_removed_stops_no_prediction(serve, tmp_path):
 
 @pytest.mark.parametrize("options", ["size=64k", "size=256k", "ro"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_that_is_too_small_is_an_error_at_the_start(disk, options, workers):
+def test_a_full_metrics_folder_is_a_start_error(disk, options, workers):
     check_refused(disk(options), workers)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_path_that_is_no_folder_is_an_error_at_the_start(tmp_path, workers):
+def test_a_metrics_path_that_is_no_folder_is_a_start_error(tmp_path, workers):
     (tmp_path / "file").touch()
     check_refused(tmp_path / "file", workers)
     check_refused(tmp_path / "nowhere", workers)
@@ -232,7 +232,7 @@ def check_refused(folder: Path, workers: int) -> None:
 
 
 def test_all_labels_fit_into_the_reserved_files(tmp_path):
-    "A file that had to grow could find the disk full."
+    "A file that must grow would fail on a full disk."
     code = f"""
 import trashsorting.serving.monitor as monitor
 from trashsorting.serving.app import create_app

@@ -152,7 +152,7 @@ def test_drawn_picture(visit, client, server, predictor):
     assert visit.hosts() == {urlsplit(server.url).netloc}
 
 
-def test_the_footer_is_short_and_says_how_it_was_measured(visit, predictor):
+def test_the_footer_states_accuracy_and_measurement(visit, predictor):
     measured, note = predictor.card.evaluation, visit.page.locator("#note")
     measurement = f"{round(100 * measured.accuracy, 1):g}% of {measured.n} test photographs like those it learned from"
     expect(visit.page.locator("#model")).to_have_text(
@@ -181,8 +181,8 @@ def contrast(*colours: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_the_edge_of_a_field_can_be_seen(visit):
-    """WCAG 1.4.11 asks for 3 : 1 where an edge is all that shows where to type."""
+def test_field_borders_have_enough_contrast(visit):
+    """WCAG 1.4.11 asks for a contrast of 3 : 1 where only a border shows where to type."""
     visit.upload(glass=SAMPLES["glass"])
     expect(visit.card().locator(".result")).to_be_visible()
     colour = "([selector, what]) => getComputedStyle(document.querySelector(selector))[what]"
@@ -198,7 +198,7 @@ def test_photograph(visit, client):
     visit.shoot("photograph")
 
 
-def test_several_pictures_and_one_is_none(visit, client):
+def test_several_files_and_one_is_no_picture(visit, client):
     visit.upload(**SAMPLES, notes=b"a green bottle")
     expect(visit.page.locator("#count")).to_have_text("5 photographs")
     for label, data in SAMPLES.items():
@@ -217,7 +217,7 @@ def test_several_pictures_and_one_is_none(visit, client):
     visit.shoot("several")
 
 
-def test_what_decided(visit, client, predictor):
+def test_activation_map_and_legend(visit, client, predictor):
     visit.upload(glass=SAMPLES["glass"])
     card = visit.card()
     toggle, overlay = card.get_by_role("button", name="Show what decided"), card.locator("canvas")
@@ -241,7 +241,7 @@ def test_what_decided(visit, client, predictor):
     assert len(asked) == 2
 
 
-def test_unsure_is_shown_as_such(visit):
+def test_unsure_predictions_are_marked(visit):
     visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "unsure": False})
     visit.upload(glass=SAMPLES["glass"])
     card = visit.card()
@@ -256,7 +256,7 @@ def test_unsure_is_shown_as_such(visit):
     expect(visit.card("paper").locator(".advice")).to_contain_text("bottle bank")
 
 
-def test_busy_while_the_service_thinks(visit):
+def test_the_page_is_busy_during_a_request(visit):
     visit.page.route("**/api/predict", lambda route: None)  # Never answered.
     visit.upload(**SAMPLES)
     for label in ("glass", "paper"):
@@ -275,7 +275,7 @@ def test_busy_while_the_service_thinks(visit):
 @pytest.mark.parametrize("scheme", ["light"], indirect=True)
 @pytest.mark.parametrize("text", ["100%", "200%"])
 def test_large_text_in_a_small_window(visit, text):
-    """Nothing is cut off, nothing is too small to be hit, and a word that fits is not broken."""
+    """Nothing is cut off, no target is too small, and a word that fits is not broken."""
     visit.page.set_viewport_size({"width": 320, "height": 640})
     visit.page.evaluate("text => { document.documentElement.style.fontSize = text }", text)
     visit.answer({**UNSURE, "unsure": True}, {**UNSURE, "predicted_class": "cardboard"})
@@ -319,7 +319,7 @@ class TestInputs:
     """The size and the colours do not matter here."""
 
     def test_keyboard(self, visit):
-        """From an empty page to an explained answer and back, without a mouse."""
+        """From an empty page to an explained prediction and back, by keyboard only."""
 
         def focus() -> str:
             return visit.page.evaluate("[...document.activeElement.classList].pop() || document.activeElement.id")
@@ -328,7 +328,7 @@ class TestInputs:
             for key in keys:
                 visit.page.keyboard.press(key)
 
-        # Playwright starts to watch for choosers with the first listener, and a key may be quicker than that.
+        # Playwright watches for file choosers from the first listener on, and a key press may come earlier.
         visit.page.on("filechooser", lambda chooser: None)
         press("Tab")
         assert visit.page.evaluate("document.activeElement.id") == "file"
@@ -350,7 +350,7 @@ class TestInputs:
         assert visit.page.evaluate("document.activeElement.id") == "file"
         expect(visit.page.locator("#spoken")).to_contain_text("Removed glass.png")
 
-    def test_everything_has_a_name_and_can_be_hit(self, visit):
+    def test_controls_have_accessible_names_and_targets(self, visit):
         visit.upload(**SAMPLES)
         expect(visit.card("plastic").locator(".toggle")).to_be_visible()
         nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
@@ -367,7 +367,7 @@ class TestInputs:
         visit.page.emulate_media(reduced_motion="reduce")
         assert visit.page.evaluate(duration).strip("s") == "0"
 
-    def test_the_whole_field_can_be_clicked(self, visit):
+    def test_the_whole_drop_zone_can_be_clicked(self, visit):
         with visit.page.expect_file_chooser() as chooser:
             visit.page.locator("#drop").click(position={"x": 9, "y": 40})
         chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLES["glass"]})
@@ -390,13 +390,13 @@ class TestInputs:
             expect(visit.card(name).locator(".result")).to_be_visible()
             expect(visit.page.get_by_alt_text(f"Your picture {name}.png")).to_be_visible()
 
-    def test_the_newest_come_first_and_the_list_can_be_cleared(self, visit, client):
+    def test_the_newest_result_is_first_and_the_list_can_be_cleared(self, visit, client):
         visit.upload(paper=SAMPLES["paper"])
         visit.upload(metal=SAMPLES["metal"])
         for label in ("metal", "paper"):
             check_answer(visit, visit.card(label), predict(client, SAMPLES[label]))
         assert visit.page.locator(".card").first.get_attribute("aria-label") == "metal.png"
-        assert visit.page.locator("#file").input_value() == "", "a browser is silent about the same choice again"
+        assert visit.page.locator("#file").input_value() == "", "a browser sends no event for the same file again"
         visit.page.get_by_role("button", name="Clear the list").click()
         expect(visit.page.locator(".card")).to_have_count(0)
         expect(visit.page.locator("#list")).to_be_hidden()
@@ -409,37 +409,37 @@ class TestInputs:
         check_answer(visit, visit.card(), answer)
         expect(visit.card().locator(".advice")).to_be_hidden()
 
-    def test_a_service_that_cannot_be_reached_and_then_can(self, visit):
+    def test_retry_after_an_unreachable_service(self, visit):
         visit.page.route("**/api/predict", lambda route: route.abort())
         visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".problem")).to_contain_text("could not be reached")
         visit.page.unroute_all()
         visit.card().get_by_role("button", name="Try again").click()
-        expect(visit.card()).to_be_focused()  # its button is no longer there
+        expect(visit.card()).to_be_focused()  # its button was removed
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.card().locator(".failed")).to_be_hidden()
 
-    def test_a_busy_service_is_asked_again(self, visit):
+    def test_a_busy_service_is_retried(self, visit):
         asked = visit.answer(503, 503, **{"retry-after": "0"})
         visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".result")).to_be_visible()
         assert len(asked) == 3
 
-    def test_a_service_that_stays_busy(self, visit):
+    def test_retries_end_when_the_service_stays_busy(self, visit):
         asked = visit.answer(*[503] * 9, **{"retry-after": "0"})
         visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         assert len(asked) == 4
 
     @pytest.mark.parametrize("later", [{"retry-after": "3600"}, {}], ids=["in an hour", "no header"])
-    def test_a_service_that_is_away_for_long_is_not_waited_for(self, visit, later):
+    def test_a_long_retry_after_is_not_waited_for(self, visit, later):
         asked = visit.answer(503, 503, **later)
         visit.upload(glass=SAMPLES["glass"])
         expect(visit.card().locator(".problem")).to_have_text("Busy.")
         expect(visit.card().get_by_role("button", name="Try again")).to_be_visible()
         assert len(asked) == 1
 
-    def test_an_explanation_that_fails(self, visit):
+    def test_a_failed_explanation(self, visit):
         visit.answer(422, path="**/api/explain*")
         visit.upload(glass=SAMPLES["glass"])
         toggle = visit.card().get_by_role("button", name="Show what decided")
@@ -450,8 +450,8 @@ class TestInputs:
         expect(visit.card().locator("canvas")).to_have_css("opacity", "1")
         expect(visit.card().locator(".reason")).to_be_hidden()
 
-    def test_late_answers_change_nothing(self, visit):
-        """An explanation of a class that is no longer chosen, one that fails, and one that was put away meanwhile."""
+    def test_late_responses_are_ignored(self, visit):
+        """An explanation of a class no longer selected, one that fails, and one whose result was removed meanwhile."""
         held, page = [], visit.page
         page.route("**/api/explain*", lambda route: held.append(route))
 
@@ -495,14 +495,14 @@ class TestInputs:
         expect(visit.card().locator(".result")).to_be_visible()
         expect(visit.card().locator(".toggle")).to_be_hidden()
 
-    def test_a_file_that_is_too_large(self, visit, tmp_path):
+    def test_a_too_large_file(self, visit, tmp_path):
         large = tmp_path / "large.png"
         large.write_bytes(bytes(30_000_000))
         visit.page.get_by_label("Choose photographs").set_input_files(large)
         expect(visit.card("large").locator(".problem")).to_contain_text("larger than the limit of 10 MB")
 
 
-def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
+def test_the_page_reports_a_missing_model(browser, serve, tmp_path):
     with serve(TRASHSORTING_MODEL=str(tmp_path / "none.onnx")) as server:
         assert httpx.get(f"{server.url}/api/health").json()["model_loaded"] is False
         page = browser.new_page()
@@ -512,7 +512,7 @@ def test_without_a_model_the_page_says_so(browser, serve, tmp_path):
 
 
 @pytest.mark.parametrize("size, scheme", [("phone", "light"), ("desktop", "dark")])
-def test_the_key_is_asked_for_once(browser, serve, size, scheme):
+def test_the_api_key_is_asked_for_once(browser, serve, size, scheme):
     with serve(TRASHSORTING_API_KEY="correct horse") as server:
         context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
         visit = Visit(context.new_page(), f"{size}-{scheme}")
@@ -558,7 +558,7 @@ def operations(client: httpx.Client) -> list[tuple[str, str]]:
     return [(path, method) for path, methods in paths.items() for method in methods]
 
 
-def test_the_documentation_loads_nothing_from_elsewhere(browser, server, client):
+def test_the_documentation_loads_no_external_resource(browser, server, client):
     page = browser.new_page(viewport=SIZES["desktop"])
     visit = Visit(page, "docs")
     page.on("console", lambda line: visit.errors.append(line.text) if line.type in ("error", "warning") else None)
@@ -610,7 +610,7 @@ def behind_a_prefix(url: str, prefix: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("prefix", ["", "/trash", "/trash/can"])
-def test_the_documentation_sends_to_the_prefix_under_which_it_is(server, browser, prefix):
+def test_the_documentation_uses_the_mount_prefix(server, browser, prefix):
     with behind_a_prefix(server.url, prefix) as address:
         page = browser.new_page()
         asked = []

@@ -35,7 +35,7 @@ def predict(client: httpx.Client, data: bytes) -> httpx.Response:
     return client.post("/api/predict", files={"file": ("upload", data)})
 
 
-# Answers
+# Responses
 
 
 def test_predict(client, predictor):
@@ -108,7 +108,7 @@ def test_documentation_has_examples_and_errors(client):
                 assert isinstance(content["example"]["detail"], str)
 
 
-def test_an_application_that_is_mounted_keeps_its_limits_and_its_addresses(predictor):
+def test_a_mounted_application_keeps_its_limits_and_addresses(predictor):
     outer, inner = Starlette(), create_app(predictor=predictor)
     outer.mount("/trash", inner)
     client = TestClient(outer, base_url="http://outer/trash/")
@@ -136,7 +136,7 @@ def test_page(client):
         ("GET", "/nowhere", 404, "not-found"),
         ("GET", "/api/predict", 405, "wrong-method"),
         ("PUT", "/api/", 405, "wrong-method"),
-        ("POST", "/api/predict/", 404, "not-found"),  # sent on, a photograph and a key would go over http://
+        ("POST", "/api/predict/", 404, "not-found"),  # a redirect would send photograph and key over http://
     ],
 )
 def test_unknown_paths_and_methods(client, method, path, status, code):
@@ -174,7 +174,7 @@ def batch(client: httpx.Client, *files: bytes, url: str = "/api/predict/batch", 
     return client.post(url, files=[("files", (f"{n}.jpg", data)) for n, data in enumerate(files)], **options)
 
 
-def test_batch_answers_each_in_order_and_a_bad_file_does_not_affect_the_rest(client):
+def test_a_batch_keeps_its_order_and_a_bad_file_affects_no_other(client):
     paper = encode(draw_picture("paper", 3, (512, 384)))
     answer = batch(client, GLASS, b"", paper, b"a green bottle", GLASS[:1000], GLASS)
     assert answer.status_code == 200
@@ -209,7 +209,7 @@ def test_one_file_of_a_batch_is_too_large(client):
     assert [item["status"] for item in items] == [413, 200] and "10 MB" in items[0]["problem"]["detail"]
 
 
-def test_the_page_is_not_sent_again_to_a_browser_that_has_it(client):
+def test_an_unchanged_page_is_answered_304(client):
     first = client.get("/")
     again = client.get("/", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
@@ -221,7 +221,7 @@ GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics"
 
 
 @pytest.mark.parametrize("path", [*GETS, "/docs/swagger-ui.css"])
-def test_every_get_has_a_head(client, path):
+def test_every_get_route_answers_head(client, path):
     head, got = client.head(path), client.get(path)
     assert (head.status_code, head.content) == (200, b"")
     same = {"content-type", "etag", "cache-control", "content-security-policy"}
@@ -265,7 +265,7 @@ ImageFile.ImageFile.load = warn
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_line_of_the_log_is_json(serve, tmp_path, workers):
-    "Also what Python itself has to say, under the id of the request that was answered."
+    "Warnings and exceptions of Python too, with the id of their request."
     (tmp_path / "sitecustomize.py").write_text(ODD_PYTHON, encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with serve(workers=workers, PYTHONPATH=path, PYTHONWARNINGS="always") as server:
@@ -304,8 +304,8 @@ def test_routes_that_need_the_key(serve):
     assert "401" not in documented["/api/health"]["get"]["responses"]
 
 
-def test_the_service_uses_no_proxy_to_reach_itself(serve):
-    """Containers are given one by Docker's settings. The line that the service is ready, and the health check."""
+def test_the_service_checks_itself_without_a_proxy(serve):
+    """Docker can set a proxy in containers. Checked: the line that the service is ready, and the health check."""
     proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     text = (Path(__file__).parents[2] / "dockerfiles" / "api.dockerfile").read_text(encoding="utf-8")
     check = json.loads(re.search(r"HEALTHCHECK .*\\\n *CMD (.*)", text)[1])
@@ -333,7 +333,7 @@ def test_cors(serve, client):
         assert {"retry-after", "x-request-id"} <= {*large.headers["access-control-expose-headers"].split(", ")}
 
 
-def test_the_log_has_a_line_for_each_request_without_private_data(serve):
+def test_each_request_is_logged_without_private_data(serve):
     with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         named = client.post(
             "/api/predict?secret=1", files={"file": ("my-kitchen.jpg", GLASS)}, headers={"X-Request-ID": "order-66"}
@@ -351,7 +351,7 @@ def test_the_log_has_a_line_for_each_request_without_private_data(serve):
     assert not any(word in server.said() for word in ("kitchen", "cellar", "secret", "127.0.0.1:5"))
 
 
-# One picture in many files
+# One picture in many formats
 
 
 def rotated(picture: Image.Image, orientation: int) -> bytes:
@@ -393,7 +393,7 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_same_picture_in_another_file(client, picture, encoding):
+def test_the_same_picture_in_another_format(client, picture, encoding):
     plain = picture.convert("L").convert("RGB") if "grey" in encoding else picture
     expected = predict(client, encode(plain)).json()
     answer = predict(client, ENCODINGS[encoding](picture))
@@ -480,14 +480,14 @@ def test_a_batch_whose_parts_have_no_filename(client):
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "hex", "nonsense"])
-def test_odd_character_sets_are_no_server_error(client, charset):
+def test_unknown_character_sets_are_no_server_error(client, charset):
     body = b'--x\r\nContent-Disposition: form-data; name="\xff\xfe"\r\n\r\n\xff\r\n--x--\r\n'
     headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
     answer = client.post("/api/predict", content=body, headers=headers)
     assert answer.status_code in (400, 422) and isinstance(answer.json()["detail"], str)
 
 
-def test_the_text_of_an_unexpected_exception_is_not_sent(predictor, caplog):
+def test_exception_texts_are_not_sent(predictor, caplog):
     class Broken:
         card = predictor.card
 
@@ -501,7 +501,7 @@ def test_the_text_of_an_unexpected_exception_is_not_sent(predictor, caplog):
 
 
 def test_a_service_without_heic(serve, client, tmp_path):
-    """As in an image that was built with HEIC=0; the other service, beside it, has it."""
+    """As in an image that was built with HEIC=0; the fixture's service has it."""
     load_plugin("HEIF")
     heic, avif = (encode(draw_picture("glass", 0, (256, 192)), format) for format in ("HEIF", "AVIF"))
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pillow_heif'] = None", encoding="utf-8")
@@ -552,7 +552,7 @@ def test_too_large_without_a_declared_length(client):
     assert "content-length" not in answer.request.headers
 
 
-def test_too_large_by_declaration_is_refused_before_it_is_sent(server):
+def test_a_too_large_declared_length_is_refused_before_the_body(server):
     with connect(server) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n")
         answer = answer_on(connection)
@@ -563,11 +563,11 @@ def test_an_endless_body_is_answered_at_the_limit(serve):
     with serve(TRASHSORTING_MAX_BYTES="1000000") as server, connect(server) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         connection.sendall(b"%x\r\n%s\r\n" % (len(PART), PART))
-        piece, sent = b"186a0\r\n" + bytes(100_000) + b"\r\n", 0
+        part, sent = b"186a0\r\n" + bytes(100_000) + b"\r\n", 0
         while sent <= 1_100_000:
-            connection.sendall(piece)
+            connection.sendall(part)
             sent += 100_000
-        answer = answer_on(connection)  # We have not said that the body ends.
+        answer = answer_on(connection)  # the end of the body is not sent
         assert answer.startswith(b"HTTP/1.1 413 ") and b"limit of 1 MB" in answer
         assert httpx.get(f"{server.url}/api/health").json()["model_loaded"]
 
@@ -600,7 +600,7 @@ def test_health_answers_while_large_pictures_are_predicted(server):
     assert {answer.status_code for answer in answers} == {200}
     assert all(answer.json() == answers[0].json() for answer in answers)
     print(f"{len(waits)} health checks, median {np.median(waits):.3f} s, slowest {max(waits):.3f} s")
-    assert between  # a check that waits for a prediction to end would never come back between two ends
+    assert between  # a health check that waits for a prediction would never return between two of them
 
 
 def broken_models(folder):
@@ -634,12 +634,12 @@ def broken_models(folder):
         "cut": (cut, "is not the file"),
         "no card": (without_card, "no such file"),
         "no model": (without_model, "no such file"),
-        "another size": (of_another_size, "the model cannot be loaded"),  # found by the first run, before a client
+        "another size": (of_another_size, "the model cannot be loaded"),  # found by the warm-up
     }
 
 
 @pytest.mark.parametrize("damage", ["cut", "no card", "no model", "another size"])
-def test_without_a_model_the_service_runs_and_says_so(serve, tmp_path, damage):
+def test_the_service_starts_without_a_model_and_reports_it(serve, tmp_path, damage):
     model, damages = broken_models(tmp_path)
     break_it, logged = damages[damage]
     break_it()
@@ -660,7 +660,7 @@ def test_a_limit_from_the_environment(serve):
     assert answer.status_code == 413 and "512 x 384 pixels; the limit is 0.001 megapixels" in answer.json()["detail"]
 
 
-def test_the_service_imports_nothing_heavy():
+def test_the_service_imports_no_training_library():
     heavy = "{'torch', 'torchvision', 'fastai', 'timm', 'matplotlib', 'pandas', 'nbdev', 'onnx'}"
     code = (
         f"import sys, trashsorting.serving.app; print(sorted({heavy} & {{name.split('.')[0] for name in sys.modules}}))"

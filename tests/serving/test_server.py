@@ -23,7 +23,7 @@ GLASS = encode(draw_picture("glass", 0, (256, 192)))
 HEAD = b"POST /api/predict HTTP/1.1\r\nHost: test\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 FORM = PART + GLASS + b"\r\n--x--\r\n"
-LATE = 30  # Seconds after which a test calls it a hang
+LATE = 30  # Seconds after which a test counts as hanging
 
 
 def connect(server: Server) -> socket.socket:
@@ -41,8 +41,8 @@ def length(body: bytes) -> bytes:
 
 
 def chunks(body: bytes, size: int = 1000) -> bytes:
-    pieces = [body[start : start + size] for start in range(0, len(body), size)]
-    coded = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    coded = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     return b"Transfer-Encoding: chunked\r\n\r\n" + coded + b"0\r\n\r\n"
 
 
@@ -53,7 +53,7 @@ def wait_until(condition, seconds: float = LATE) -> None:
         time.sleep(0.02)
 
 
-# Answers before the request has ended
+# Responses before the request has ended
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ EARLY = {
 
 
 @pytest.mark.parametrize("name", EARLY)
-def test_an_early_answer_reaches_a_client_that_sends_everything_first(locked, name):
+def test_an_early_response_reaches_a_client_that_is_still_sending(locked, name):
     request, status = EARLY[name]
     for _ in range(5):
         with connect(locked) as connection:
@@ -87,7 +87,7 @@ def test_an_early_answer_reaches_a_client_that_sends_everything_first(locked, na
         assert b"connection: close" in answer.lower()
 
 
-def test_the_client_learns_why_a_large_file_or_a_wrong_key_is_refused(locked):
+def test_the_client_gets_the_reason_for_a_large_file_or_a_wrong_key(locked):
     for _ in range(5):
         with pytest.raises(Refused, match=r"limit of 1 MB.*413"):
             Client(locked.url, key="correct horse", retries=0).predict(bytes(12_000_000))
@@ -107,14 +107,14 @@ def test_a_client_that_never_stops_sending_is_cut_off(serve):
 
 
 @pytest.mark.parametrize("close", [CLOSE, b""], ids=["close", "keep-alive"])
-def test_the_discarded_bytes_are_bounded(server, close):
-    piece, sent = bytes(1_000_000), 0
+def test_discarded_bytes_are_bounded(server, close):
+    part, sent = bytes(1_000_000), 0
     with connect(server) as connection:
         connection.sendall(HEAD + close + b"Content-Length: 900000000000\r\n\r\n" + PART)
         with pytest.raises(ConnectionError):
             while sent < 1_000_000_000:
-                connection.sendall(piece)
-                sent += len(piece)
+                connection.sendall(part)
+                sent += len(part)
     print(f"{sent / 1e6:.0f} MB")
 
 
@@ -134,14 +134,14 @@ UPGRADES = {
 }
 
 
-@pytest.mark.parametrize("pause", [False, True], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "in parts"])
 @pytest.mark.parametrize("name", UPGRADES)
 def test_an_upgrade_is_ignored(server, name, pause):
-    "Three times on one connection: the second and the third request are answered as well."
+    "Three requests on one connection: all are answered."
     request = UPGRADES[name]
     with connect(server) as connection:
-        for piece in [request[:100], request[100:400], request[400:], request] if pause else [request * 2]:
-            connection.sendall(piece)
+        for part in [request[:100], request[100:400], request[400:], request] if pause else [request * 2]:
+            connection.sendall(part)
             time.sleep(0.05 if pause else 0)
         connection.sendall(UPGRADES["no body"].replace(b"Upgrade, HTTP2", b"close, Upgrade, HTTP2"))
         answers = read_all(connection)
@@ -151,7 +151,7 @@ def test_an_upgrade_is_ignored(server, name, pause):
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
 @pytest.mark.parametrize("headers", [[], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect: 100-continue"]])
-def test_curl_that_prefers_http2(server, headers, tmp_path):
+def test_curl_with_http2(server, headers, tmp_path):
     path = tmp_path / "bottle.png"
     path.write_bytes(GLASS)
     for url, field in ((f"{server.url}/api/predict", "file"), (f"{server.url}/api/predict/batch", "files")):
@@ -198,7 +198,7 @@ def test_probes_are_answered_beyond_the_connection_limit(serve, sent):
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6")
-def test_the_address_of_all_interfaces_is_ipv6_and_ipv4():
+def test_all_interfaces_means_ipv6_and_ipv4():
     command = [sys.executable, "-m", "trashsorting", "serve", "--host", "::", "--port", "0", "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -210,7 +210,7 @@ def test_the_address_of_all_interfaces_is_ipv6_and_ipv4():
         assert process.wait(LATE) == 0, "it ends"
 
 
-# Workers that do not start, and workers that die
+# Workers that fail to start or die
 
 
 @contextmanager
@@ -246,7 +246,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("workers", "name"), [(1, "raises"), *((2, name) for name in BROKEN)])
-def test_workers_that_cannot_start_end_the_service(tmp_path, workers, name):
+def test_the_service_ends_if_no_worker_can_start(tmp_path, workers, name):
     with started(tmp_path, workers, BROKEN[name]) as process:
         assert process.wait(LATE) == 1
     records, others = lines(tmp_path)
@@ -266,10 +266,10 @@ def test_a_signal_is_handled_while_a_worker_starts(tmp_path):
     "A worker that sleeps instead of starting."
     with started(tmp_path, 2, WORKER + "time.sleep(99)") as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_until(lambda: len(children.read_text(encoding="utf-8").split()) >= 3)  # and the tracker of resources
+        wait_until(lambda: len(children.read_text(encoding="utf-8").split()) >= 3)  # with the resource tracker
         time.sleep(1)
         process.terminate()
-        assert process.wait(9) == 0  # a platform may give ten seconds
+        assert process.wait(9) == 0  # platforms allow ten seconds
 
 
 def both_answer(server: Server) -> bool:
@@ -279,7 +279,7 @@ def both_answer(server: Server) -> bool:
     return len(workers) == 2 and {*workers} <= {line["pid"] for line in server.lines()}
 
 
-def test_a_worker_that_dies_is_logged_and_replaced(serve):
+def test_a_dead_worker_is_logged_and_replaced(serve):
     with serve(workers=2) as server:
         for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGKILL):
             wait_until(lambda: both_answer(server))

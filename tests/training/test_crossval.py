@@ -20,7 +20,7 @@ SMALL = ("image_size 64", "frozen_stages 0", "freeze_epochs 0", "epochs 1", "bat
 
 @pytest.fixture(scope="module")
 def crossval(tmp_path_factory) -> tuple[list, Path]:
-    "The command's words, and the folder that it filled."
+    "The arguments of the command, and its output folder."
     work = tmp_path_factory.mktemp("crossval")
     draw_sample(work / "photos", per_class=10)
     parameters = [word for pair in SMALL for word in ("-p", *pair.split())]
@@ -65,7 +65,7 @@ def test_the_calibration_reaches_the_card(crossval):
     assert trained_on == set(predictions.files)
 
 
-def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
+def test_a_finished_crossval_is_refused_and_an_interrupted_one_resumes(crossval):
     words, folder = crossval
     refused = call(*words)
     assert refused.returncode != 0 and "holds a finished cross-validation already" in refused.stderr
@@ -81,7 +81,7 @@ def test_a_finished_one_is_refused_and_one_that_was_cut_off_goes_on(crossval):
     assert now["calibration"]["temperature"] == pytest.approx(json.loads(was)["calibration"]["temperature"], rel=1e-3)
 
 
-def test_another_recipe_or_other_folds_do_not_go_on(crossval):
+def test_another_configuration_or_other_folds_are_refused_on_resume(crossval):
     words, folder = crossval
     (folder / "calibration.json").unlink(missing_ok=True)
     other = call(*words, "-p", "weight_decay", 0.5)
@@ -91,7 +91,7 @@ def test_another_recipe_or_other_folds_do_not_go_on(crossval):
     assert "Traceback" not in other.stderr + thrice.stderr
 
 
-def test_a_fold_of_other_images_or_weights_does_not_go_on(crossval):
+def test_other_synthetic_images_or_weights_are_refused_on_resume(crossval):
     words, folder = crossval
     (folder / "calibration.json").unlink(missing_ok=True)
     file = folder / "fold1" / "run.json"
@@ -109,7 +109,7 @@ def test_a_fold_of_other_images_or_weights_does_not_go_on(crossval):
     assert f"fold0 was trained with weights={was['weights']!r}, not {wanted!r}: choose" in continued.stderr
 
 
-def test_a_risk_that_cannot_be_kept_costs_no_training(crossval):
+def test_an_unreachable_risk_can_be_changed_without_training(crossval):
     words, folder = crossval
     (folder / "calibration.json").unlink(missing_ok=True)
     before = [(folder / f"fold{at}" / "checkpoint.pth").stat().st_mtime_ns for at in range(2)]
@@ -120,7 +120,7 @@ def test_a_risk_that_cannot_be_kept_costs_no_training(crossval):
     assert before == [(folder / f"fold{at}" / "checkpoint.pth").stat().st_mtime_ns for at in range(2)]
 
 
-def test_another_average_gets_the_calibration_or_is_not_made(crossval, tmp_path):
+def test_an_average_gets_the_calibration_or_is_not_made(crossval, tmp_path):
     _, folder = crossval
     runs = [folder / "fold0", folder / "fold0"]
     refused = call("average", *runs, "--out", tmp_path / "none", "--crossval", tmp_path)

@@ -39,7 +39,7 @@ def ended(folder: Path) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
-    "Killed after its first trial, and resumed by two workers."
+    "A sweep that was killed after its first trial and resumed by two workers."
     folder = tmp_path_factory.mktemp("swept")
     draw_sample(folder / "sample", per_class=5)
     assert call("data", "synthesize", folder / "sample", "--out", folder / "synthetic", "-n", 1).returncode == 0
@@ -71,13 +71,13 @@ def swept(tmp_path_factory) -> Path:
         ("epochs: {min: 3, max: 9}", "epochs=3.0: must be a valid integer"),
     ],
 )
-def test_what_no_run_takes_is_named(tmp_path, typed, message):
+def test_invalid_search_spaces_are_named(tmp_path, typed, message):
     (tmp_path / "space.yaml").write_text(typed, encoding="utf-8")
     done = call("sweep", "--data", "sample", "--out", tmp_path / "out", "--space", tmp_path / "space.yaml")
     assert done.returncode == 1 and message in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_no_trial_is_lost(swept):
+def test_a_killed_sweep_keeps_its_trials(swept):
     trials = ended(swept)
     assert 6 <= len(trials) <= 7, "the last two may run at the same time"
     assert trials[0][0] == 0, "the first one is from before the break"
@@ -86,12 +86,12 @@ def test_no_trial_is_lost(swept):
     assert not list(swept.glob("sweep/trial*/*.pth")), "weights of trials are not kept"
 
 
-def test_a_trial_shows_synthetic_images(swept):
+def test_trials_use_synthetic_images(swept):
     infos = [json.loads(path.read_bytes()) for path in swept.glob("sweep/trial*/run.json")]
     assert infos and all(info["synthetic"].startswith("1 of each of") for info in infos)
 
 
-def test_a_hopeless_trial_is_given_up_and_a_good_one_is_not(tmp_path):
+def test_a_bad_trial_is_pruned_and_a_good_one_is_not(tmp_path):
     study = open_study(tmp_path)
     for accuracy in (0.7, 0.8, 0.8, 0.9):
         trial = study.ask()
@@ -112,7 +112,7 @@ def test_a_hopeless_trial_is_given_up_and_a_good_one_is_not(tmp_path):
         epochs(0.3)
 
 
-def test_the_winner_is_a_file_of_parameters_for_the_notebook(swept):
+def test_the_winner_is_a_parameter_file_for_train(swept):
     import papermill
 
     winner = yaml.safe_load((swept / "sweep/winner.yaml").read_bytes())

@@ -24,12 +24,12 @@ METRICS = {"loss", "lr/group0", "train_loss", "valid_loss", "accuracy", "images_
 
 
 class Second(TrackCallback):
-    "With another name, so that a learner can have both."
+    "A second name, so that a learner can have both trackers."
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory) -> Path:
-    "A run on the drawn sample that both trackers record."
+    "A run on the drawn sample, recorded by both trackers."
     out = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
@@ -54,11 +54,11 @@ def history(out: Path) -> dict[str, float]:
         return {name: float(value) for name, value in next(csv.DictReader(stream)).items()}
 
 
-def test_every_choice_has_a_tracker():
+def test_every_tracker_name_has_a_tracker():
     assert set(TRACKERS) == {"none", "files", "wandb"}
 
 
-def test_local_files(tracked):
+def test_file_tracker_metrics(tracked):
     folder = tracked / "tracking"
     with open(folder / "metrics.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -71,7 +71,7 @@ def test_local_files(tracked):
     assert model["files"]["model.onnx"] == hashlib.sha256((tracked / "model.onnx").read_bytes()).hexdigest()
 
 
-def test_local_predictions_and_confusion(tracked):
+def test_file_tracker_predictions_and_confusion(tracked):
     evaluation = read_card(tracked / "model.onnx").evaluation
     with open(tracked / "tracking/confusion.csv", encoding="utf-8") as stream:
         assert [list(map(int, row[1:])) for row in list(csv.reader(stream))[1:]] == evaluation.confusion
@@ -132,7 +132,7 @@ def items(record) -> dict:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.item}
 
 
-def test_wandb_has_the_metrics(tracked, messages):
+def test_wandb_metrics(tracked, messages):
     rows = [items(record) for record in messages["history"]]
     assert set().union(*rows) >= METRICS
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -141,7 +141,7 @@ def test_wandb_has_the_metrics(tracked, messages):
     assert accuracy == pytest.approx(history(tracked)["accuracy"], abs=1e-5)
 
 
-def test_wandb_has_configuration_and_data_version(tracked, messages):
+def test_wandb_configuration_and_data_version(tracked, messages):
     config = {}
     for run in messages["run"]:
         config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in run.config.update}
@@ -152,7 +152,7 @@ def test_wandb_has_configuration_and_data_version(tracked, messages):
     assert config["manifest_sha256"] == facts["manifest_sha256"]
 
 
-def test_wandb_has_tables_and_thumbnails(tracked, messages):
+def test_wandb_tables_and_thumbnails(tracked, messages):
     folder = next(tracked.glob("wandb/offline-run-*/files"))
     predictions = json.loads(next(folder.glob("media/table/predictions_*.json")).read_text(encoding="utf-8"))
     assert predictions["columns"] == ["file", "thumbnail", "label", "predicted", "confidence"]
@@ -165,7 +165,7 @@ def test_wandb_has_tables_and_thumbnails(tracked, messages):
     assert [row[1:] for row in confusion["data"]] == read_card(tracked / "model.onnx").evaluation.confusion
 
 
-def test_wandb_has_the_model_as_an_artifact(tracked, messages):
+def test_wandb_model_artifact(tracked, messages):
     (model,) = [artifact for artifact in messages["artifact"] if artifact.type == "model"]
     facts = json.loads((tracked / "tracking/facts.json").read_bytes())
     assert set(model.aliases) == {"latest", f"data-{facts['manifest_sha256'][:8]}"}

@@ -26,7 +26,7 @@ SMALL = ("-p", "image_size", "64", "-p", "freeze_epochs", "0", "-p", "num_worker
 
 
 def launch(*words, **environment) -> subprocess.CompletedProcess:
-    "Run the installed command in a process of its own, which reads the hub's address when it begins."
+    "Run the command in a new process, because it reads the hub's address when it starts."
     return subprocess.run(
         [COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
     )
@@ -42,7 +42,7 @@ def foreign_kernels(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, request) -> Path:
-    "One finished run of two epochs on the drawn sample, in a folder with an odd name, a terminal with an odd encoding."
+    "A finished run of two epochs on the drawn sample; the folder's name and the terminal's encoding are unusual."
     out = tmp_path_factory.mktemp("runs") / "a {0} {b} 100%s →"
     odd = {"PYTHONIOENCODING": "cp1252", "JUPYTER_PATH": foreign_kernels(tmp_path_factory.mktemp("jupyter"))}
     start = time.perf_counter()
@@ -57,7 +57,7 @@ def run(tmp_path_factory, request) -> Path:
     return out
 
 
-def test_a_run_leaves_all_its_files(run):
+def test_a_run_writes_all_its_files(run):
     for name in (
         "train.ipynb",
         "history.csv",
@@ -88,18 +88,18 @@ def test_progress_reaches_the_terminal_and_the_history(run):
         assert f"valid_loss {float(row['valid_loss']):.4f}" in output
 
 
-def test_no_warning_of_a_library_is_shown(run, tmp_path):
+def test_warnings_of_libraries_are_hidden(run, tmp_path):
     average = launch("average", run, run, "--out", tmp_path / "average")
     assert average.returncode == 0
     for errors in ((run / "stderr.txt").read_text(), average.stderr):
         assert "WARNING" not in errors and "Warning" not in errors
 
 
-def test_a_name_that_cannot_be_printed_is_escaped(run):
+def test_an_unprintable_name_is_escaped(run):
     assert r"a {0} {b} 100%s \u2192/model.onnx" in (run / "stdout.txt").read_text(encoding="utf-8")
 
 
-def test_the_executed_notebook_holds_its_parameters_and_no_error(run):
+def test_the_executed_notebook_has_its_parameters_and_no_error(run):
     notebook = nbformat.read(run / "train.ipynb", 4)
     injected = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
     assert "epochs = 2" in injected.source
@@ -115,7 +115,7 @@ def test_the_model_can_be_used_at_once(run, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_bytes())["accuracy"] > 0.8
 
 
-def test_export_makes_the_same_file_and_card_again(run, tmp_path):
+def test_export_is_reproducible(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
     (again / "model.onnx").unlink()
@@ -125,14 +125,14 @@ def test_export_makes_the_same_file_and_card_again(run, tmp_path):
     assert read_card(again / "model.onnx") == read_card(run / "model.onnx")
 
 
-def test_a_run_continues_from_another_and_says_so(run, tmp_path):
+def test_init_from_uses_the_weights_of_a_run_and_records_it(run, tmp_path):
     words = ("--data", "sample", "--init-from", run, "--out", tmp_path / "run")
     done = call("train", *words, *SMALL, "-p", "epochs", "1", "-p", "batch_size", "8")
     assert done.returncode == 0, done.stderr
     assert read_card(tmp_path / "run" / "model.onnx").provenance.weights.endswith("; initialised from another run")
 
 
-def test_synthetic_images_are_shown_or_refused(tmp_path):
+def test_synthetic_images_are_used_or_refused(tmp_path):
     draw_sample(tmp_path / "photos", 5)
     assert call("data", "synthesize", tmp_path / "photos", "--out", tmp_path / "synthetic", "-n", 1).returncode == 0
     words = ("--data", tmp_path / "photos", "--synthetic")
@@ -147,7 +147,7 @@ def test_synthetic_images_are_shown_or_refused(tmp_path):
 TINY = (*SMALL, "-p", "backbone", "test_efficientnet", "-p", "pretrained", "false", "-p", "batch_size", "8")
 
 
-def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
+def test_a_diverged_run_has_a_readable_error_and_no_model(tmp_path):
     done = call("train", "--data", "sample", "--out", tmp_path / "run", *TINY, "-p", "epochs", "2", "-p", "lr", "1e7")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "epoch 1 of 2: train_loss is nan and valid_loss is nan, so the run has diverged" in done.stderr
@@ -156,7 +156,7 @@ def test_a_run_that_diverges_ends_with_a_sentence_and_leaves_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("command", [("export",), ("average", "--out", "mean")])
-def test_weights_that_are_not_finite_are_refused(run, tmp_path, command):
+def test_non_finite_weights_are_refused(run, tmp_path, command):
     broken = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "data"))
     state = torch.load(broken / "checkpoint.pth", weights_only=True)
     state["conv_stem.weight"][0, 0, 0, 0] = float("inf")
@@ -179,7 +179,7 @@ preprocessing = Preprocessing(
     input_size=64, crop_mode="squash", crop_pct=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
 )
 loaders = make_dataloaders(manifest, preprocessing, batch_size=8, num_workers=1, augment=False)
-for size in ("64k", "8k"):  # too little for a batch, and for the locks of the processes
+for size in ("64k", "8k"):  # too small for a batch, and for the locks of the processes
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
     try:
         next(iter(loaders.train))
@@ -189,7 +189,7 @@ for size in ("64k", "8k"):  # too little for a batch, and for the locks of the p
 
 
 def test_too_little_shared_memory_names_num_workers(tmp_path):
-    "In a name space of its own, where /dev/shm is another one."
+    "In a mount namespace with its own /dev/shm."
     mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]  # noqa: S108
     if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("!!! a small /dev/shm was not tried: mounting one takes root and a name space of its own")
@@ -213,7 +213,7 @@ def test_too_little_shared_memory_names_num_workers(tmp_path):
         ("manifest.csv", b"no", "no column 'file'; needs the columns file,label,"),
     ],
 )
-def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, message):
+def test_a_damaged_run_has_a_readable_error(run, tmp_path, name, content, message):
     broken = shutil.copytree(run, tmp_path / "run")
     if isinstance(content, dict):
         content = json.dumps(json.loads((broken / name).read_bytes()) | content).encode()
@@ -225,7 +225,7 @@ def test_a_damaged_run_is_a_sentence(run, tmp_path, name, content, message):
     assert done.returncode == 1 and f"{broken / name}: {message}" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_model_of_drawings_is_not_installed(run):
+def test_a_model_trained_on_drawings_is_not_installed(run):
     before = card_path(SHIPPED_MODEL).read_bytes()
     done = call("export", run, "--install")
     assert done.returncode == 1 and "what ships is trained on photographs" in done.stderr
@@ -246,7 +246,7 @@ def test_a_wrong_value_is_refused_before_training(tmp_path):
     assert not (tmp_path / "run").exists(), "what is refused leaves nothing behind"
 
 
-def test_another_backbone_without_a_hub_is_a_clear_error(tmp_path):
+def test_another_backbone_without_a_hub_has_a_readable_error(tmp_path):
     words = ("--data", "sample", "--out", tmp_path / "run", "-p", "backbone", "mobilenetv3_small_100")
     done = call("train", *words, HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 1
@@ -254,8 +254,8 @@ def test_another_backbone_without_a_hub_is_a_clear_error(tmp_path):
     assert "tf_efficientnet_lite0" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_another_backbone_seven_classes_a_zip_and_wandb_offline(tmp_path):
-    "What a person changes, all at once: their network, their classes, their archive, their tracker."
+def test_another_backbone_with_seven_classes_a_zip_and_wandb_offline(tmp_path):
+    "Network, classes, archive and tracker changed at once."
     labels = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
     folder = draw_sample(tmp_path / "mine", 6, labels)
     (folder / "batteries").mkdir()
@@ -280,11 +280,11 @@ import hashlib, http.server, sys
 data = open(sys.argv[1], "rb").read()
 class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self, body=b""):
-        found = self.path == "/datasets/garythung/trashnet/resolve/main/dataset-resized.zip"
-        self.send_response(200 if found else 404)
+        exists = self.path == "/datasets/garythung/trashnet/resolve/main/dataset-resized.zip"
+        self.send_response(200 if exists else 404)
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("ETag", hashlib.sha256(data).hexdigest())
-        self.send_header("Content-Length", str(len(data) if found else 0))
+        self.send_header("Content-Length", str(len(data) if exists else 0))
         self.end_headers()
     def do_GET(self):
         self.do_HEAD()
@@ -298,7 +298,7 @@ server.serve_forever()
 
 @pytest.fixture
 def hub(tmp_path):
-    "A hub on loopback that has TrashNet's archive, with tiny pictures in it."
+    "A hub on loopback with TrashNet's archive, filled with tiny pictures."
     draw_picture("glass", 0, (16, 12)).save(tmp_path / "tiny.jpg")
     tiny = (tmp_path / "tiny.jpg").read_bytes()
     with zipfile.ZipFile(tmp_path / "hub.zip", "w") as archive:
@@ -313,7 +313,7 @@ def hub(tmp_path):
     server.wait()
 
 
-def test_the_hub_gives_each_photograph_once(hub, tmp_path):
+def test_the_hub_archive_gives_each_photograph_once(hub, tmp_path):
     out = tmp_path / "manifest.csv"
     done = launch("data", "manifest", "hub", "--out", out, HF_ENDPOINT=hub, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
@@ -322,7 +322,7 @@ def test_the_hub_gives_each_photograph_once(hub, tmp_path):
         assert len({row["file"] for row in csv.DictReader(stream)}) == 2527
 
 
-def test_an_unreachable_hub_is_a_sentence(tmp_path):
+def test_an_unreachable_hub_has_a_readable_error(tmp_path):
     done = launch("data", "manifest", "hub", HF_ENDPOINT=NOWHERE, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 1
     assert "garythung/trashnet cannot be fetched from the hub" in done.stderr

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/cli/00_options.ipynb #37898ec3
 import functools
+import warnings
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -52,6 +53,7 @@ def logged(command):
     @functools.wraps(command)
     def run(verbose: bool, **options):
         set_up("verbose" if verbose else "normal")
+        warnings.simplefilter("ignore")  # of libraries, for their authors
         return command(**options)
 
     return run

@@ -24,7 +24,7 @@ SHIPPED_MODEL = Path(str(files("trashsorting"))) / "models" / "trashnet.onnx"
 MAX_BYTES = 10_000_000  # Of an upload
 MAX_FILE_BYTES = 64_000_000  # Of a file that a command reads
 MAX_PIXELS = 50_000_000
-PREFIX = "TRASHSORTING_"
+_PREFIX = "TRASHSORTING_"
 
 # %% ../../nbs/core/02_settings.ipynb #48dbdf6d
 def _split_list(
@@ -62,7 +62,7 @@ _Key = Annotated[SecretStr, Field(min_length=8), AfterValidator(check_key)]
 class Settings(BaseSettings):
     "The settings of the service; the field `x` is the environment variable `TRASHSORTING_X`."
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     model: Path = Field(SHIPPED_MODEL, description="the ONNX file; its card lies beside it, with the suffix .json")
     max_bytes: int = Field(MAX_BYTES, ge=1, description="largest accepted upload, bytes")
@@ -92,10 +92,10 @@ def read_settings(
 ) -> Settings:  # The settings of this process
     "Read the settings. Raises `TrashsortingError` with the name of a misspelt variable or of one with a wrong value."
     known = [name.upper() for name in Settings.model_fields]
-    for variable in [name for name in os.environ if name.upper().startswith(PREFIX)]:
-        similar = get_close_matches(name := variable.upper().removeprefix(PREFIX), known, 1, _NEAR)
+    for variable in [name for name in os.environ if name.upper().startswith(_PREFIX)]:
+        similar = get_close_matches(name := variable.upper().removeprefix(_PREFIX), known, 1, _NEAR)
         if similar and name not in known:
-            raise TrashsortingError(f"{variable} is no setting; is {PREFIX}{similar[0]} meant?")
+            raise TrashsortingError(f"{variable} is no setting; is {_PREFIX}{similar[0]} meant?")
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -104,4 +104,4 @@ def read_settings(
         value = "" if name == "API_KEY" else f"={first['input']!r}"  # never print a secret
         too_short = name == "API_KEY" and first["type"] == "too_short"
         message = "a key has 8 characters or more" if too_short else first["msg"]
-        raise TrashsortingError(f"{PREFIX}{name}{value}: {message}") from None
+        raise TrashsortingError(f"{_PREFIX}{name}{value}: {message}") from None

@@ -295,13 +295,12 @@ def _open_bucket(
 # %% ../../nbs/data/09_dvc.ipynb #e2aa6b1b
 def _check_bucket(
     repository,  # From `_open_repository`
-    name: str | None = None,  # Of a remote; None: the default one
 ):  # DVC's remote: it has `name`, `path`, `fs`
-    "Check that a remote can be read, in bounded time. Raises `DataError`."
+    "Check that the default remote can be read, in bounded time. Raises `DataError`."
     from dvc.exceptions import DvcException
 
     try:
-        remote = repository.cloud.get_remote(name)
+        remote = repository.cloud.get_remote()
     except DvcException as error:
         raise DataError(f"{error}") from None
     if remote.fs.protocol == "gs":
@@ -315,15 +314,14 @@ def _check_bucket(
 # %% ../../nbs/data/09_dvc.ipynb #49637881
 def push_data(
     folder: Path,  # A tracked folder
-    remote: str | None = None,  # Name of a DVC remote; None: the default one
 ) -> int:  # Files that were sent
     "Send a folder's photographs to a bucket and write their versions to `FOLDER.dvc`. Raises `DataError`."
     folder = Path(folder)
     with _open_repository(folder) as repository:
-        target = _check_bucket(repository, remote)
+        target = _check_bucket(repository)
         try:
             with step(f"pushing {folder}") as notes:
-                sent = repository.push(targets=[str(folder.resolve())], remote=remote)
+                sent = repository.push(targets=[str(folder.resolve())])
                 notes.append(f"{sent} files")
         except Exception as error:  # DVC's own, and what it lets through of its libraries'.
             address = target.fs.unstrip_protocol(target.path)
@@ -333,15 +331,14 @@ def push_data(
 # %% ../../nbs/data/09_dvc.ipynb #e1119e21
 def pull_data(
     folder: Path,  # A folder whose `FOLDER.dvc` exists
-    remote: str | None = None,  # Name of a DVC remote; None: the default one
 ) -> int:  # Files that were fetched
     "Bring a folder to the version in `FOLDER.dvc`. Raises `DataError`."
     folder = Path(folder)
     with _open_repository(folder) as repository:
-        source = _check_bucket(repository, remote)
+        source = _check_bucket(repository)
         try:
             with step(f"pulling {folder}") as notes:
-                stats = repository.pull(targets=[str(folder.resolve())], remote=remote)["stats"]
+                stats = repository.pull(targets=[str(folder.resolve())])["stats"]
                 notes.append(f"{stats['fetched']} files")
         except Exception as error:  # DVC's own, and what it lets through of its libraries'.
             not_pushed = "failed to load directory" in str(error)

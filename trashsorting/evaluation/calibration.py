@@ -45,19 +45,6 @@ def plot_reliability(
     bottom.set(xlabel="top-1 probability", ylabel="photographs", xlim=(0, 1.02))
     return figure
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #94ec3b2e
-def mean_nll(
-    logits: np.ndarray,  # (n, n_classes)
-    targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-    temperature: float = 1.0,  # The logits are divided by it
-) -> float:  # Nats per photograph
-    "Mean negative log-likelihood of the true classes. Raises `MissingExtra` without SciPy."
-    need("scipy", "Calibration", "train")
-    from scipy.special import log_softmax
-
-    log_probabilities = log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
-    return float(-np.take_along_axis(log_probabilities, np.asarray(targets)[:, None], axis=1).mean())
-
 # %% ../../nbs/evaluation/01_calibration.ipynb #11c94f92
 TEMPERATURES = (0.05, 20.0)  # The limits: without them, perfect predictions give 0 and random ones infinity
 

@@ -15,7 +15,7 @@ from ..core.card import Bootstrap, ClassMetrics, Evaluation, Interval, Labels
 from ..core.errors import ModelError, need
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #168427b2
-Z95 = 1.959964  # standard normal quantile at 0.975
+_Z95 = 1.959964  # standard normal quantile at 0.975
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a9fb5a66
 def wilson(
@@ -25,9 +25,9 @@ def wilson(
     "95 % Wilson score interval of a fraction."
     if n == 0:
         return 0.0, 1.0
-    fraction, spread = successes / n, Z95**2 / n
+    fraction, spread = successes / n, _Z95**2 / n
     middle = (fraction + spread / 2) / (1 + spread)
-    half = Z95 * np.sqrt(fraction * (1 - fraction) / n + spread / n / 4) / (1 + spread)
+    half = _Z95 * np.sqrt(fraction * (1 - fraction) / n + spread / n / 4) / (1 + spread)
     return max(0.0, min(fraction, float(middle - half))), min(1.0, max(fraction, float(middle + half)))
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #e89039ca

@@ -95,7 +95,7 @@ def _crop(
 
     size = [max(1, round(length * fraction)) for length in pixels.shape[1:]]
     free = [length - part + 1 for length, part in zip(pixels.shape[1:], size, strict=True)]
-    return transform.crop(pixels, *(int(torch.randint(room, ())) for room in free), *size)
+    return transform.crop(pixels, *(int(torch.randint(limit, ())) for limit in free), *size)
 
 # %% ../../nbs/evaluation/03_robustness.ipynb #37331d5f
 def corrupt(

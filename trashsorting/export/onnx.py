@@ -6,14 +6,13 @@
 __all__ = ['export_run', 'to_onnx', 'check_parity', 'install_model']
 
 # %% ../../nbs/export/00_onnx.ipynb #bb348129
-import json
 import logging
 import os
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,17 +36,15 @@ from ..training.run import Run, load_run
 # %% ../../nbs/export/00_onnx.ipynb #78f0aa5f
 def export_run(
     folder: Path,  # A finished run's folder
-    held_out_sources: Path | None = None,  # Folder of `trashsorting crossval --by-source`, for the card
     progress: bool = False,  # Show a bar
 ) -> Path:  # `model.onnx` in that folder, with `model.json` beside it
     "Export a run. Raises `ModelError` if the run cannot be read or file and network disagree, `DataError` without its data."
     run = load_run(folder)
     file = to_onnx(run.model, run.preprocessing.input_size, run.folder / "model.onnx")
-    check_parity(run.model, _parity_batches(run), file)
-    evaluation = _out_of_fold(run) or _score_file(file, run, progress)
-    sources = json.loads((held_out_sources / "sources.json").read_bytes()) if held_out_sources else {}
-    card = _make_card(file, run, evaluation)
-    write_card(file, ModelCard(**card.model_dump() | {"held_out_sources": sources}))
+    dls = make_dataloaders(run.manifest, run.preprocessing, run.config.batch_size, num_workers=0)
+    check_parity(run.model, dls.valid, file)
+    evaluation = _score_file(file, run, progress)
+    write_card(file, _make_card(file, run, evaluation))
     return file
 
 # %% ../../nbs/export/00_onnx.ipynb #b293b5f8
@@ -188,33 +185,16 @@ def check_parity(
         raise ModelError(f"{file}: disagrees with the network on {n - agreed} of {n} photographs")
     return _Parity(n, agreed, difference)
 
-# %% ../../nbs/export/00_onnx.ipynb #f422fff5
-_N_PARITY = 200  # Photographs to compare on, at most, where none was held out
-
-
-def _parity_batches(
+# %% ../../nbs/export/00_onnx.ipynb #58e5bbb6
+def _photographs(
     run: Run,
-) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:  # Inputs and targets
-    "The held-out photographs, or some of the others, as the network takes them. Raises `DataError` if one is missing."
-    entries = run.manifest.entries
-    if not any(entry.split == "val" for entry in entries):
-        step = max(2, -(-len(entries) // _N_PARITY))
-        entries = tuple(replace(entry, split="train" if at % step else "val") for at, entry in enumerate(entries))
-    manifest = replace(run.manifest, entries=entries)
-    return make_dataloaders(manifest, run.preprocessing, run.config.batch_size, num_workers=0).valid
-
-# %% ../../nbs/export/00_onnx.ipynb #cd5f98d5
-def _out_of_fold(
-    run: Run,
-) -> Evaluation | None:  # None: the run held photographs out
-    "The out-of-fold evaluation of a run that learned from all photographs. Raises `ModelError` if it has none."
-    if any(entry.split == "val" for entry in run.manifest.entries):
-        return None
-    if "evaluation" not in (calibration := run.info.get("calibration", {})):
-        raise ModelError(
-            f"{run.folder} held no photograph out and is not the average of a cross-validation: nothing says how good it is"
-        )
-    return Evaluation(**calibration["evaluation"])
+    subset: str,  # "train" or "val"
+) -> list[Path]:
+    "The files of a run's photographs. Raises `DataError` if one is missing."
+    paths = [run.manifest.root / entry.file for entry in run.manifest.subset(subset).entries]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{missing[0]}: no such file; a run is exported with the photographs that it was made from")
+    return paths
 
 # %% ../../nbs/export/00_onnx.ipynb #4039dde1
 def _score_file(
@@ -224,12 +204,9 @@ def _score_file(
 ) -> Evaluation:
     "Evaluate an exported file on the photographs that its run held out. Raises `DataError` if one is missing."
     entries, labels = run.manifest.subset("val").entries, tuple(run.info["labels"])
-    paths = [run.manifest.root / entry.file for entry in entries]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise DataError(f"{missing[0]}: no such file; the file is scored on the photographs that the run held out")
     decision, targets = run.info.get("calibration", {}), np.array([labels.index(entry.label) for entry in entries])
     temperature = decision.get("temperature", 1.0)
-    probabilities, _ = score(open_session(file), run.preprocessing, paths, progress, temperature)
+    probabilities, _ = score(open_session(file), run.preprocessing, _photographs(run, "val"), progress, temperature)
     return evaluate(probabilities, targets, labels, unsure_below=decision.get("unsure_below"))
 
 # %% ../../nbs/export/00_onnx.ipynb #056f2bcb
@@ -238,20 +215,13 @@ _SELECTION_NOTE = (
     "weights at the end of a schedule that was fixed before."
 )
 
-# %% ../../nbs/export/00_onnx.ipynb #d089d1d3
-def _calibration(
-    run: Run,
-) -> dict:  # Fields of a card
-    "What a cross-validation says of a run, without its evaluation, which `_out_of_fold` has."
-    return {name: value for name, value in run.info.get("calibration", {}).items() if name != "evaluation"}
-
 # %% ../../nbs/export/00_onnx.ipynb #58e5bbb4
 def _make_card(
     file: Path,  # The exported ONNX file
     run: Run,
     evaluation: Evaluation,  # Of that file
 ) -> ModelCard:
-    "The card of an exported file. Raises what `_training_files` raises."
+    "The card of an exported file. Raises what `_photographs` raises."
     return ModelCard(
         name=f"trashsorting-{run.config.backbone}",
         architecture=run.config.backbone,
@@ -261,9 +231,10 @@ def _make_card(
         file_sha256=file_sha256(file),
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
-        **{"evaluation_note": run.info.get("evaluation_note", _SELECTION_NOTE)} | _calibration(run),
+        evaluation_note=run.info.get("evaluation_note", _SELECTION_NOTE),
+        **run.info.get("calibration", {}),
         provenance=_make_provenance(run),
-        perceptual_hashes=pack_hashes(compute_hashes(_training_files(run))),
+        perceptual_hashes=pack_hashes(compute_hashes(_photographs(run, "train"))),
     )
 
 # %% ../../nbs/export/00_onnx.ipynb #58e5bbb5
@@ -286,16 +257,6 @@ def _make_provenance(
         averaged=tuple(run.info.get("averaged", ())),
         sources=run.manifest.sources,
     )
-
-# %% ../../nbs/export/00_onnx.ipynb #58e5bbb6
-def _training_files(
-    run: Run,
-) -> list[Path]:
-    "The photographs that a run was trained on. Raises `DataError` if one is missing."
-    paths = [run.manifest.root / entry.file for entry in run.manifest.subset("train").entries]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise DataError(f"{missing[0]}: no such file; the card carries fingerprints of the photographs trained on")
-    return paths
 
 # %% ../../nbs/export/00_onnx.ipynb #789fd068
 _MAX_INSTALLED_BYTES = 16_000_000

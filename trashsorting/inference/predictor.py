@@ -25,7 +25,6 @@ from trashsorting.inference.session import (
     Session,
     class_activation_map,
     open_session,
-    run_activation_maps,
     run_logits,
     run_network,
     softmax,
@@ -169,7 +168,7 @@ class Predictor:
             raise ModelError(f"{self.model}: {NO_ACTIVATION_MAP}")
         if label not in (None, *self.card.classes):
             raise TrashsortingError(f"the model knows no class '{label}'; it knows {', '.join(self.card.classes)}")
-        logits, cell_logits = run_activation_maps(self.session, self._prepare(picture))
+        logits, cell_logits = run_network(self.session, ["logits", "evidence"], self._prepare(picture))
         prediction = _to_prediction(self.card, logits[0])
         index = self.card.classes.index(label or prediction.predicted_class)
         return prediction, class_activation_map(cell_logits[0], index)
