@@ -358,11 +358,14 @@ def sweep(
 def _divide(
     values: dict,  # From `resolve_paths`
     k: int,  # Number of folds
-) -> tuple:  # The manifest, without label conflicts, and the folds' manifests
+    on_all: bool,  # Divide the validation subset, too
+    by_source: bool,  # Folds of whole sources
+) -> tuple:  # The manifest, without label conflicts; groups of near-duplicates; the folds' manifests
     "Read photographs and divide the training subset. Raises `DataError` or `MissingExtra`."
-    from trashsorting.training.crossval import make_folds
+    from trashsorting.training.crossval import make_folds, make_source_folds
     from trashsorting.data.duplicates import compute_hashes, find_groups, resolve_conflicts
     from trashsorting.data.sources import load_manifest
+    from trashsorting.data.splits import train_on_all
     from trashsorting.training.backbone import embed
     from trashsorting.core.log import step
 
@@ -370,12 +373,14 @@ def _divide(
     with TemporaryDirectory() as folder:
         manifest = load_manifest(values["data"], Path(folder) / "data", split, seed, progress=True)
     report_skipped(manifest)
+    manifest = train_on_all(manifest) if on_all else manifest
     train = manifest.subset("train")
     paths = [train.root / entry.file for entry in train.entries]
     with step("looking for near-duplicates") as notes:
         groups = find_groups(train, compute_hashes(paths, progress=True), embed(paths, progress=True))
         notes.append(f"{len(groups)} groups")
-    return resolve_conflicts(manifest, groups), make_folds(manifest, groups, k, seed)
+    folds = make_source_folds(manifest, groups, k) if by_source else make_folds(manifest, groups, k, seed)
+    return resolve_conflicts(manifest, groups), groups, folds
 
 # %% ../../nbs/cli/01_train.ipynb #913fb9da
 def _train_folds(
@@ -416,6 +421,11 @@ def _train_folds(
     help="Largest fraction of wrong answers; what is less sure is 'unsure'.",
 )
 @click.option("--note", default="", help="What the card should say of how the recipe was chosen.")
+@click.option(
+    "--all", "on_all", is_flag=True, help="Divide the validation photographs, too: the average learns from all of them."
+)
+@click.option("--by-source", is_flag=True, help="Folds of whole sources; measures only, and makes no average.")
+@click.option("--other", type=FOLDER, metavar="DIR", help="Pictures of other things, which should be 'unsure'.")
 @PARAMETERS_OPTION
 @click.option("-f", "file", type=FILE, metavar="FILE", help="YAML with parameters, such as params.yaml.")
 @logged
@@ -423,6 +433,9 @@ def crossval(
     k: int,
     risk: float,
     note: str,
+    on_all: bool,
+    by_source: bool,
+    other: Path | None,
     parameters: tuple[tuple[str, str], ...],
     file: Path | None,
     **paths: Path | str | None,
@@ -433,11 +446,24 @@ def crossval(
     for each, their out-of-fold predictions (predictions.csv), the temperature and threshold that follow from them
     (calibration.json), and the average of the folds' weights (CV/mean). The validation subset is not used. If no
     threshold keeps the risk, the same command with another --risk trains nothing again.
+
+    With --by-source each fold holds out whole sources: CV/sources.json says how the recipe does on photographs of
+    strangers. `trashsorting export --held-out-sources` puts that into a card.
     """
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
-    from trashsorting.training.crossval import average_folds, calibrate_folds, collect_predictions
-    from trashsorting.evaluation.oof import evaluate_folds, fold_table
+    warnings.simplefilter("ignore")  # torch's, for the authors of its users
+    from trashsorting.training.crossval import (
+        average_folds,
+        calibrate_folds,
+        collect_predictions,
+        describe_folds,
+        measure_other_things,
+    )
+    from trashsorting.evaluation.oof import evaluate_folds, fold_table, source_table
+
+    from trashsorting.core.card import SourceMetrics
+    from trashsorting.core.system import write_json
 
     values = resolve_paths(_read_parameters(file, parameters), **paths)
     if not Path(values["data"]).is_dir() or is_remote(values["out"]):
@@ -450,10 +476,21 @@ def crossval(
             f"{folder} holds a finished cross-validation already: choose another folder, or remove that one"
         )
     _make_folder(folder)
-    manifest, folds = _divide(values, k)
+    manifest, groups, folds = _divide(values, k, on_all, by_source)
     _train_folds(folds, values, folder)
     predictions = collect_predictions(folder, k)
     calibration = calibrate_folds(predictions, risk)
+    described = describe_folds(predictions, manifest, groups, calibration)
+    sources = {name: SourceMetrics(**row) for name, row in described["out_of_fold"].items()}
+    click.echo(source_table(sources))
+    if by_source:
+        write_json(folder / "sources.json", described["out_of_fold"])
+        click.echo(f"{folder / 'sources.json'}: accuracy on sources that were not trained on")
+        return
+    calibration |= described if on_all else {"out_of_fold": described["out_of_fold"]}
+    if other:
+        calibration["other_things"] = measure_other_things(folder, predictions, other, calibration).model_dump()
+        click.echo(f"other things: {calibration['other_things']}")
     temperature = calibration["temperature"]
     click.echo(fold_table(evaluate_folds(predictions, temperature, calibration["unsure_below"])))
     click.echo(f"temperature {temperature:.3f}, {calibration['decision_note']}")
@@ -487,9 +524,10 @@ def average(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str)
 # %% ../../nbs/cli/01_train.ipynb #947f23da
 @click.command()
 @click.argument("run", type=FOLDER)
+@click.option("--held-out-sources", type=FOLDER, metavar="CV", help="What `crossval --by-source` made, for the card.")
 @click.option("--install", "install", is_flag=True, help="Put file and card into the package.")
 @logged
-def export(run: Path, install: bool) -> None:
+def export(run: Path, held_out_sources: Path | None, install: bool) -> None:
     """Make the model file and its card from a run's checkpoint.
 
     RUN is a folder that `trashsorting train` or `average` made. The file must predict the same class as the network on
@@ -502,7 +540,7 @@ def export(run: Path, install: bool) -> None:
     from trashsorting.inference.predictor import Predictor
 
     with step("exporting"):
-        file = export_run(run, progress=True)
+        file = export_run(run, held_out_sources, progress=True)
     click.echo(f"{table(Predictor(file).card.evaluation)}\n{file}")
     if install:
         install_model(file)
@@ -580,11 +618,14 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
     from trashsorting.data.sources import load_manifest
     from trashsorting.export.onnx import install_model
     from trashsorting.core.log import step
+    from trashsorting.data.splits import train_on_all
     from trashsorting.export.quantize import check_install_criteria, comparison_text, export_int8
 
-    seed = read_card(model).provenance.seed
+    before = read_card(model)
+    seed = before.provenance.seed
     with TemporaryDirectory() as folder, step("quantizing"):
         manifest = load_manifest(data, Path(folder) / "data", split, seed)
+        manifest = manifest if before.provenance.n_valid else train_on_all(manifest)
         report_skipped(manifest)
         card = export_int8(model, manifest, out, folds, progress=True)
     click.echo(

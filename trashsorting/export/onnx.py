@@ -6,13 +6,14 @@
 __all__ = ['export_run', 'to_onnx', 'check_parity', 'install_model']
 
 # %% ../../nbs/export/00_onnx.ipynb #bb348129
+import json
 import logging
 import os
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,15 +37,17 @@ from ..training.run import Run, load_run
 # %% ../../nbs/export/00_onnx.ipynb #78f0aa5f
 def export_run(
     folder: Path,  # A finished run's folder
+    held_out_sources: Path | None = None,  # Folder of `trashsorting crossval --by-source`, for the card
     progress: bool = False,  # Show a bar
 ) -> Path:  # `model.onnx` in that folder, with `model.json` beside it
     "Export a run. Raises `ModelError` if the run cannot be read or file and network disagree, `DataError` without its data."
     run = load_run(folder)
     file = to_onnx(run.model, run.preprocessing.input_size, run.folder / "model.onnx")
-    dls = make_dataloaders(run.manifest, run.preprocessing, run.config.batch_size, num_workers=0)
-    check_parity(run.model, dls.valid, file)
-    evaluation = _score_file(file, run, progress)
-    write_card(file, _make_card(file, run, evaluation))
+    check_parity(run.model, _parity_batches(run), file)
+    evaluation = _out_of_fold(run) or _score_file(file, run, progress)
+    sources = json.loads((held_out_sources / "sources.json").read_bytes()) if held_out_sources else {}
+    card = _make_card(file, run, evaluation)
+    write_card(file, ModelCard(**card.model_dump() | {"held_out_sources": sources}))
     return file
 
 # %% ../../nbs/export/00_onnx.ipynb #b293b5f8
@@ -185,6 +188,34 @@ def check_parity(
         raise ModelError(f"{file}: disagrees with the network on {n - agreed} of {n} photographs")
     return _Parity(n, agreed, difference)
 
+# %% ../../nbs/export/00_onnx.ipynb #f422fff5
+_N_PARITY = 200  # Photographs to compare on, at most, where none was held out
+
+
+def _parity_batches(
+    run: Run,
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:  # Inputs and targets
+    "The held-out photographs, or some of the others, as the network takes them. Raises `DataError` if one is missing."
+    entries = run.manifest.entries
+    if not any(entry.split == "val" for entry in entries):
+        step = max(2, -(-len(entries) // _N_PARITY))
+        entries = tuple(replace(entry, split="train" if at % step else "val") for at, entry in enumerate(entries))
+    manifest = replace(run.manifest, entries=entries)
+    return make_dataloaders(manifest, run.preprocessing, run.config.batch_size, num_workers=0).valid
+
+# %% ../../nbs/export/00_onnx.ipynb #cd5f98d5
+def _out_of_fold(
+    run: Run,
+) -> Evaluation | None:  # None: the run held photographs out
+    "The out-of-fold evaluation of a run that learned from all photographs. Raises `ModelError` if it has none."
+    if any(entry.split == "val" for entry in run.manifest.entries):
+        return None
+    if "evaluation" not in (calibration := run.info.get("calibration", {})):
+        raise ModelError(
+            f"{run.folder} held no photograph out and is not the average of a cross-validation: nothing says how good it is"
+        )
+    return Evaluation(**calibration["evaluation"])
+
 # %% ../../nbs/export/00_onnx.ipynb #58e5bbb6
 def _photographs(
     run: Run,
@@ -215,6 +246,13 @@ _SELECTION_NOTE = (
     "weights at the end of a schedule that was fixed before."
 )
 
+# %% ../../nbs/export/00_onnx.ipynb #d089d1d3
+def _calibration(
+    run: Run,
+) -> dict:  # Fields of a card
+    "What a cross-validation says of a run, without its evaluation, which `_out_of_fold` has."
+    return {name: value for name, value in run.info.get("calibration", {}).items() if name != "evaluation"}
+
 # %% ../../nbs/export/00_onnx.ipynb #58e5bbb4
 def _make_card(
     file: Path,  # The exported ONNX file
@@ -231,8 +269,7 @@ def _make_card(
         file_sha256=file_sha256(file),
         file_bytes=Path(file).stat().st_size,
         evaluation=evaluation,
-        evaluation_note=run.info.get("evaluation_note", _SELECTION_NOTE),
-        **run.info.get("calibration", {}),
+        **{"evaluation_note": run.info.get("evaluation_note", _SELECTION_NOTE)} | _calibration(run),
         provenance=_make_provenance(run),
         perceptual_hashes=pack_hashes(compute_hashes(_photographs(run, "train"))),
     )
