@@ -7,14 +7,14 @@ __all__ = ['Predictions', 'save_predictions', 'load_predictions', 'evaluate_fold
            'source_table']
 
 # %% ../../nbs/evaluation/02_oof.ipynb #74194e7b
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..core.card import Evaluation, Labels, SourceMetrics
-from ..core.errors import DataError, need
+from ..core.errors import DataError
 from ..core.system import csv_text, read_csv
 from .metrics import evaluate, span, wilson
 from ..inference.session import softmax
