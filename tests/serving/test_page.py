@@ -263,7 +263,8 @@ class TestInputs:
     def test_everything_has_a_name_and_can_be_hit(self, visit):
         visit.upload(**SAMPLES)
         expect(visit.card("plastic").locator(".toggle")).to_be_visible()
-        nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) => part.checkVisibility() &&
+        nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
+            part.checkVisibility() &&
             !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
         for script in (nameless, SMALL):
             assert visit.page.evaluate(f"({script})().map((part) => part.outerHTML)") == []
