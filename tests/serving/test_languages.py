@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from visits import CUT, SAMPLES, SMALL, open_page
+from visits import ANSWER, BIN, CANDIDATES, CUT, PLACE, SAMPLES, SMALL, open_page
 
 import trashsorting
 from trashsorting.serving.schemas import CODES
@@ -132,31 +132,6 @@ def test_errors_are_translated_by_their_code(browser, server, tmp_path):
         problem = visit.card("tea").locator(".problem")
         expect(problem).to_have_text("I am a teapot.")
         assert problem.get_attribute("lang") == "en"
-
-
-PLACE = {
-    "id": "dk-copenhagen",
-    "name": "København",
-    "country": "DK",
-    "language": "da",
-    "bins": [{"id": "glass", "name": "Glas", "colour": "#2e7d32"}],
-    "source": "https://example.org/sorting",
-    "read": "2026-05-04",
-}
-BIN = {
-    "place": "dk-copenhagen",
-    "id": "glass",
-    "name": "Glas",
-    "colour": "#2e7d32",
-    "advice": "Skyl glasset.",
-    "language": "da",
-    "source": "https://example.org/sorting",
-    "read": "2026-05-04",
-    "confidence": 0.97,
-    "conditions": [{"condition": "broken", "id": "residual", "name": "Restaffald", "advice": "Pak det godt ind."}],
-}
-CANDIDATES = [{"id": "glass", "name": "Glas", "colour": "#2e7d32"}, {"id": "none", "name": "no rule"}]
-ANSWER = {"predicted_class": "glass", "confidence": 0.9, "all_probabilities": {"glass": 0.9, "metal": 0.1}, "id": "1.a"}
 
 
 def show_every_state(visit, client):

@@ -98,3 +98,26 @@ UNSURE = {
     "confidence": 0.4,
     "all_probabilities": {"glass": 0.4, "metal": 0.35, "paper": 0.25},
 }
+PLACE = {
+    "id": "dk-copenhagen",
+    "name": "København",
+    "country": "DK",
+    "language": "da",
+    "bins": [{"id": "glass", "name": "Glas", "colour": "#2e7d32"}],
+    "source": "https://example.org/sorting",
+    "read": "2026-05-04",
+}
+BIN = {
+    "place": "dk-copenhagen",
+    "id": "glass",
+    "name": "Glas",
+    "colour": "#2e7d32",
+    "advice": "Skyl glasset.",
+    "language": "da",
+    "source": "https://example.org/sorting",
+    "read": "2026-05-04",
+    "confidence": 0.97,
+    "conditions": [{"condition": "broken", "id": "residual", "name": "Restaffald", "advice": "Pak det godt ind."}],
+}
+CANDIDATES = [{"id": "glass", "name": "Glas", "colour": "#2e7d32"}, {"id": "none", "name": "no rule"}]
+ANSWER = {"predicted_class": "glass", "confidence": 0.9, "all_probabilities": {"glass": 0.9, "metal": 0.1}, "id": "1.a"}
