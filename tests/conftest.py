@@ -37,8 +37,8 @@ LONG = (
     "train_image",
     "api_image",
     "page",
+    "page_bins",
     "languages",
-    "bins",
 )  # minutes each
 
 

@@ -64,6 +64,7 @@ def test_the_verdict_is_the_bin(visit):
     expect(card.locator(".material")).to_have_text("It looks like glass, 90% sure.")
     expect(card.locator(".conditions")).to_have_text("If it is broken: Restaffald. Pak det godt ind.")
     expect(card.locator(".source")).to_have_text("Rule of K\u00f8benhavn, read on May 4, 2026: example.org")
+    expect(card.locator(".source")).to_be_visible()
     expect(card.locator(".source a")).to_have_attribute("href", BIN["source"])
     expect(card.locator(".pictogram")).to_have_attribute("fill", "#2e7d32")
     expect(visit.page.locator("#spoken")).to_contain_text("Put it into: Glas, 97% sure. Skyl glasset.")
