@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -20,6 +22,9 @@ from PIL import Image
 from trashsorting.core.settings import read_settings
 from trashsorting.data.sample import draw_picture
 from trashsorting.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 START_SECONDS = 60
 LONG = (
@@ -32,6 +37,8 @@ LONG = (
     "train_image",
     "api_image",
     "page",
+    "page_bins",
+    "languages",
 )  # minutes each
 
 
@@ -113,6 +120,24 @@ def client(server: Server) -> Iterator[httpx.Client]:
     """A client of the shared service."""
     with httpx.Client(base_url=server.url, timeout=60) as made:
         yield made
+
+
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+SWITCHES += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium as the system has it; skips, loudly, where it has none."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser: install chromium to test the page")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,90 +1,19 @@
 """The page in a real browser, at the sizes of a desk and of a phone, in both colour schemes."""
 
-import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from conftest import encode, find_photograph
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Locator, Route, expect
+from visits import CUT, SAMPLES, SIZES, SMALL, UNSURE, Visit, open_page
 
 from trashsorting.data.sample import draw_picture
-
-ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[2] / "artifacts"))
-SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 360, "height": 740}}
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-SWITCHES += ["--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium as the system has it; skips, loudly, where it has none."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no browser: install chromium to test the page")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
-        yield started
-        started.close()
-
-
-@dataclass
-class Visit:
-    """The page in a window, and what went on behind it."""
-
-    page: Page
-    name: str
-    errors: list[str] = field(default_factory=list)
-    requested: list[str] = field(default_factory=list)
-
-    def upload(self, **files: bytes) -> None:
-        """Choose files at once; a keyword is the name without its suffix."""
-        chosen = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": data} for name, data in files.items()]
-        self.page.get_by_label("Choose photographs").set_input_files(chosen)
-
-    def card(self, name: str = "glass") -> Locator:
-        """The picture of that name in the list."""
-        return self.page.get_by_role("listitem", name=f"{name}.png", exact=True)
-
-    def shoot(self, what: str) -> None:
-        """Save a screenshot of the whole page. Playwright's own full page ignores that the window is a phone's."""
-        ARTIFACTS.mkdir(parents=True, exist_ok=True)
-        size = self.page.viewport_size
-        height = self.page.evaluate("document.documentElement.scrollHeight")
-        self.page.set_viewport_size({"width": size["width"], "height": max(height, size["height"])})
-        self.page.screenshot(path=ARTIFACTS / f"page-{self.name}-{what}.png", animations="disabled")
-        self.page.set_viewport_size(size)
-
-    def hosts(self) -> set[str]:
-        return {urlsplit(url).netloc for url in self.requested if url.startswith("http")}
-
-    def overflow(self) -> int:
-        """By how many pixels the page is wider than the window."""
-        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-
-    def answer(self, *answers: dict | int, path: str = "**/api/predict", **headers: str) -> list[Route]:
-        """Let the service say these things, one a request, and then itself; a number is a status."""
-        left, requests = list(answers), []
-
-        def fulfill(route: Route) -> None:
-            requests.append(route)
-            if not left:
-                return route.fallback()
-            answer = left.pop(0)
-            if isinstance(answer, int):
-                return route.fulfill(status=answer, json={"detail": "busy"}, headers=headers)
-            return route.fulfill(json=answer)
-
-        self.page.route(path, fulfill)
-        return requests
 
 
 @pytest.fixture(params=["desktop", "phone"])
@@ -100,27 +29,8 @@ def scheme(request) -> str:
 @pytest.fixture
 def visit(browser, server, size, scheme) -> Iterator[Visit]:
     """The page, opened."""
-    phone = size == "phone"
-    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, has_touch=phone, is_mobile=phone)
-    opened = Visit(context.new_page(), f"{size}-{scheme}")
-    opened.page.on("console", lambda line: opened.errors.append(line.text) if line.type == "error" else None)
-    opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
-    opened.page.on("request", lambda request: opened.requested.append(request.url))
-    opened.page.goto(server.url)
-    yield opened
-    context.close()
-
-
-SMALL = """() => [...document.querySelectorAll("a, button, select, summary, .button")].filter((part) => {
-    const box = part.getBoundingClientRect();
-    return part.checkVisibility() && Math.min(box.width, box.height) < 24;
-})"""  # WCAG 2.5.8
-SAMPLES = {label: encode(draw_picture(label, 0, (512, 384))) for label in ("glass", "paper", "metal", "plastic")}
-UNSURE = {
-    "predicted_class": "glass",
-    "confidence": 0.4,
-    "all_probabilities": {"glass": 0.4, "metal": 0.35, "paper": 0.25},
-}
+    with open_page(browser, server.url, size, scheme) as opened:
+        yield opened
 
 
 def verdict(prediction: dict) -> str:
@@ -134,7 +44,7 @@ def check_answer(visit: Visit, card: Locator, prediction: dict) -> None:
     assert [row.locator(".name").text_content() for row in rows.all()] == list(prediction["all_probabilities"])
     shown = [float(row.locator(".probability").text_content().rstrip("%")) / 100 for row in rows.all()]
     assert shown == pytest.approx(list(prediction["all_probabilities"].values()), abs=0.0006)
-    how = "unsure. Most likely" if prediction.get("unsure") else "this looks like"
+    how = "Unsure, Most likely" if prediction.get("unsure") else "This looks like:"
     expect(visit.page.locator("#spoken")).to_contain_text(f"{how} {prediction['predicted_class']}")
     assert visit.errors == [] and visit.overflow() <= 0
 
@@ -210,7 +120,7 @@ def test_several_files_and_one_is_no_picture(visit, client):
     expect(bad.locator(".frame")).to_be_hidden()
     expect(bad.locator(".none")).to_have_text("There is no preview of this file.")
     expect(bad.get_by_role("button", name="Try again")).to_be_hidden()
-    expect(visit.page.locator("#spoken")).to_contain_text("notes.png: that did not work")
+    expect(visit.page.locator("#spoken")).to_contain_text("notes.png: That did not work")
     names = visit.page.locator(".card").evaluate_all("cards => cards.map((card) => card.ariaLabel)")
     assert names == ["glass.png", "paper.png", "metal.png", "plastic.png", "notes.png"]
     assert visit.overflow() <= 0
@@ -227,7 +137,7 @@ def test_activation_map_and_legend(visit, client, predictor):
     expect(toggle).to_have_attribute("aria-pressed", "true")
     image, shown = card.locator("img").bounding_box(), overlay.bounding_box()
     assert shown == pytest.approx(image, abs=1), "the model that ships sees the whole picture"
-    expect(card.locator("select")).to_have_value(predict(client, SAMPLES["glass"])["predicted_class"])
+    expect(card.locator(".label")).to_have_value(predict(client, SAMPLES["glass"])["predicted_class"])
     visit.shoot("decided")
     before = overlay.evaluate("canvas => canvas.toDataURL()")
     other = predict(client, SAMPLES["glass"])["all_probabilities"]
@@ -248,7 +158,7 @@ def test_unsure_predictions_are_marked(visit):
     expect(card.locator(".verdict")).to_have_text("Unsure")
     expect(card.locator(".confidence")).to_have_text("Most likely glass, but only 40% sure")
     expect(card.locator(".advice")).to_contain_text("look for a recycling mark")
-    expect(visit.page.locator("#spoken")).to_contain_text("glass.png: unsure. Most likely glass")
+    expect(visit.page.locator("#spoken")).to_contain_text("glass.png: The model cannot tell: Unsure, Most likely glass")
     assert visit.overflow() <= 0
     visit.shoot("unsure")
     visit.upload(paper=SAMPLES["paper"])
@@ -292,9 +202,7 @@ def test_large_text_in_a_small_window(visit, text):
     visit.upload(busy=SAMPLES["glass"])
     expect(visit.card("busy").locator(".busy")).to_contain_text("Looking at your photograph")
     visit.shoot(f"small-{text.rstrip('%')}")
-    boxes = 'document.querySelectorAll(".card, .drop, .button")'
-    cut = f"() => [...{boxes}].filter((part) => part.scrollWidth > part.clientWidth)"
-    for script in (cut, SMALL):
+    for script in (CUT, SMALL):
         assert visit.page.evaluate(f"({script})().map((part) => part.outerHTML)") == []
     assert visit.overflow() <= 0
     lines = "part => part.getBoundingClientRect().height / parseFloat(getComputedStyle(part).lineHeight)"
@@ -331,6 +239,8 @@ class TestInputs:
         # Playwright watches for file choosers from the first listener on, and a key press may come earlier.
         visit.page.on("filechooser", lambda chooser: None)
         press("Tab")
+        assert visit.page.evaluate("document.activeElement.id") == "language"
+        press("Tab")
         assert visit.page.evaluate("document.activeElement.id") == "file"
         outline = "getComputedStyle(document.querySelector('label[for=file]')).outlineStyle"
         assert visit.page.evaluate(outline) == "solid", "the focus can be seen"
@@ -354,6 +264,7 @@ class TestInputs:
         visit.upload(**SAMPLES)
         expect(visit.card("plastic").locator(".toggle")).to_be_visible()
         nameless = """() => [...document.querySelectorAll("button, input, select, a, img")].filter((part) =>
+            part.checkVisibility() &&
             !(part.ariaLabel || part.alt || part.textContent.trim() || part.labels?.[0]?.textContent.trim()))"""
         for script in (nameless, SMALL):
             assert visit.page.evaluate(f"({script})().map((part) => part.outerHTML)") == []
@@ -469,7 +380,7 @@ class TestInputs:
 
         visit.upload(glass=SAMPLES["glass"])
         card, overlay = visit.card(), visit.card().locator("canvas")
-        toggle, select, spoken = card.locator(".toggle"), card.locator("select"), page.locator("#spoken")
+        toggle, select, spoken = card.locator(".toggle"), card.locator(".label"), page.locator("#spoken")
         first = asked(toggle.click)
         labels = select.locator("option").all_text_contents()
         second, third = (asked(select.select_option, label) for label in labels[1:3])
@@ -484,9 +395,9 @@ class TestInputs:
         toggle.click()
         answered(fourth)
         expect(overlay).to_be_hidden()
-        expect(spoken).to_contain_text(f"what speaks for {labels[2]} is")
+        expect(spoken).to_contain_text(f"What speaks for {labels[2]}: ")
         for label in (labels[0], labels[1], labels[3]):
-            expect(spoken).not_to_contain_text(f"what speaks for {label} is")
+            expect(spoken).not_to_contain_text(f"What speaks for {label}: ")
 
     def test_a_model_without_activation_maps(self, visit, client):
         visit.answer({**client.get("/api/model/info").json(), "has_activation_map": False}, path="**/api/model/info")
