@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     grace_seconds: _Seconds = Field(25, ge=2, description="time for running work to finish after SIGTERM")
     api_key: _Key | None = Field(None, description="key that requests must send as Authorization: Bearer KEY; 8 characters or more")
     cors_origins: _Origins = Field((), description="other sites whose pages may call, separated by commas; * for all")
+    metrics_port: int = Field(
+        0, ge=0, le=65_535, description="port of 127.0.0.1 on which /metrics needs no key, for a collector beside the service; 0: none"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
 # %% ../../nbs/core/02_settings.ipynb #b0d8fe9c
