@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "dockerfiles" / "monitoring"
 STEPS = 156  # Of a minute, or of ten where a story lasts longer than a day
 LABELS = {"instance": "api:8080", "job": "trashsorting"}
-VERSION = 'trashsorting_model_versions_total{outcome="refused"}'
+VERSION = 'trashsorting_model_versions_total{role="model",outcome="refused"}'
 FAILED = 'trashsorting_requests_total{route="/api/predict",status="503"}'
 ANSWERED = 'trashsorting_requests_total{route="/api/predict",status="200"}'
 
@@ -71,7 +71,7 @@ SILENT = {
     "a new model replaces the old one": {
         'trashsorting_model_info{name="trashnet"}': steady(0),
         'trashsorting_model_info{name="better"}': steady(1),
-        'trashsorting_model_versions_total{outcome="served"}': growing(1),
+        'trashsorting_model_versions_total{role="model",outcome="served"}': growing(1),
     },
     "one answer in forty fails": {FAILED: growing(1.5)},
     "the queue is half full": {"trashsorting_queue_depth": steady(40)},
@@ -95,7 +95,7 @@ OWN_LABELS = {  # Of an alarm, beside the instance's; None: the question has no 
     "NoTraffic": {"job": "", "instance": ""},
     "Unsure": {"job": ""},
     "Memory": {"job": ""},
-    "ModelRefused": {"outcome": "refused"},
+    "ModelRefused": {"role": "model", "outcome": "refused"},
 }
 
 

@@ -6,7 +6,7 @@
 __all__ = ['ALERTS', 'PANELS', 'Alert', 'prometheus_rules', 'alert_policy', 'uptime_check', 'email_channel',
            'ended_workers_metric', 'Panel', 'grafana_dashboard', 'cloud_dashboard', 'Monitoring', 'apply']
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #e8e2cc35
+# %% ../../nbs/cloud/02_monitoring.ipynb #5d5eabf0
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
@@ -16,7 +16,7 @@ from pydantic import Field
 from .cloud_run import memory_bytes
 from .vertex import CloudClient, Plan, send_request
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #c0795fd5
+# %% ../../nbs/cloud/02_monitoring.ipynb #2242da76
 class Alert(Plan):
     "A question in PromQL whose answer should be empty."
 
@@ -28,26 +28,26 @@ class Alert(Plan):
     summary: str = Field(description="what is wrong, in one sentence")
     action: str = Field(description="what to do first")
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #fca9af02
+# %% ../../nbs/cloud/02_monitoring.ipynb #1bf70edf
 _ASKED = 'trashsorting_requests_total{route!~"/metrics|/api/health|/api/ready"}'
 _PREDICTED = 'trashsorting_requests_total{route=~"/api/predict.*"}'
 _UNREACHABLE = 'up{job="trashsorting"} == 0'
 _LOADED = "trashsorting_model_info == 1"
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #cc9ad402
+# %% ../../nbs/cloud/02_monitoring.ipynb #95841ad5
 _SATURATED = "avg_over_time(trashsorting_queue_depth[5m]) > 0.8 * trashsorting_queue_places"
 _FAILED = _ASKED.replace("}", ',status=~"5.."}')
 _FAILING = f"sum by (instance) (rate({_FAILED}[5m])) > 0.05 * sum by (instance) (rate({_ASKED}[5m]))"
 _WORK = "rate(trashsorting_decode_seconds_sum[5m]) + rate(trashsorting_inference_seconds_sum[5m])"
 _SLOW = f"({_WORK}) / rate(trashsorting_inference_seconds_count[5m]) > 1"
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #4b0c0afa
+# %% ../../nbs/cloud/02_monitoring.ipynb #2bc7c42b
 _INACCURATE = "trashsorting_estimated_accuracy < 0.8 and on (instance) trashsorting_drift_window_photographs >= 50"
 _DRIFTED = "trashsorting_drift_alarm == 1"
 _PREDICTIONS = "sum by (instance) (rate(trashsorting_predictions_total[1h]))"
 _UNSURE = f"sum by (instance) (rate(trashsorting_unsure_total[1h])) > 0.3 * {_PREDICTIONS}"
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #8e50326c
+# %% ../../nbs/cloud/02_monitoring.ipynb #0af5dbbb
 def _unless(
     query: str,
     *conditions: str,  # More serious ones
@@ -55,7 +55,7 @@ def _unless(
     "A question that is not asked of an instance with a more serious problem."
     return " ".join([f"({query})", *(f"unless on (instance) ({condition})" for condition in conditions)])
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #325abc0b
+# %% ../../nbs/cloud/02_monitoring.ipynb #59a4d8d4
 _MODEL_ALERTS = (
     Alert(
         name="Gone",
@@ -79,12 +79,12 @@ _MODEL_ALERTS = (
         query='increase(trashsorting_model_versions_total{outcome!="served"}[10m]) > 0',
         minutes=0,
         severity="error",
-        summary="A new version of the model was refused or rolled back. The version before it still answers.",
+        summary="A new version of the model, or a candidate, was refused or rolled back. The version before it still answers.",
         action="The log says what is wrong with it. Remove that version, or export it again.",
     ),
 )
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #229895c6
+# %% ../../nbs/cloud/02_monitoring.ipynb #8c568db4
 _REQUEST_ALERTS = (
     Alert(
         name="Failing",
@@ -123,7 +123,7 @@ _REQUEST_ALERTS = (
     ),
 )
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #9c297e1a
+# %% ../../nbs/cloud/02_monitoring.ipynb #d5e0053f
 _MODEL_QUALITY_ALERTS = (
     Alert(
         name="Inaccurate",
@@ -151,7 +151,7 @@ _MODEL_QUALITY_ALERTS = (
     ),
 )
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #e1fc2c8f
+# %% ../../nbs/cloud/02_monitoring.ipynb #202ee634
 _PROCESS_ALERTS = (
     Alert(
         name="WorkerLost",
@@ -173,7 +173,7 @@ _PROCESS_ALERTS = (
 )
 ALERTS = (*_MODEL_ALERTS, *_REQUEST_ALERTS, *_MODEL_QUALITY_ALERTS, *_PROCESS_ALERTS)
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #9d10bed7
+# %% ../../nbs/cloud/02_monitoring.ipynb #4e57086d
 def prometheus_rules() -> dict[str, Any]:  # A file of rules
     "The alerts as rules for Prometheus."
     rules = [
@@ -188,7 +188,7 @@ def prometheus_rules() -> dict[str, Any]:  # A file of rules
     ]
     return {"groups": [{"name": "trashsorting", "rules": rules}]}
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #02257b17
+# %% ../../nbs/cloud/02_monitoring.ipynb #7f35f92a
 _LABELS = {"app": "trashsorting"}  # Of all that `apply` writes and may delete
 
 
@@ -214,7 +214,7 @@ def alert_policy(
         "enabled": True,
     }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #0e28b95d
+# %% ../../nbs/cloud/02_monitoring.ipynb #b57140b9
 def uptime_check(
     project: str,
     host: str,  # Of the service
@@ -229,7 +229,7 @@ def uptime_check(
         "userLabels": _LABELS,
     }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #41409978
+# %% ../../nbs/cloud/02_monitoring.ipynb #ae8b4a74
 def email_channel(
     address: str,  # Of a person or a list
 ) -> dict[str, Any]:  # A Cloud Monitoring `NotificationChannel`
@@ -242,7 +242,7 @@ def email_channel(
         "enabled": True,
     }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #72b70e98
+# %% ../../nbs/cloud/02_monitoring.ipynb #daa73ed8
 def ended_workers_metric(
     name: str,  # Of the service
 ) -> dict[str, Any]:  # A Cloud Logging `LogMetric`
@@ -255,7 +255,7 @@ def ended_workers_metric(
         "metricDescriptor": {"metricKind": "DELTA", "valueType": "INT64", "unit": "1"},
     }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #cc76fd7c
+# %% ../../nbs/cloud/02_monitoring.ipynb #d029240b
 _UNITS = {"s": "s", "1": "percentunit", "1/s": "reqps", "By": "bytes", "": "short"}  # Google's unit -> Grafana's
 
 
@@ -267,7 +267,7 @@ class Panel(Plan):
     queries: dict[str, str] = Field(min_length=1, description="PromQL by what its lines are called, with {{label}}")
     names: bool = Field(False, description="show the names of the lines, and no picture")
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #39f85e49
+# %% ../../nbs/cloud/02_monitoring.ipynb #78689324
 def _quantiles(
     histogram: str,  # Name of a histogram, without _bucket
     where: str = "",  # Labels
@@ -283,7 +283,7 @@ def _mean(
     "The mean of five minutes."
     return f"sum(rate({histogram}_sum[5m])) / sum(rate({histogram}_count[5m]))"
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #27e82901
+# %% ../../nbs/cloud/02_monitoring.ipynb #45fbea26
 _STEPS = {name: _mean(f"trashsorting_{name}_seconds") for name in ("queue", "decode", "inference")}
 _SERVICE_PANELS = (
     Panel(title="Model", queries={"{{name}} {{sha256}}": _LOADED}, names=True),
@@ -305,7 +305,7 @@ _SERVICE_PANELS = (
     Panel(title="Workers that ended in ten minutes", queries={"{{instance}}": "increase(trashsorting_workers_ended_total[10m])"}),
 )
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #88f52994
+# %% ../../nbs/cloud/02_monitoring.ipynb #9dec433c
 _SHADOW = "trashsorting_shadow_predictions_total"
 _QUALITY_PANELS = (
     Panel(
@@ -328,17 +328,17 @@ _QUALITY_PANELS = (
     ),
     Panel(
         title="Versions of the model in ten minutes",
-        queries={"{{outcome}}": "sum by (outcome) (increase(trashsorting_model_versions_total[10m]))"},
+        queries={"{{role}} {{outcome}}": "sum by (role, outcome) (increase(trashsorting_model_versions_total[10m]))"},
     ),
     Panel(
         title="Shadow: fraction that disagrees",
         unit="1",
-        queries={"disagrees": f'sum(rate({_SHADOW}{{agrees="no"}}[1h])) / sum(rate({_SHADOW}{{agrees=~"yes|no"}}[1h]))'},
+        queries={"disagrees": f'sum(rate({_SHADOW}{{outcome="disagreed"}}[1h])) / sum(rate({_SHADOW}{{outcome=~".*agreed"}}[1h]))'},
     ),
 )
 PANELS = (*_SERVICE_PANELS, *_QUALITY_PANELS)
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #0fbc5576
+# %% ../../nbs/cloud/02_monitoring.ipynb #4135587c
 _SOURCE = {"type": "prometheus", "uid": "prometheus"}  # In dockerfiles/monitoring/grafana.yaml
 
 
@@ -362,14 +362,14 @@ def _grafana_panel(
         "targets": targets,
     }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #76eafa24
+# %% ../../nbs/cloud/02_monitoring.ipynb #e2c3931b
 def grafana_dashboard() -> dict[str, Any]:  # A file of dockerfiles/monitoring/dashboards
     "The dashboard for Grafana."
     head = {"uid": "trashsorting", "title": "trashsorting", "schemaVersion": 39, "refresh": "10s"}
     panels = [_grafana_panel(index, panel) for index, panel in enumerate(PANELS)]
     return head | {"time": {"from": "now-1h", "to": "now"}, "panels": panels}
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #218a09bb
+# %% ../../nbs/cloud/02_monitoring.ipynb #d3dcdf54
 def _cloud_tile(
     index: int,  # 0 is at the upper left
     panel: Panel,
@@ -395,7 +395,7 @@ def cloud_dashboard(
     name = f"projects/{project}/dashboards/trashsorting"
     return {"name": name, "displayName": "trashsorting", "labels": _LABELS, "mosaicLayout": {"columns": 48, "tiles": tiles}}
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #274a72e7
+# %% ../../nbs/cloud/02_monitoring.ipynb #f845cbb3
 @dataclass(frozen=True)
 class _Collection:
     "The documents of one kind in a project."
@@ -411,7 +411,7 @@ class _Collection:
         "Of one document that is there."
         return f"{self.url}/{document['name'].split('/')[-1]}"
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #f7406b4a
+# %% ../../nbs/cloud/02_monitoring.ipynb #8b822699
 def _collections(
     client: CloudClient,
 ) -> dict[str, _Collection]:  # In the order in which they must be written
@@ -426,7 +426,7 @@ def _collections(
         "dashboards": _Collection("dashboard", f"{client.monitoring}/v1/{project}/dashboards", "dashboards", labels="labels"),
     }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #37eb035b
+# %% ../../nbs/cloud/02_monitoring.ipynb #50d95bc9
 def _list_ours(
     client: CloudClient,
     collection: _Collection,
@@ -443,7 +443,7 @@ def _list_ours(
     labels = collection.labels
     return [document for document in documents if not labels or document.get(labels, {}).get("app") == _LABELS["app"]]
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #ca865240
+# %% ../../nbs/cloud/02_monitoring.ipynb #98a5c1c1
 def _contains(
     present: Any,  # What Google has
     wanted: Any,  # What we want
@@ -456,7 +456,7 @@ def _contains(
         return same_length and all(map(_contains, present or [], wanted))
     return present == wanted or (present is None and wanted in (0, "", False, "0s"))
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #9b7eb03a
+# %% ../../nbs/cloud/02_monitoring.ipynb #f0382974
 def _write(
     client: CloudClient,
     collection: _Collection,
@@ -473,7 +473,7 @@ def _write(
     etag = {"etag": same[0]["etag"]} if "etag" in same[0] else {}
     return "updated", send_request(client, collection.method, collection.address(same[0]), named | etag)
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #41060b40
+# %% ../../nbs/cloud/02_monitoring.ipynb #e462e48a
 class Monitoring(Plan):
     "What is watched, and who hears of it."
 
@@ -496,7 +496,7 @@ class Monitoring(Plan):
             "dashboards": [cloud_dashboard(project)],
         }
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #98f4f735
+# %% ../../nbs/cloud/02_monitoring.ipynb #9509c21d
 def _write_collection(
     client: CloudClient,
     collection: _Collection,
@@ -516,7 +516,7 @@ def _write_collection(
             report.append(f"{'deleted':10} {collection.kind}  {old[collection.key]}")
     return names or [document["name"] for document in present]
 
-# %% ../../nbs/cloud/02_monitoring.ipynb #75b5f02b
+# %% ../../nbs/cloud/02_monitoring.ipynb #3f913d3f
 def apply(
     client: CloudClient,
     monitoring: Monitoring,

@@ -52,6 +52,7 @@ def check_key(
     return key
 
 
+_Model = Annotated[Path | str, AfterValidator(lambda model: model if "://" in str(model) else Path(model))]
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _Origins = Annotated[
     tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(_split_list)
@@ -64,7 +65,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    model: Path = Field(SHIPPED_MODEL, description="the ONNX file; its card lies beside it, with the suffix .json")
+    model: _Model = Field(
+        SHIPPED_MODEL, description="an ONNX file with its card beside it, or a folder or an address gs://... of versions"
+    )
+    model_seconds: _Seconds = Field(60, description="time between two looks for a new version; SIGHUP looks at once")
+    shadow_model: _Model | None = Field(
+        None, description="a candidate, named like the model; it predicts beside the model, and only agreement is counted"
+    )
+    shadow_fraction: float = Field(0.1, gt=0, le=1, description="fraction of the photographs that the candidate gets, 0..1")
     max_bytes: int = Field(MAX_BYTES, ge=1, description="largest accepted upload, bytes")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest accepted photograph, width x height in pixels")
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
