@@ -9,7 +9,7 @@ if its accuracy is not lower, no recall is much lower, it was trained on no more
 are not used; its card is trusted about what it was trained on.
 
 With `--versions` the candidate becomes the next version in that folder; the first one is compared with the model that
-ships. A service whose TRASHSORTING_MODEL is the folder then changes to it. For a bucket, keep such a folder and copy it:
+ships. A service whose TRASHSORTING_MODEL is the folder then changes to it. For a bucket, copy such a folder:
 `gcloud storage rsync --recursive FOLDER gs://...`.
 """
 

@@ -46,7 +46,7 @@ PARENT = "/v1/projects/my-project/locations/europe-west4/customJobs"
 
 
 class FakeGoogle(BaseHTTPRequestHandler):
-    """Answers from a list of (status, JSON), the last one repeatedly. None closes the connection, a function is asked."""
+    """Answers from a list of (status, JSON), the last one repeatedly; None hangs up, a function is asked."""
 
     protocol_version = "HTTP/1.1"
 

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from trashsorting.core.card import card_path, file_sha256, read_card, write_card
 from trashsorting.core.errors import ModelError
-from trashsorting.core.settings import SHIPPED_MODEL, read_settings
+from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.sources import load_manifest
 from trashsorting.inference.predictor import Predictor

@@ -19,6 +19,7 @@ from trashsorting.inference.versions import write_parity
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
 SWAPS = 100
+ANONYMOUS = {"token": "anon"}  # How gcsfs is told that there is no login
 LATE = 60  # Seconds after which a test calls it a hang
 
 
@@ -183,7 +184,7 @@ def test_versions_of_a_bucket(serve, store, tmp_path):
     add_version(tmp_path, "v1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", store.url)
-        fsspec.filesystem("gcs", token="anon", skip_instance_cache=True).put(
+        fsspec.filesystem("gcs", skip_instance_cache=True, **ANONYMOUS).put(
             str(tmp_path / "v1"), f"{bucket}/models/v1", recursive=True
         )
     settings = {"TRASHSORTING_MODEL": f"{bucket}/models", "TRASHSORTING_MODEL_SECONDS": "0.5"}

@@ -74,7 +74,7 @@ def _add_state(
 # %% ../../nbs/serving/07_app.ipynb #f3a9db27
 def _serve_with(
     app: FastAPI,
-    serving: Serving | None,  # From `Models`
+    serving: Serving,  # From `Models`
 ) -> None:
     "Let a model answer from the next request on, and name it in the metrics."
     state = app.state

@@ -190,10 +190,11 @@ class Models:
         model: VersionSlot,
         candidate: VersionSlot | None,  # None: there is no shadow
         shadow: Shadow,
-        serve: Callable[["Serving | None"], None],  # Is told what answers from now on
+        serve: Callable[[Serving], None],  # Is told what answers from now on
     ):
         self.model, self.candidate, self.shadow, self.serve = model, candidate, shadow, serve
         self.serving: Serving | None = None
+        self.previous: str | None = None  # The version before
         self.lock = threading.Lock()
 
     def refresh(self, retry: bool = False) -> None:
@@ -234,7 +235,7 @@ class Models:
 def open_models(
     settings: Settings,
     metrics: Metrics,
-    serve: Callable[["Serving | None"], None],  # Is told what answers from now on
+    serve: Callable[[Serving], None],  # Is told what answers from now on
 ) -> Models:
     "The slots that the settings describe, still without a model."
     counted, threads = ModelMetrics(metrics.registry), settings.threads or 1
