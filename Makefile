@@ -100,6 +100,7 @@ export: setup ## All that is written from the notebooks: modules, sidebar, pictu
 	$(in_venv) nbdev_clean
 	$(BIN)/python tools/website.py sidebar
 	$(BIN)/python tools/packages.py
+	$(BIN)/python tools/monitoring.py
 	$(readme_path) nbdev_readme
 
 outputs: setup ## Run every notebook in a Jupyter kernel, keep what it shows, then export (not the training run)

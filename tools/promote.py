@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""Compare a candidate with the model that ships.
+"""Compare a candidate with the model that ships, or with the newest version at a place that a service reads.
 
-`python tools/promote.py FOLDER --data DIR [--split CSV] [--report FILE]`
+`python tools/promote.py FOLDER --data DIR [--split CSV] [--report FILE] [--versions PLACE]`
 
 FOLDER holds model.onnx and model.json. Both models are scored on the same photographs. The candidate is installed only
 if its accuracy is not lower, no recall is much lower, it was trained on no more of these photographs, and
 `trashsorting.export.onnx.install_model` accepts it. Exit status 0 then, otherwise 3. Metrics in the candidate's card
 are not used; its card is trusted about what it was trained on.
+
+With `--versions` the candidate becomes the next version in that folder; the first one is compared with the model that
+ships. A service whose TRASHSORTING_MODEL is the folder then changes to it. For a bucket, copy such a folder:
+`gcloud storage rsync --recursive FOLDER gs://...`.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +24,7 @@ from trashsorting.core.card import Evaluation, file_sha256, read_card
 from trashsorting.core.errors import ModelError
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.export.onnx import install_model
+from trashsorting.inference.versions import list_versions, write_parity
 
 MAX_RECALL_LOSS = 0.10  # Of a class; or one photograph, if that is more
 
@@ -56,6 +62,17 @@ def report(current: Evaluation, candidate: Evaluation, reasons: list[str]) -> st
     return "\n".join([*lines, "", *(f"- not promoted: {reason}" for reason in reasons)]).rstrip() + "\n"
 
 
+def add_version(model: Path, place: Path) -> None:
+    "Make a model the newest version in a folder. Raises `ModelError`."
+    newest = list_versions(place)[:1]
+    numbers = re.findall(r"\d+", newest[0]) if newest else ["0"]
+    with TemporaryDirectory(dir=place, prefix=".") as temporary:
+        version = Path(temporary) / f"v{int(numbers[0]) + 1}"
+        install_model(model, version / "model.onnx")
+        write_parity(version / "model.onnx")
+        version.rename(place / version.name)
+
+
 def score(model: Path, data: str, split: Path | None, folder: Path) -> Evaluation:
     "The result of `trashsorting evaluate` for a model. Raises `CalledProcessError`."
     out = folder / "metrics.json"
@@ -71,10 +88,16 @@ def main() -> int:
     parser.add_argument("--split", type=Path)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--installed", type=Path, default=SHIPPED_MODEL, help="the model that ships now")
+    parser.add_argument("--versions", type=Path, help="a folder of versions: compare with the newest, and add one")
     options = parser.parse_args()
     model = options.folder / "model.onnx"
+    if options.versions:
+        options.versions.mkdir(parents=True, exist_ok=True)
+        newest = list_versions(options.versions)[:1]
+        options.installed = options.versions / newest[0] / "model.onnx" if newest else options.installed
     read_card(model)  # a model that does not match its card is refused before it runs
-    if file_sha256(model) == file_sha256(options.installed):
+    first = options.versions and not list_versions(options.versions)
+    if not first and file_sha256(model) == file_sha256(options.installed):
         print("promote: this is the model that ships already", file=sys.stderr)
         return 3
     with TemporaryDirectory() as folder:
@@ -84,7 +107,10 @@ def main() -> int:
     reasons = faults(current, candidate)
     if not reasons:
         try:
-            install_model(model, options.installed)
+            if options.versions:
+                add_version(model, options.versions)
+            else:
+                install_model(model, options.installed)
         except ModelError as error:
             reasons = [str(error)]
     text = report(current, candidate, reasons)

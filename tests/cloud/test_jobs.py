@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from trashsorting.cli.main import cli
-from trashsorting.cloud.vertex import CloudError, TrainingJob, VertexClient, get_job, list_jobs, submit
+from trashsorting.cloud.vertex import CloudClient, CloudError, TrainingJob, get_job, list_jobs, submit
 from trashsorting.core.errors import TrashsortingError
 from trashsorting.core.settings import read_settings
 from trashsorting.data.dvc import tracked_version
@@ -46,7 +46,7 @@ PARENT = "/v1/projects/my-project/locations/europe-west4/customJobs"
 
 
 class FakeGoogle(BaseHTTPRequestHandler):
-    """Answers from a list of (status, JSON), the last one repeatedly; None closes the connection."""
+    """Answers from a list of (status, JSON), the last one repeatedly; None hangs up, a function is asked."""
 
     protocol_version = "HTTP/1.1"
 
@@ -66,9 +66,11 @@ class FakeGoogle(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
+        if callable(answer):
+            answer = answer(self.command, self.path, json.loads(body or "null"))
         self.reply(*answer)
 
-    do_GET = do_POST = answer
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
 
     def reply(self, status, document):
         body = json.dumps(document).encode()
@@ -246,7 +248,7 @@ def test_a_refusal_is_a_sentence_and_the_job_is_not_submitted_again(status, advi
 
 def client(address, retry_timeout=5.0):
     session, delays = requests.Session(), {"retry_delay": 0.01, "retry_timeout": retry_timeout}
-    return VertexClient(session, "my-project", "europe-west4", address, address, **delays)
+    return CloudClient(session, "my-project", "europe-west4", address, address, **delays)
 
 
 def make_job():

@@ -50,9 +50,11 @@ _REQUEST_BYTES = 32 * 2**20  # Largest request over HTTP/1
 
 def _cloud_settings(
     requests: int,  # At a time
+    **fields,  # Further settings
 ) -> Settings:  # Without the environment of the machine that deploys
     "Settings of the service on Cloud Run."
-    return Settings.model_construct(grace_seconds=8, max_batch_bytes=28_000_000, queue=requests, queue_seconds=10)
+    limits: dict[str, Any] = {"grace_seconds": 8, "max_batch_bytes": 28_000_000, "queue": requests, "queue_seconds": 10}
+    return Settings.model_construct(**limits, **fields)
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #4c8cabff
 def _settings_variables(
@@ -62,6 +64,9 @@ def _settings_variables(
     return {f"TRASHSORTING_{name.upper()}": str(getattr(settings, name)) for name in sorted(settings.model_fields_set)}
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #99c8b5a2
+_Secret = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")]  # Name in Secret Manager
+
+
 class Service(Plan):
     "The service on Cloud Run."
 
@@ -70,7 +75,8 @@ class Service(Plan):
     cores: Literal[1, 2, 4] = Field(2, description="of an instance; one worker for each")
     requests: int = Field(8, ge=1, le=80, description="that an instance takes at a time")
     most: int = Field(3, ge=1, le=100, description="largest number of instances; the smallest is 0")
-    api_key_secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")] | None = None
+    api_key_secret: _Secret | None = None
+    monitoring_secret: _Secret | None = Field(None, description="with dockerfiles/monitoring/cloud_run.yaml; None: no collector")
     service_account: Account | None = Field(None, description="identity of the service; None: the project's default")
     labels: dict[Label, Label] = Field({}, description="for lists and bills")
 
@@ -82,6 +88,12 @@ class Service(Plan):
         if settings.grace_seconds >= _TERMINATION_SECONDS or settings.max_batch_bytes >= _REQUEST_BYTES:
             raise ValueError("the service would wait longer, or accept more, than Cloud Run does")
         return self
+
+# %% ../../nbs/cloud/01_cloud_run.ipynb #443ca259
+def memory_bytes() -> int:
+    "Memory of an instance of a service with the defaults."
+    cores, requests = (Service.model_fields[name].default for name in ("cores", "requests"))
+    return _memory_mib(cores, requests, _cloud_settings(requests)) * 2**20
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #0a2216f7
 def _probe(
@@ -98,7 +110,8 @@ def _container(
     service: Service,
 ) -> dict[str, Any]:
     "The container of an instance."
-    settings = _cloud_settings(service.requests)
+    port = {"metrics_port": METRICS_PORT} if service.monitoring_secret else {}
+    settings = _cloud_settings(service.requests, **port)
     env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in _settings_variables(settings).items()]
     if service.api_key_secret:
         key = {"secretKeyRef": {"name": service.api_key_secret, "key": "latest"}}
@@ -113,6 +126,34 @@ def _container(
         "startupProbe": _probe("/api/ready", period=1, failures=60),
         "livenessProbe": _probe("/api/health", period=30, failures=3),
     }
+
+# %% ../../nbs/cloud/01_cloud_run.ipynb #e000bb0e
+METRICS_PORT = 9091
+_COLLECTOR = "us-docker.pkg.dev/cloud-ops-agents-artifacts/cloud-run-gmp-sidecar/cloud-run-gmp-sidecar:1.2.0"
+
+
+def collector_config() -> dict[str, Any]:  # Google's `RunMonitoring`
+    "What the collector reads; in the repository it is dockerfiles/monitoring/cloud_run.yaml."
+    endpoint = {"port": METRICS_PORT, "path": "/metrics", "interval": "30s"}
+    head = {"apiVersion": "monitoring.googleapis.com/v1beta", "kind": "RunMonitoring"}
+    return head | {"metadata": {"name": "trashsorting"}, "spec": {"endpoints": [endpoint]}}
+
+# %% ../../nbs/cloud/01_cloud_run.ipynb #442f79f1
+def _add_collector(
+    spec: dict[str, Any],  # Of a revision
+    annotations: dict[str, str],  # Of the revision
+    secret: str,  # With the configuration
+) -> None:
+    "Run the collector beside the service."
+    mount = {"name": "collector-config", "mountPath": "/etc/rungmp/"}
+    limits = {"cpu": "500m", "memory": "512Mi"}
+    spec["containers"].append(
+        {"name": "collector", "image": _COLLECTOR, "resources": {"limits": limits}, "volumeMounts": [mount]}
+    )
+    source = {"secretName": secret, "items": [{"key": "latest", "path": "config.yaml"}]}
+    spec["volumes"] = [{"name": "collector-config", "secret": source}]
+    annotations["run.googleapis.com/container-dependencies"] = json.dumps({"collector": ["api"]})
+    annotations["run.googleapis.com/cpu-throttling"] = "false"
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #5e54de93
 def traffic(
@@ -143,6 +184,8 @@ def service_document(
         spec["serviceAccountName"] = service.service_account
     scale = {"autoscaling.knative.dev/minScale": "0", "autoscaling.knative.dev/maxScale": str(service.most)}
     annotations = scale | {"run.googleapis.com/startup-cpu-boost": "true"}
+    if service.monitoring_secret:
+        _add_collector(spec, annotations, service.monitoring_secret)
     template = {"metadata": {"labels": service.labels, "annotations": annotations}, "spec": spec}
     metadata = {"name": service.name, "labels": service.labels, "annotations": {"run.googleapis.com/ingress": "all"}}
     document = {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": metadata}
@@ -173,6 +216,17 @@ def _describe(
     "Read the deployed service. Raises `CloudError`."
     listed = json.loads(_gcloud("services", "list", f"--filter=metadata.name={name}", "--format", "json", **location))
     return listed[0] if listed else {}
+
+# %% ../../nbs/cloud/01_cloud_run.ipynb #9b11fbcc
+def service_url(
+    name: str,  # Of the service
+    **location: str,  # Project and region
+) -> str:
+    "The address of the deployed service. Raises `CloudError` if there is none."
+    deployed = _describe(name, **location)
+    if not deployed:
+        raise CloudError(f"there is no service {name} in this project and region: deploy it first, or say --url")
+    return deployed["status"]["url"]
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #96f7f05a
 def _current_revision(

@@ -66,6 +66,9 @@ _EXPECTED = {  # By field
     "project": "a project's id (not its name)",
     "service_account": "NAME@PROJECT.iam.gserviceaccount.com",
     "api_key_secret": "the name of a secret in Secret Manager",  # pragma: allowlist secret
+    "monitoring_secret": "the name of a secret in Secret Manager",  # pragma: allowlist secret
+    "url": "an address https://HOST",
+    "email": "an address like name@example.com",
 }
 
 
@@ -233,7 +236,7 @@ def job_name(
 
 # %% ../../nbs/cloud/00_vertex.ipynb #7b31aca6
 @dataclass(frozen=True)
-class VertexClient:
+class CloudClient:
     "An authorised session, and the addresses for one project and region."
 
     session: Any  # google-auth's `AuthorizedSession`
@@ -241,6 +244,7 @@ class VertexClient:
     region: str
     vertex: str  # Address of the Vertex AI interface
     logging: str  # Address of the Cloud Logging interface
+    monitoring: str = "https://monitoring.googleapis.com"  # Address of the Cloud Monitoring interface
     retry_delay: float = 1.0  # Seconds before the first retry; it doubles
     retry_timeout: float = 60.0  # Seconds after which there are no more retries
 
@@ -250,9 +254,13 @@ class VertexClient:
         return f"{self.vertex}/v1/projects/{self.project}/locations/{self.region}/customJobs"
 
 # %% ../../nbs/cloud/00_vertex.ipynb #33579363
+_OVERRIDE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_"
+_ADDRESSES = {name: f"https://{name}.googleapis.com" for name in ("logging", "monitoring")}
+
+
 def open_client(
     location: _Location,  # From `resolve_project`
-) -> VertexClient:
+) -> CloudClient:
     "Log in with the credentials of the environment. Raises `CloudError`, or `MissingExtra` without google-auth."
     try:
         import google.auth
@@ -263,16 +271,15 @@ def open_client(
         credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
     except google.auth.exceptions.GoogleAuthError as error:
         raise CloudError(f"no credentials: {str(error).splitlines()[0]}\n{_ADVICE[401]}") from None
-    override = "CLOUDSDK_API_ENDPOINT_OVERRIDES_"
-    default = f"https://{location.region}-aiplatform.googleapis.com"
-    vertex = os.environ.get(f"{override}AIPLATFORM", default).rstrip("/")
-    logging = os.environ.get(f"{override}LOGGING", "https://logging.googleapis.com").rstrip("/")
-    return VertexClient(AuthorizedSession(credentials), location.project, location.region, vertex, logging)
+    defaults = {"vertex": f"https://{location.region}-aiplatform.googleapis.com", **_ADDRESSES}
+    names = {name: _OVERRIDE + ("aiplatform" if name == "vertex" else name).upper() for name in defaults}
+    addresses: dict[str, Any] = {name: os.environ.get(names[name], defaults[name]).rstrip("/") for name in defaults}
+    return CloudClient(AuthorizedSession(credentials), location.project, location.region, **addresses)
 
 # %% ../../nbs/cloud/00_vertex.ipynb #c6e04eca
-def _request(
-    client: VertexClient,
-    method: Literal["GET", "POST"],
+def send_request(
+    client: CloudClient,
+    method: Literal["GET", "POST", "PATCH", "PUT", "DELETE"],
     url: str,
     body: dict[str, Any] | None = None,
     idempotent: bool = True,  # Whether the request may be sent twice
@@ -350,7 +357,7 @@ def _read_status(
 
 # %% ../../nbs/cloud/00_vertex.ipynb #e3a9dadb
 def _job_address(
-    client: VertexClient,
+    client: CloudClient,
     id: str,  # Number, or the whole resource name
 ) -> str:
     "Address of one job. Raises `CloudError` for anything but a number."
@@ -361,38 +368,38 @@ def _job_address(
 
 # %% ../../nbs/cloud/00_vertex.ipynb #e89b1d87
 def submit(
-    client: VertexClient,
+    client: CloudClient,
     job: TrainingJob,
 ) -> _JobStatus:
     "Start a job. Raises `CloudError`."
-    return _read_status(_request(client, "POST", client.parent, job_request(job), idempotent=False))
+    return _read_status(send_request(client, "POST", client.parent, job_request(job), idempotent=False))
 
 # %% ../../nbs/cloud/00_vertex.ipynb #2d17040c
 def get_job(
-    client: VertexClient,
+    client: CloudClient,
     id: str,  # Its number
 ) -> _JobStatus:
     "Ask for the state of a job. Raises `CloudError`."
-    return _read_status(_request(client, "GET", _job_address(client, id)))
+    return _read_status(send_request(client, "GET", _job_address(client, id)))
 
 # %% ../../nbs/cloud/00_vertex.ipynb #147f717e
 def cancel(
-    client: VertexClient,
+    client: CloudClient,
     id: str,  # Its number
 ) -> None:
     "Ask Vertex to end a job. Raises `CloudError`."
-    _request(client, "POST", f"{_job_address(client, id)}:cancel", {})
+    send_request(client, "POST", f"{_job_address(client, id)}:cancel", {})
 
 # %% ../../nbs/cloud/00_vertex.ipynb #98e0d31c
 def list_jobs(
-    client: VertexClient,
+    client: CloudClient,
     most: int = 20,  # Largest number
 ) -> list[_JobStatus]:  # Newest first
     "List the jobs with our label. Raises `CloudError`."
     jobs: list[_JobStatus] = []
     query = {"filter": "labels.app=trashsorting", "pageSize": 100}
     while True:
-        page = _request(client, "GET", f"{client.parent}?{urlencode(query)}")
+        page = send_request(client, "GET", f"{client.parent}?{urlencode(query)}")
         jobs += map(_read_status, page.get("customJobs", []))
         if not page.get("nextPageToken"):
             return sorted(jobs, key=lambda job: job.created, reverse=True)[:most]
@@ -411,7 +418,7 @@ def jobs_table(
 
 # %% ../../nbs/cloud/00_vertex.ipynb #d32668c3
 def read_logs(
-    client: VertexClient,
+    client: CloudClient,
     job: _JobStatus,
 ) -> Iterator[str]:  # Lines, oldest first
     "Read the output of a job's container. Raises `CloudError`."
@@ -419,7 +426,7 @@ def read_logs(
     body: dict[str, Any] = {"resourceNames": [f"projects/{client.project}"], "filter": query}
     body |= {"orderBy": "timestamp asc", "pageSize": 1000}
     while True:
-        page = _request(client, "POST", f"{client.logging}/v2/entries:list", body)
+        page = send_request(client, "POST", f"{client.logging}/v2/entries:list", body)
         for entry in page.get("entries", []):
             text = entry.get("textPayload") or entry.get("jsonPayload", {}).get("message", "")
             yield f"{entry['timestamp'][:19]} {text.rstrip()}"
@@ -429,7 +436,7 @@ def read_logs(
 
 # %% ../../nbs/cloud/00_vertex.ipynb #8f147014
 def wait(
-    client: VertexClient,
+    client: CloudClient,
     id: str,  # Its number
     on_change: Callable[[str], None],  # Called with each new state
     poll_seconds: float = 30,  # Between two requests

@@ -52,6 +52,7 @@ def check_key(
     return key
 
 
+_Model = Annotated[Path | str, AfterValidator(lambda model: model if "://" in str(model) else Path(model))]
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _Origins = Annotated[
     tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(_split_list)
@@ -64,7 +65,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
-    model: Path = Field(SHIPPED_MODEL, description="the ONNX file; its card lies beside it, with the suffix .json")
+    model: _Model = Field(
+        SHIPPED_MODEL, description="an ONNX file with its card beside it, or a folder or an address gs://... of versions"
+    )
+    model_seconds: _Seconds = Field(60, description="time between two looks for a new version; SIGHUP looks at once")
+    shadow_model: _Model | None = Field(
+        None, description="a candidate, named like the model; it predicts beside the model, and only agreement is counted"
+    )
+    shadow_fraction: float = Field(0.1, gt=0, le=1, description="fraction of the photographs that the candidate gets, 0..1")
     max_bytes: int = Field(MAX_BYTES, ge=1, description="largest accepted upload, bytes")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest accepted photograph, width x height in pixels")
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
@@ -81,6 +89,9 @@ class Settings(BaseSettings):
     grace_seconds: _Seconds = Field(25, ge=2, description="time for running work to finish after SIGTERM")
     api_key: _Key | None = Field(None, description="key that requests must send as Authorization: Bearer KEY; 8 characters or more")
     cors_origins: _Origins = Field((), description="other sites whose pages may call, separated by commas; * for all")
+    metrics_port: int = Field(
+        0, ge=0, le=65_535, description="port of 127.0.0.1 on which /metrics needs no key, for a collector beside the service; 0: none"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
 # %% ../../nbs/core/02_settings.ipynb #b0d8fe9c
