@@ -53,6 +53,9 @@ _MODEL_OPTION = click.option(
     default=SHIPPED_MODEL,
     help="ONNX file with its card beside it.  [default: the shipped model]",
 )
+_PLACE_OPTION = click.option(
+    "--place", metavar="PLACE", help="Name the bins in this place, such as dk-copenhagen or Berlin; a wrong name lists near ones."
+)
 _JSON_OPTION = click.option("--json", "json_file", type=OUT_FILE, help="Also write the metrics to this JSON file.")
 
 # %% ../../nbs/cli/04_main.ipynb #08542b02
@@ -86,18 +89,33 @@ def _predict_file(
     predictor,  # A `Predictor`
     path: str,  # A file, or "-" for standard input
     max_pixels: int,  # The largest accepted width x height
-) -> dict:  # `file`, and either the fields of a `Prediction` or `error`
+    place=None,  # A `Place`, to name the bin; None: no bin
+) -> dict:  # `file`, and either the fields of a `Prediction` (and `bin`) or `error`
     "Classify one file. An error is a sentence in the result."
     from trashsorting.core.image import ImageError
+    from trashsorting.core.places import bin_for
 
     try:
         with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as stream:
             prediction = predictor.predict_one(stream, MAX_FILE_BYTES, max_pixels)
-        return {"file": path, **prediction.model_dump()}
+        result = {"file": path, **prediction.model_dump()}
+        if place:
+            answer = bin_for(place, prediction, predictor.card.unsure_below)
+            result["bin"] = answer.model_dump(mode="json", exclude_none=True)
+        return result
     except ImageError as error:
         return {"file": path, "error": str(error)}
     except OSError as error:
         return {"file": path, "error": error.strerror or str(error)}
+
+# %% ../../nbs/cli/04_main.ipynb #9d958148
+def _bin_text(
+    answer: dict,  # The fields of a `BinAnswer`
+) -> str:
+    "The bin with what to do, or the candidates of an unsure answer."
+    if "candidates" not in answer:
+        return f"{answer['name']}: {answer['advice']}"
+    return "unsure: " + " or ".join(f"{bin['name']} {bin['confidence']:.1%}" for bin in answer["candidates"])
 
 # %% ../../nbs/cli/04_main.ipynb #3a1b7c47
 def _prediction_line(
@@ -107,26 +125,30 @@ def _prediction_line(
     "A prediction as a line of text."
     ranked = list(result["all_probabilities"].items())[:top_k]
     classes = "  ".join(f"{label} {probability:.1%}" for label, probability in ranked)
-    return f"{result['file']}\t{classes}" + ("  unsure" if result["unsure"] else "")
+    line = f"{result['file']}\t{classes}" + ("  unsure" if result["unsure"] else "")
+    return f"{line}\t{_bin_text(result['bin'])}" if "bin" in result else line
 
 # %% ../../nbs/cli/04_main.ipynb #b7cfabc8
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of classes to name.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with every probability.")
+@_PLACE_OPTION
 @_MODEL_OPTION
-def predict(paths: tuple[str, ...], top_k: int, as_json: bool, model: Path) -> None:
+def predict(paths: tuple[str, ...], top_k: int, as_json: bool, place: str | None, model: Path) -> None:
     """Classify photographs.
 
     PATH is a file, a folder (every picture in it), or - for a picture on standard input.
     """
+    from trashsorting.core.places import find_place
     from trashsorting.inference.predictor import Predictor
 
     set_up("normal")
-    settings = read_settings()
+    settings, where = read_settings(), find_place(place) if place is not None else None
     predictor, results = Predictor(model, settings.threads), []
     for path, reason in _find_pictures(paths):
-        result = {"file": path, "error": reason} if reason else _predict_file(predictor, path, settings.max_pixels)
+        read = not reason
+        result = _predict_file(predictor, path, settings.max_pixels, where) if read else {"file": path, "error": reason}
         results.append(result)
         if "error" in result:
             click.echo(f"trashsorting: {path}: {result['error']}", err=True)
@@ -222,10 +244,12 @@ def _evaluate_folder(
     subset: str | None = None,  # As for `_open_subset`
     unseen_only: bool = False,  # Skip training photographs
     predictions: Path | None = None,  # CSV to write, see `predictions_csv`
-):  # An `Evaluation`
+    place=None,  # A `Place`, to evaluate the bins too
+):  # An `Evaluation`, and a `BinEvaluation` or None
     "Evaluate a model, with its card's temperature and threshold. Raises `DataError`, `ImageError` or `ModelError`."
     import numpy as np
 
+    from trashsorting.evaluation.bins import evaluate_bins
     from trashsorting.evaluation.metrics import add_unseen
     from trashsorting.evaluation.metrics import evaluate as compute_metrics
     from trashsorting.inference.session import score
@@ -245,7 +269,17 @@ def _evaluate_folder(
         predictions.parent.mkdir(parents=True, exist_ok=True)
         predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
     evaluation = compute_metrics(probabilities, targets, card.classes, ms, card.unsure_below)
-    return evaluation if seen is None else add_unseen(evaluation, probabilities, targets, seen)
+    bins = evaluate_bins(place, probabilities, targets, card.classes, card.unsure_below) if place else None
+    return (evaluation if seen is None else add_unseen(evaluation, probabilities, targets, seen)), bins
+
+# %% ../../nbs/cli/04_main.ipynb #431becc4
+def _with_bins(
+    evaluation,  # An `Evaluation`
+    bin_evaluation,  # A `BinEvaluation`, or None
+) -> dict:
+    "The metrics for a JSON file."
+    metrics = evaluation.model_dump(mode="json")
+    return metrics | {"bins": bin_evaluation.model_dump(mode="json")} if bin_evaluation else metrics
 
 # %% ../../nbs/cli/04_main.ipynb #a8aa6e96
 @cli.command()
@@ -255,6 +289,7 @@ def _evaluate_folder(
 @_JSON_OPTION
 @click.option("--predictions", type=OUT_FILE, help="Write the prediction for each photograph to this CSV file.")
 @click.option("--unseen-only", is_flag=True, help="Skip photographs that are, or nearly are, training photographs.")
+@_PLACE_OPTION
 @_MODEL_OPTION
 def evaluate(
     sources: tuple[str, ...],
@@ -263,14 +298,18 @@ def evaluate(
     json_file: Path | None,
     predictions: Path | None,
     unseen_only: bool,
+    place: str | None,
     model: Path,
 ) -> None:
     """Evaluate a model on photographs.
 
     DIR has one sub-folder per class, or is a zip or tar of such a folder; classes may be missing. Without --split and
     --subset all photographs are scored. Of several DIR the first is the model's own domain, and the others are compared
-    with it; the JSON then has the metrics of each under its name.
+    with it; the JSON then has the metrics of each under its name. With --place, the accuracy over that place's bins and
+    the share of photographs whose bin is sure are added, in the JSON as "bins".
     """
+    from trashsorting.core.places import find_place
+    from trashsorting.evaluation.bins import bin_line
     from trashsorting.evaluation.metrics import comparison, confusion_table, recall_comparison, table
     from trashsorting.inference.predictor import Predictor
 
@@ -278,19 +317,24 @@ def evaluate(
         raise click.UsageError("--predictions is for one DIR")
     set_up("normal")
     check_written(json_file, predictions)
+    where = find_place(place) if place is not None else None
     predictor = Predictor(model, read_settings().threads)
     evaluations: dict = {}
+    bins: dict = {}
     for source in dict.fromkeys(sources):
         own = (None, None) if evaluations else (split, subset)
-        evaluations[source] = _evaluate_folder(predictor, source, *own, unseen_only, predictions)
+        evaluations[source], bins[source] = _evaluate_folder(predictor, source, *own, unseen_only, predictions, where)
     first = evaluations[sources[0]]
     if len(evaluations) == 1:
         time = f"{first.ms_per_image:.1f} ms per image"
         click.echo(f"{table(first)}\n{_seen_line(first)}\n{time}\n\n{confusion_table(first)}")
-        metrics = first.model_dump(mode="json")
+        metrics = _with_bins(first, bins[sources[0]])
     else:
         click.echo(f"{comparison(evaluations)}\n\n{recall_comparison(evaluations)}")
-        metrics = {source: evaluation.model_dump(mode="json") for source, evaluation in evaluations.items()}
+        metrics = {source: _with_bins(evaluation, bins[source]) for source, evaluation in evaluations.items()}
+    for source, bin_evaluation in bins.items():
+        if bin_evaluation:
+            click.echo(f"{source}: {bin_line(bin_evaluation)}")
     if json_file:
         write_json(json_file, metrics)
 
