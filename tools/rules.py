@@ -39,20 +39,20 @@ def problems(folder: Path = RULES) -> list[str]:
     "What is wrong with the files of a folder, beyond what reading them finds. Raises `PlaceError`."
     places, classes = read_places(folder), set(read_card(SHIPPED_MODEL).classes)
     names = Counter(word for place in places for word in {place.id, place.name.casefold()})
-    found = [f"{name}: two places have this name" for name, number in names.items() if number > 1]
+    faults = [f"{name}: two places have this name" for name, number in names.items() if number > 1]
     for place in places:
         labels = set(place.rules).union(*(rule.classes for rule in place.conditions))
         if labels - classes:
-            found.append(f"{place.id}: the model knows no class {', '.join(sorted(labels - classes))}")
+            faults.append(f"{place.id}: the model knows no class {', '.join(sorted(labels - classes))}")
         if place.read > date.today():
-            found.append(f"{place.id}: read on {place.read}, which is in the future")
+            faults.append(f"{place.id}: read on {place.read}, which is in the future")
         if not place.id.startswith(f"{place.country.lower()}-"):
-            found.append(f"{place.id}: the id does not begin with the country {place.country}")
+            faults.append(f"{place.id}: the id does not begin with the country {place.country}")
         if find_place(place.id, places) is not place:
-            found.append(f"{place.id}: another place has this name")
+            faults.append(f"{place.id}: another place has this name")
     if (folder / "schema.json").read_text(encoding="utf-8") != schema_text():
-        found.append("schema.json is not what the classes say: run `make export`")
-    return found
+        faults.append("schema.json is not what the classes say: run `make export`")
+    return faults
 
 
 def read_predictions(
@@ -99,9 +99,9 @@ def main(words: list[str]) -> int:
     try:
         match words:
             case ["check"]:
-                found = problems()
-                print("\n".join(found) or f"{len(read_places())} places", file=sys.stderr if found else sys.stdout)
-                return 1 if found else 0
+                faults = problems()
+                print("\n".join(faults) or f"{len(read_places())} places", file=sys.stderr if faults else sys.stdout)
+                return 1 if faults else 0
             case ["schema"]:
                 (RULES / "schema.json").write_text(schema_text(), encoding="utf-8")
                 return 0
