@@ -334,7 +334,7 @@ def evaluate(
         metrics = {source: _with_bins(evaluation, bins[source]) for source, evaluation in evaluations.items()}
     for source, bin_evaluation in bins.items():
         if bin_evaluation:
-            click.echo(f"{source}: {bin_line(bin_evaluation)}")
+            click.echo((f"{source}: " if len(bins) > 1 else "") + bin_line(bin_evaluation))
     if json_file:
         write_json(json_file, metrics)
 

@@ -177,7 +177,7 @@ class BinAnswer(BinCandidate):
     source: str = Field(description="address of the public document that says so", examples=["https://example.org"])
     read: date = Field(description="the day on which it was read")
     candidates: tuple[BinCandidate, ...] | None = Field(
-        None, description="only when unsure: the bins that hold 95 % of the probability, the most probable first"
+        None, description="only when unsure: the most probable bins, at most three, the most probable first"
     )
     conditions: tuple[BinCondition, ...] | None = Field(
         None, description="other bins for the same material, such as for a greasy box; left out if there are none"
@@ -228,19 +228,19 @@ def _conditions(
     return matching or None
 
 # %% ../../nbs/core/08_places.ipynb #aecaa3f9
-_COVERAGE = 0.95
+_COVERAGE, _MOST_CANDIDATES = 0.9, 3
 
 
 def _likely(
     ranked: list[tuple[str, float]],  # From `_sum_bins`
-) -> list[tuple[str, float]]:  # The fewest that hold 95 % of the probability
+) -> list[tuple[str, float]]:  # The fewest that hold 90 % of the probability, at most three
     "The bins that are worth naming."
     total = 0.0
-    for number, (_, probability) in enumerate(ranked, 1):
+    for number, (_, probability) in enumerate(ranked[:_MOST_CANDIDATES], 1):
         total += probability
         if total >= _COVERAGE:
             return ranked[:number]
-    return ranked
+    return ranked[:_MOST_CANDIDATES]
 
 # %% ../../nbs/core/08_places.ipynb #d0dfac73
 def bin_for(
