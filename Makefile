@@ -86,7 +86,7 @@ check-long: setup ## What each notebook shows, then the tests with tens of thous
 	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 $(with_args) pytest
 
-lint: setup ## Rules, layout, types, dead code, dependencies, and which package may import which
+lint: setup ## Rules, layout, types, dead code, dependencies, which package may import which, rules of places
 	$(BIN)/ruff check . tools/quarto
 	$(BIN)/ruff format --check $(wildcard bench experiments tests tools) setup.py tools/quarto
 	$(BIN)/mypy
@@ -94,6 +94,7 @@ lint: setup ## Rules, layout, types, dead code, dependencies, and which package 
 	@sed -n 's/^\(train_\|cloud_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared
 	$(BIN)/deptry . --requirements-files .venv/.declared
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/rules.py check
 
 export: setup ## All that is written from the notebooks: modules, sidebar, picture of the packages, README
 	$(in_venv) nbdev_export

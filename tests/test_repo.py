@@ -306,6 +306,7 @@ def test_wheel_is_complete(wheel):
         "trashsorting/models/trashnet.onnx",
         "trashsorting/models/trashnet.json",
         "trashsorting/static/index.html",
+        "trashsorting/rules/dk-copenhagen.json",
     ):
         assert wanted in names
     assert wheel.read("trashsorting/train.ipynb") == (ROOT / "nbs" / "train.ipynb").read_bytes()

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
+from ..core.places import BinAnswer
 from ..core.prediction import Prediction
 from ..core.settings import MAX_BYTES
 
@@ -33,6 +34,7 @@ class Answer(Prediction):
         examples=[{"glass": 0.93, "plastic": 0.06, "metal": 0.01}],
     )
     timing: Timing | None = Field(None, description="with timing=true, and otherwise left out")
+    bin: BinAnswer | None = Field(None, description="with place=ID, where it goes there; otherwise left out")
 
 # %% ../../nbs/serving/00_schemas.ipynb #d49af1fa
 class Health(BaseModel):
@@ -146,6 +148,7 @@ _REQUEST_CODES = {
     "no-files": (422, _NO_FILES),
     "bad-parameter": (422, "query top_k: Input should be greater than or equal to 1"),
     "unknown-class": (422, "there is no such class; choose one of these: glass, paper"),
+    "unknown-place": (422, "there is no such place; GET /api/places lists the places"),
     "large-head": (431, "the request's headers are too long: send fewer or shorter ones"),
 }
 
