@@ -138,7 +138,8 @@ def predict(paths: tuple[str, ...], top_k: int, as_json: bool, place: str | None
     predictor, results = Predictor(model, settings.threads), []
     pictures = [item for path in paths for item in (_list_pictures(path) if os.path.isdir(path) else [(path, "")])]
     for path, reason in pictures:
-        result = {"file": path, "error": reason} if reason else _predict_file(predictor, path, settings.max_pixels)
+        failed = {"file": path, "error": reason}
+        result = failed if reason else _predict_file(predictor, path, settings.max_pixels, where)
         results.append(result)
         if "error" in result:
             click.echo(f"trashsorting: {path}: {result['error']}", err=True)
