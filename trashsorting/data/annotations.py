@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Box', 'AnnotatedPicture', 'short_licence', 'Annotations', 'find_annotations', 'read_annotations']
 
-# %% ../../nbs/data/12_annotations.ipynb #1c5f3ac4
+# %% ../../nbs/data/12_annotations.ipynb #61bf327e
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ..core.errors import DataError, need
 from .listing import Listing, list_folder, split_of
 from .table import check_inside
 
-# %% ../../nbs/data/12_annotations.ipynb #8703be49
+# %% ../../nbs/data/12_annotations.ipynb #af629af2
 @dataclass(frozen=True)
 class Box:
     "The smallest upright rectangle around an object."
@@ -32,7 +32,7 @@ class Box:
     bottom: float  # Fraction of the height
     is_crowd: bool = False  # Several objects in one box
 
-# %% ../../nbs/data/12_annotations.ipynb #e2e9b29e
+# %% ../../nbs/data/12_annotations.ipynb #e0b0208e
 @dataclass(frozen=True)
 class AnnotatedPicture:
     "A picture with the boxes of its objects."
@@ -45,7 +45,7 @@ class AnnotatedPicture:
     url: str = ""  # Where it is published
     split: str = ""  # "train", "val", "test", or "" while undecided
 
-# %% ../../nbs/data/12_annotations.ipynb #b5b54635
+# %% ../../nbs/data/12_annotations.ipynb #6670f0ae
 def _pixel_box(
     label: str,
     corners: tuple[float, float, float, float],  # Left, top, right, bottom, pixels
@@ -58,7 +58,7 @@ def _pixel_box(
     )
     return Box(label, left, top, right, bottom, is_crowd)
 
-# %% ../../nbs/data/12_annotations.ipynb #28d48ac2
+# %% ../../nbs/data/12_annotations.ipynb #2f5eeb05
 _MAX_BYTES = 1_000_000_000  # Of a file with annotations
 _Model = TypeVar("_Model")
 
@@ -74,7 +74,7 @@ def _read_limited(
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #07139881
+# %% ../../nbs/data/12_annotations.ipynb #86692996
 def check_fields(
     model: type[_Model] | Any,  # A type that pydantic knows
     content: object,  # From JSON or YAML
@@ -87,7 +87,7 @@ def check_fields(
         first = error.errors()[0]
         raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #086c6663
+# %% ../../nbs/data/12_annotations.ipynb #90602276
 def _check_file(
     file: str,  # Name of a picture
     path: Path,  # The file with annotations
@@ -99,7 +99,7 @@ def _check_file(
     except ValueError as error:
         raise DataError(f"{path}: {field}: {error}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #b9d96fc6
+# %% ../../nbs/data/12_annotations.ipynb #77d871d7
 _CC_ADDRESS = re.compile(r"creativecommons\.org/(?:licenses/([a-z-]+)/([\d.]+)|publicdomain/zero/([\d.]+))", re.I)
 
 
@@ -114,7 +114,7 @@ def short_licence(
     kind, version, zero = match.groups()
     return f"CC0-{zero}" if zero else f"CC-{kind.upper()}-{version}"
 
-# %% ../../nbs/data/12_annotations.ipynb #c89e9cd6
+# %% ../../nbs/data/12_annotations.ipynb #0cf5a0b2
 class _CocoItem(BaseModel):
     "A picture, a category or a licence."
 
@@ -152,7 +152,7 @@ class _Coco(BaseModel):
     categories: list[_CocoItem]
     licenses: list[_CocoItem] = []
 
-# %% ../../nbs/data/12_annotations.ipynb #5848f705
+# %% ../../nbs/data/12_annotations.ipynb #6156dabe
 def _coco_boxes(
     coco: _Coco,
     path: Path,  # The file, for errors
@@ -162,15 +162,16 @@ def _coco_boxes(
     names = {category.id: category.name or str(category.id) for category in coco.categories}
     boxes: dict[int | str, list[Box]] = {picture.id: [] for picture in coco.images}
     for at, item in enumerate(coco.annotations):
-        for field, value, known in [("image_id", item.image_id, size), ("category_id", item.category_id, names)]:
-            if value not in known:
-                raise DataError(f"{path}: annotations.{at}.{field}: there is no {value!r}")
+        if item.image_id not in size:
+            raise DataError(f"{path}: annotations.{at}.image_id: there is no {item.image_id!r}")
+        if item.category_id not in names:
+            raise DataError(f"{path}: annotations.{at}.category_id: there is no {item.category_id!r}")
         left, top, width, height = item.bbox
         corners = (left, top, left + width, top + height)
         boxes[item.image_id].append(_pixel_box(names[item.category_id], corners, size[item.image_id], bool(item.iscrowd)))
     return boxes
 
-# %% ../../nbs/data/12_annotations.ipynb #c66332de
+# %% ../../nbs/data/12_annotations.ipynb #47c2e30c
 def _read_coco(
     path: Path,  # JSON
     content: dict,  # Of the file
@@ -187,7 +188,7 @@ def _read_coco(
         pictures.append(AnnotatedPicture(file, tuple(boxes[item.id]), size, licence, url=url))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #8e81cf7d
+# %% ../../nbs/data/12_annotations.ipynb #5afdab1c
 def read_yaml(
     path: Path,
 ) -> Any:  # Its content
@@ -200,7 +201,7 @@ def read_yaml(
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #0a29fd9a
+# %% ../../nbs/data/12_annotations.ipynb #89a605bc
 def _yolo_names(
     path: Path,  # data.yaml or classes.txt
 ) -> dict[int, str]:  # By number
@@ -212,7 +213,7 @@ def _yolo_names(
     names = content.get("names") if isinstance(content, dict) else None
     return check_fields(dict[int, str], dict(enumerate(names)) if isinstance(names, list) else names, path)
 
-# %% ../../nbs/data/12_annotations.ipynb #15928f1e
+# %% ../../nbs/data/12_annotations.ipynb #30bb9f7a
 def _yolo_box(
     line: str,  # Numbers
     names: dict[int, str],
@@ -233,7 +234,7 @@ def _yolo_box(
         raise ValueError("the box leaves the picture; the numbers must be fractions of its width and height")
     return _pixel_box(names[int(number)], corners, (1, 1))
 
-# %% ../../nbs/data/12_annotations.ipynb #3d3c39e1
+# %% ../../nbs/data/12_annotations.ipynb #95143278
 def _split_of_path(
     file: str,  # Relative to a data set's folder
 ) -> str:  # Empty: none of its folders is named like a split
@@ -251,7 +252,7 @@ def _yolo_text(
         return text
     return picture.with_suffix(".txt")
 
-# %% ../../nbs/data/12_annotations.ipynb #fdb3fe22
+# %% ../../nbs/data/12_annotations.ipynb #b82f5b19
 def _read_yolo(
     path: Path,  # data.yaml or classes.txt
     listing: Listing,  # Of the data set's folder
@@ -270,7 +271,7 @@ def _read_yolo(
         pictures.append(AnnotatedPicture(file, tuple(boxes), split=_split_of_path(file)))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #ec7c5dd4
+# %% ../../nbs/data/12_annotations.ipynb #021ff510
 def _xml_number(
     node: Any,  # An element
     field: str,  # Path below it
@@ -283,7 +284,7 @@ def _xml_number(
     except ValidationError:
         raise DataError(f"{path}: {node.tag}/{field}: {text!r} is not a number") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #7f888c4f
+# %% ../../nbs/data/12_annotations.ipynb #7fe21104
 def _parse_xml(
     path: Path,
 ) -> Any:  # The outermost element
@@ -301,26 +302,26 @@ def _parse_xml(
     except (ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not XML: {error}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #1d354128
+# %% ../../nbs/data/12_annotations.ipynb #8d893e6b
 def _read_voc_file(
     path: Path,
     root: Path,  # The data set's folder
 ) -> AnnotatedPicture:
     "Read the XML of a picture. Raises `DataError`."
     xml = _parse_xml(path)
-    size = tuple(int(_xml_number(xml, f"size/{side}", path)) for side in ("width", "height"))
+    size = int(_xml_number(xml, "size/width", path)), int(_xml_number(xml, "size/height", path))
     if min(size) <= 0:
         raise DataError(f"{path}: size: a picture of {size[0]} x {size[1]} pixels has no boxes")
     boxes = []
     for item in xml.findall("object"):
-        corners = tuple(_xml_number(item, f"bndbox/{name}", path) for name in ("xmin", "ymin", "xmax", "ymax"))
+        left, top, right, bottom = (_xml_number(item, f"bndbox/{name}", path) for name in ("xmin", "ymin", "xmax", "ymax"))
         if not (label := (item.findtext("name") or "").strip()):
             raise DataError(f"{path}: object/name: is empty")
-        boxes.append(_pixel_box(label, corners, size))
+        boxes.append(_pixel_box(label, (left, top, right, bottom), size))
     file = _check_file(xml.findtext("filename") or "", path, "filename")
     return AnnotatedPicture(file, tuple(boxes), size, split=_split_of_path(path.relative_to(root).as_posix()))
 
-# %% ../../nbs/data/12_annotations.ipynb #071b194e
+# %% ../../nbs/data/12_annotations.ipynb #09ffe69c
 class _StudioValue(BaseModel):
     "A rectangle: position and size in per cent of the picture."
 
@@ -336,8 +337,8 @@ class _StudioResult(BaseModel):
     "A rectangle or anything else that was drawn."
 
     type: str
-    original_width: int | None = None
-    original_height: int | None = None
+    original_width: int = Field(0, ge=0)
+    original_height: int = Field(0, ge=0)
     value: dict
 
 
@@ -354,7 +355,7 @@ class _StudioTask(BaseModel):
     data: dict[str, Any]
     annotations: list[_StudioAnnotation]
 
-# %% ../../nbs/data/12_annotations.ipynb #7586bd88
+# %% ../../nbs/data/12_annotations.ipynb #8218d90b
 _MAX_TURN = 5.0  # degrees
 
 
@@ -378,7 +379,7 @@ def _studio_boxes(
                 boxes.append(_pixel_box(value.rectanglelabels[0], corners, (100, 100)))
     return boxes
 
-# %% ../../nbs/data/12_annotations.ipynb #18a3bd73
+# %% ../../nbs/data/12_annotations.ipynb #a1aac773
 def _studio_file(
     data: dict[str, Any],  # Of a task
 ) -> str:  # Empty: none is named
@@ -391,7 +392,7 @@ def _studio_file(
     local = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     return PurePosixPath(local.replace("\\", "/")).name
 
-# %% ../../nbs/data/12_annotations.ipynb #648dd19e
+# %% ../../nbs/data/12_annotations.ipynb #9abb97af
 def _read_studio(
     path: Path,  # JSON
     content: list,  # Of the file
@@ -401,13 +402,13 @@ def _read_studio(
     pictures = []
     for at, task in enumerate(tasks):
         file = _check_file(_studio_file(task.data), path, f"{at}.data")
-        sizes = {(r.original_width, r.original_height) for a in task.annotations for r in a.result if r.original_width}
-        size = sizes.pop() if len(sizes) == 1 else None
-        known = size and all(size) and min(size) > 0
-        pictures.append(AnnotatedPicture(file, tuple(_studio_boxes(task, at, path)), size if known else None))
+        results = [result for annotation in task.annotations for result in annotation.result]
+        sizes = [(result.original_width, result.original_height) for result in results]
+        size = next((size for size in sizes if all(size)), None)
+        pictures.append(AnnotatedPicture(file, tuple(_studio_boxes(task, at, path)), size))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #acfa8fe9
+# %% ../../nbs/data/12_annotations.ipynb #aaf3d81f
 def _json_format(
     path: Path,  # Any file
 ) -> tuple[str, Any]:  # "coco", "label studio" or "", and the content
@@ -423,7 +424,7 @@ def _json_format(
     )
     return ("label studio", content) if is_studio else ("", None)
 
-# %% ../../nbs/data/12_annotations.ipynb #cbd7891a
+# %% ../../nbs/data/12_annotations.ipynb #6c09aed6
 def _is_voc(
     path: Path,  # XML
 ) -> bool:
@@ -446,7 +447,7 @@ def _is_yolo(
     except OSError:
         return False
 
-# %% ../../nbs/data/12_annotations.ipynb #97932bea
+# %% ../../nbs/data/12_annotations.ipynb #322ebacc
 @dataclass(frozen=True)
 class Annotations:
     "Annotated pictures in a folder."
@@ -455,7 +456,7 @@ class Annotations:
     kind: str  # "COCO", "YOLO", "Pascal VOC" or "Label Studio"
     files: tuple[Path, ...]  # With the boxes, or with the names of the classes
 
-# %% ../../nbs/data/12_annotations.ipynb #212c0458
+# %% ../../nbs/data/12_annotations.ipynb #c3ceaeed
 def _annotation_files(
     folder: Path,
 ) -> Iterator[tuple[str, Path]]:  # Kind and path
@@ -470,7 +471,7 @@ def _annotation_files(
         elif suffix == ".xml" and _is_voc(path):
             yield "Pascal VOC", path
 
-# %% ../../nbs/data/12_annotations.ipynb #7fcec260
+# %% ../../nbs/data/12_annotations.ipynb #d20530b0
 def find_annotations(
     source: str | Path,  # A folder, or a file with annotations
 ) -> Annotations | None:  # None: there are no annotations
@@ -493,7 +494,7 @@ def find_annotations(
         return Annotations(path.parent, "YOLO", (path,))
     return None
 
-# %% ../../nbs/data/12_annotations.ipynb #112365f5
+# %% ../../nbs/data/12_annotations.ipynb #afa6a65e
 def read_annotations(
     annotations: Annotations,  # From `find_annotations`
 ) -> list[AnnotatedPicture]:  # In the order of the files

@@ -166,12 +166,12 @@ def describe_source(
     builtin = None if Path(source).exists() else names.get(str(source))
     return builtin or "/".join(Path(source).resolve().parts[-2:])
 
-# %% ../../nbs/data/06_sources.ipynb #a51f89e4
+# %% ../../nbs/data/06_sources.ipynb #8701a5a8
 def read_class_map(
     path: Path,  # YAML
 ) -> dict[str, str]:  # Their class -> ours; '' skips the class
     "Read a class map. Raises `DataError`, or `MissingExtra` without PyYAML."
-    content = check_fields(dict[str, str | None], read_yaml(path), path)
+    content: dict[str, str | None] = check_fields(dict[str, str | None], read_yaml(path), path)
     return {label: ours or "" for label, ours in content.items()}
 
 
@@ -192,7 +192,7 @@ class _ListedSource(Source):
 
     split: str = Field("", description="CSV with the columns file,label,split, of this source's folder; empty: its own split")
 
-# %% ../../nbs/data/06_sources.ipynb #c74b503b
+# %% ../../nbs/data/06_sources.ipynb #5dc15339
 def _parse_sources(
     path: Path,  # JSON: a list of names from `_HUB_SOURCES` and of objects with the fields of `_ListedSource`
 ) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
@@ -212,7 +212,7 @@ def _parse_sources(
         reason = str(error)
     raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_HUB_SOURCES)}")
 
-# %% ../../nbs/data/06_sources.ipynb #983bd0c3
+# %% ../../nbs/data/06_sources.ipynb #c2563890
 def _check_names(
     sources: Iterable[Source],
     path: str | Path,  # The list, for the error
@@ -235,7 +235,7 @@ def _read_sources(
     _check_names(sources, path)
     return tuple(sources)
 
-# %% ../../nbs/data/06_sources.ipynb #f9ac8d40
+# %% ../../nbs/data/06_sources.ipynb #e2f2bb18
 def _is_table(
     source: str | Path,  # What the user named
 ) -> bool:
@@ -275,7 +275,7 @@ def _read_classes(
     described = Source(**source.model_dump(include=set(Source.model_fields)))
     return skip_files(replace(manifest, entries=tuple(renamed), sources=(described,)), reasons)
 
-# %% ../../nbs/data/06_sources.ipynb #ea82a4f2
+# %% ../../nbs/data/06_sources.ipynb #2be8a6cd
 def _read_unlinked(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
@@ -291,7 +291,7 @@ def _read_unlinked(
         raise DataError(f"{path}: there are no boxes in it; COCO, Label Studio and YOLO (data.yaml) are known")
     return read_table(root / path.name, source, progress) if _is_table(source.where) else _read_classes(source, root, progress)
 
-# %% ../../nbs/data/06_sources.ipynb #e0bcd7c3
+# %% ../../nbs/data/06_sources.ipynb #3b5997bf
 def _read_source(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
@@ -325,14 +325,14 @@ def _join_sources(
     ignored = sorted(name for each in manifests for name in each.ignored)
     return Manifest(into, tuple(entries), tuple(skipped), sources, tuple(ignored))
 
-# %% ../../nbs/data/06_sources.ipynb #ea9ccffb
+# %% ../../nbs/data/06_sources.ipynb #a68c5679
 def _name_of(
     source: str | Path,  # A folder, an archive, or an address
 ) -> str:  # As `Source.name` must be
     "A name for a source that has none."
     return re.sub(r"[^\w.-]+", "_", Path(source).stem).lstrip(".-") or "photographs"
 
-# %% ../../nbs/data/06_sources.ipynb #f734e1b4
+# %% ../../nbs/data/06_sources.ipynb #9e87b55e
 def _listed_sources(
     source: str | Path,  # As for `open_manifest`
 ) -> tuple[_ListedSource, ...]:  # Empty: a folder, an archive, or drawn
@@ -341,8 +341,10 @@ def _listed_sources(
     if is_builtin(source) and str(source) in _HUB_SOURCES:
         return (_ListedSource(**_HUB_SOURCES[str(source)].model_dump()),)
     suffix = "" if is_remote(source) or path.is_dir() else path.suffix.lower()
-    if suffix == ".csv" or (suffix in _ANNOTATION_SUFFIXES and path.is_file() and find_annotations(path)):
-        return (_ListedSource(name=_name_of(path.resolve().parent), where=str(source)),)
+    annotations = find_annotations(path) if suffix in _ANNOTATION_SUFFIXES and path.is_file() else None
+    if suffix == ".csv" or annotations:
+        folder = annotations.root if annotations else path.parent
+        return (_ListedSource(name=_name_of(folder.resolve()), where=str(source)),)
     return _read_sources(path) if suffix == ".json" else ()
 
 # %% ../../nbs/data/06_sources.ipynb #7443a726
