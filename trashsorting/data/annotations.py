@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Box', 'AnnotatedPicture', 'short_licence', 'Annotations', 'find_annotations', 'read_annotations']
 
-# %% ../../nbs/data/12_annotations.ipynb #61bf327e
+# %% ../../nbs/data/12_annotations.ipynb #d6acfc6a
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ..core.errors import DataError, need
 from .listing import Listing, list_folder, split_of
 from .table import check_inside
 
-# %% ../../nbs/data/12_annotations.ipynb #af629af2
+# %% ../../nbs/data/12_annotations.ipynb #9266e1b6
 @dataclass(frozen=True)
 class Box:
     "The smallest upright rectangle around an object."
@@ -32,7 +32,7 @@ class Box:
     bottom: float  # Fraction of the height
     is_crowd: bool = False  # Several objects in one box
 
-# %% ../../nbs/data/12_annotations.ipynb #e0b0208e
+# %% ../../nbs/data/12_annotations.ipynb #bb3e33be
 @dataclass(frozen=True)
 class AnnotatedPicture:
     "A picture with the boxes of its objects."
@@ -45,7 +45,7 @@ class AnnotatedPicture:
     url: str = ""  # Where it is published
     split: str = ""  # "train", "val", "test", or "" while undecided
 
-# %% ../../nbs/data/12_annotations.ipynb #6670f0ae
+# %% ../../nbs/data/12_annotations.ipynb #76062c97
 def _pixel_box(
     label: str,
     corners: tuple[float, float, float, float],  # Left, top, right, bottom, pixels
@@ -58,7 +58,7 @@ def _pixel_box(
     )
     return Box(label, left, top, right, bottom, is_crowd)
 
-# %% ../../nbs/data/12_annotations.ipynb #2f5eeb05
+# %% ../../nbs/data/12_annotations.ipynb #05a3ebf0
 _MAX_BYTES = 1_000_000_000  # Of a file with annotations
 _Model = TypeVar("_Model")
 
@@ -74,7 +74,7 @@ def _read_limited(
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #86692996
+# %% ../../nbs/data/12_annotations.ipynb #cf584410
 def check_fields(
     model: type[_Model] | Any,  # A type that pydantic knows
     content: object,  # From JSON or YAML
@@ -87,7 +87,7 @@ def check_fields(
         first = error.errors()[0]
         raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #90602276
+# %% ../../nbs/data/12_annotations.ipynb #f6cef381
 def _check_file(
     file: str,  # Name of a picture
     path: Path,  # The file with annotations
@@ -99,7 +99,7 @@ def _check_file(
     except ValueError as error:
         raise DataError(f"{path}: {field}: {error}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #77d871d7
+# %% ../../nbs/data/12_annotations.ipynb #8ec14a46
 _CC_ADDRESS = re.compile(r"creativecommons\.org/(?:licenses/([a-z-]+)/([\d.]+)|publicdomain/zero/([\d.]+))", re.I)
 
 
@@ -114,7 +114,7 @@ def short_licence(
     kind, version, zero = match.groups()
     return f"CC0-{zero}" if zero else f"CC-{kind.upper()}-{version}"
 
-# %% ../../nbs/data/12_annotations.ipynb #0cf5a0b2
+# %% ../../nbs/data/12_annotations.ipynb #d7c82978
 class _CocoItem(BaseModel):
     "A picture, a category or a licence."
 
@@ -133,6 +133,7 @@ class _CocoPicture(BaseModel):
     license: int | str | None = None
     flickr_url: str | None = None
     coco_url: str | None = None
+    author: str | None = None
 
 
 class _CocoBox(BaseModel):
@@ -152,7 +153,7 @@ class _Coco(BaseModel):
     categories: list[_CocoItem]
     licenses: list[_CocoItem] = []
 
-# %% ../../nbs/data/12_annotations.ipynb #6156dabe
+# %% ../../nbs/data/12_annotations.ipynb #446919ea
 def _coco_boxes(
     coco: _Coco,
     path: Path,  # The file, for errors
@@ -171,7 +172,7 @@ def _coco_boxes(
         boxes[item.image_id].append(_pixel_box(names[item.category_id], corners, size[item.image_id], bool(item.iscrowd)))
     return boxes
 
-# %% ../../nbs/data/12_annotations.ipynb #47c2e30c
+# %% ../../nbs/data/12_annotations.ipynb #920787bf
 def _read_coco(
     path: Path,  # JSON
     content: dict,  # Of the file
@@ -185,10 +186,10 @@ def _read_coco(
         file = _check_file(item.file_name, path, f"images.{at}.file_name")
         licence = licences.get(item.license, "") if item.license is not None else ""
         url, size = item.flickr_url or item.coco_url or "", (item.width, item.height)
-        pictures.append(AnnotatedPicture(file, tuple(boxes[item.id]), size, licence, url=url))
+        pictures.append(AnnotatedPicture(file, tuple(boxes[item.id]), size, licence, item.author or "", url))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #5afdab1c
+# %% ../../nbs/data/12_annotations.ipynb #0b644c73
 def read_yaml(
     path: Path,
 ) -> Any:  # Its content
@@ -201,7 +202,7 @@ def read_yaml(
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #89a605bc
+# %% ../../nbs/data/12_annotations.ipynb #217b2b49
 def _yolo_names(
     path: Path,  # data.yaml or classes.txt
 ) -> dict[int, str]:  # By number
@@ -213,7 +214,7 @@ def _yolo_names(
     names = content.get("names") if isinstance(content, dict) else None
     return check_fields(dict[int, str], dict(enumerate(names)) if isinstance(names, list) else names, path)
 
-# %% ../../nbs/data/12_annotations.ipynb #30bb9f7a
+# %% ../../nbs/data/12_annotations.ipynb #cbd99c82
 def _yolo_box(
     line: str,  # Numbers
     names: dict[int, str],
@@ -234,7 +235,7 @@ def _yolo_box(
         raise ValueError("the box leaves the picture; the numbers must be fractions of its width and height")
     return _pixel_box(names[int(number)], corners, (1, 1))
 
-# %% ../../nbs/data/12_annotations.ipynb #95143278
+# %% ../../nbs/data/12_annotations.ipynb #d7f74ef3
 def _split_of_path(
     file: str,  # Relative to a data set's folder
 ) -> str:  # Empty: none of its folders is named like a split
@@ -252,7 +253,7 @@ def _yolo_text(
         return text
     return picture.with_suffix(".txt")
 
-# %% ../../nbs/data/12_annotations.ipynb #b82f5b19
+# %% ../../nbs/data/12_annotations.ipynb #8b620537
 def _read_yolo(
     path: Path,  # data.yaml or classes.txt
     listing: Listing,  # Of the data set's folder
@@ -271,7 +272,7 @@ def _read_yolo(
         pictures.append(AnnotatedPicture(file, tuple(boxes), split=_split_of_path(file)))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #021ff510
+# %% ../../nbs/data/12_annotations.ipynb #59ef76e6
 def _xml_number(
     node: Any,  # An element
     field: str,  # Path below it
@@ -284,7 +285,7 @@ def _xml_number(
     except ValidationError:
         raise DataError(f"{path}: {node.tag}/{field}: {text!r} is not a number") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #7fe21104
+# %% ../../nbs/data/12_annotations.ipynb #48e9997a
 def _parse_xml(
     path: Path,
 ) -> Any:  # The outermost element
@@ -302,7 +303,7 @@ def _parse_xml(
     except (ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not XML: {error}") from None
 
-# %% ../../nbs/data/12_annotations.ipynb #8d893e6b
+# %% ../../nbs/data/12_annotations.ipynb #68f75699
 def _read_voc_file(
     path: Path,
     root: Path,  # The data set's folder
@@ -321,7 +322,7 @@ def _read_voc_file(
     file = _check_file(xml.findtext("filename") or "", path, "filename")
     return AnnotatedPicture(file, tuple(boxes), size, split=_split_of_path(path.relative_to(root).as_posix()))
 
-# %% ../../nbs/data/12_annotations.ipynb #09ffe69c
+# %% ../../nbs/data/12_annotations.ipynb #5e097a94
 class _StudioValue(BaseModel):
     "A rectangle: position and size in per cent of the picture."
 
@@ -355,7 +356,7 @@ class _StudioTask(BaseModel):
     data: dict[str, Any]
     annotations: list[_StudioAnnotation]
 
-# %% ../../nbs/data/12_annotations.ipynb #8218d90b
+# %% ../../nbs/data/12_annotations.ipynb #55bcf145
 _MAX_TURN = 5.0  # degrees
 
 
@@ -379,7 +380,7 @@ def _studio_boxes(
                 boxes.append(_pixel_box(value.rectanglelabels[0], corners, (100, 100)))
     return boxes
 
-# %% ../../nbs/data/12_annotations.ipynb #a1aac773
+# %% ../../nbs/data/12_annotations.ipynb #aef026fe
 def _studio_file(
     data: dict[str, Any],  # Of a task
 ) -> str:  # Empty: none is named
@@ -392,7 +393,7 @@ def _studio_file(
     local = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     return PurePosixPath(local.replace("\\", "/")).name
 
-# %% ../../nbs/data/12_annotations.ipynb #9abb97af
+# %% ../../nbs/data/12_annotations.ipynb #854720d3
 def _read_studio(
     path: Path,  # JSON
     content: list,  # Of the file
@@ -408,7 +409,7 @@ def _read_studio(
         pictures.append(AnnotatedPicture(file, tuple(_studio_boxes(task, at, path)), size))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #aaf3d81f
+# %% ../../nbs/data/12_annotations.ipynb #35e0f049
 def _json_format(
     path: Path,  # Any file
 ) -> tuple[str, Any]:  # "coco", "label studio" or "", and the content
@@ -424,7 +425,7 @@ def _json_format(
     )
     return ("label studio", content) if is_studio else ("", None)
 
-# %% ../../nbs/data/12_annotations.ipynb #6c09aed6
+# %% ../../nbs/data/12_annotations.ipynb #fe73d29f
 def _is_voc(
     path: Path,  # XML
 ) -> bool:
@@ -447,7 +448,7 @@ def _is_yolo(
     except OSError:
         return False
 
-# %% ../../nbs/data/12_annotations.ipynb #322ebacc
+# %% ../../nbs/data/12_annotations.ipynb #106c46e8
 @dataclass(frozen=True)
 class Annotations:
     "Annotated pictures in a folder."
@@ -456,7 +457,7 @@ class Annotations:
     kind: str  # "COCO", "YOLO", "Pascal VOC" or "Label Studio"
     files: tuple[Path, ...]  # With the boxes, or with the names of the classes
 
-# %% ../../nbs/data/12_annotations.ipynb #c3ceaeed
+# %% ../../nbs/data/12_annotations.ipynb #2c2118de
 def _annotation_files(
     folder: Path,
 ) -> Iterator[tuple[str, Path]]:  # Kind and path
@@ -471,7 +472,7 @@ def _annotation_files(
         elif suffix == ".xml" and _is_voc(path):
             yield "Pascal VOC", path
 
-# %% ../../nbs/data/12_annotations.ipynb #d20530b0
+# %% ../../nbs/data/12_annotations.ipynb #e5c52ea5
 def find_annotations(
     source: str | Path,  # A folder, or a file with annotations
 ) -> Annotations | None:  # None: there are no annotations
@@ -494,7 +495,7 @@ def find_annotations(
         return Annotations(path.parent, "YOLO", (path,))
     return None
 
-# %% ../../nbs/data/12_annotations.ipynb #afa6a65e
+# %% ../../nbs/data/12_annotations.ipynb #e81748b1
 def read_annotations(
     annotations: Annotations,  # From `find_annotations`
 ) -> list[AnnotatedPicture]:  # In the order of the files

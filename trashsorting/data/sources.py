@@ -23,8 +23,10 @@ from ..core.system import is_remote
 from .annotations import check_fields, find_annotations, read_yaml
 from .archive import unpack
 from .crops import crop_annotations
+from .duplicates import compute_hashes, seen_in_training
 from .listing import dataset_root, list_folder
 from .manifest import Manifest, manifest_from_csv, read_folder, skip_files
+from .open_sets import OPEN_SETS, fetch_open_set
 from .sample import draw_sample
 from .splits import apply_split, complete_split, match_spelling
 from .storage import fetch
@@ -68,6 +70,7 @@ _HUB_SOURCES = {
         Source(name="waste-classifier", where="rootstrap-org/waste-classifier", licence="MIT", classes={"compost": ""}),
     )
 }
+_NAMED_SOURCES = _HUB_SOURCES | OPEN_SETS
 
 # %% ../../nbs/data/06_sources.ipynb #a46e6499
 def fetch_archive(
@@ -103,7 +106,7 @@ def _fetch_trashnet(
     return root
 
 # %% ../../nbs/data/06_sources.ipynb #8fe93905
-BUILTIN_SOURCES = ("hub", "sample", *_HUB_SOURCES)
+BUILTIN_SOURCES = ("hub", "sample", *_NAMED_SOURCES)
 
 
 def is_builtin(
@@ -129,6 +132,9 @@ def _open_builtin(
         return draw_sample(into)
     if name in ("hub", "garythung/trashnet"):
         return _fetch_trashnet(into, progress)
+    if name in OPEN_SETS:
+        fetched = fetch_open_set(name, progress=progress)
+        return fetched if fetched.is_dir() else _open_archive(fetched, into, name, progress)
     return _open_archive(fetch_archive(name), into, name, progress)
 
 # %% ../../nbs/data/06_sources.ipynb #9076c2bb
@@ -166,7 +172,7 @@ def describe_source(
     builtin = None if Path(source).exists() else names.get(str(source))
     return builtin or "/".join(Path(source).resolve().parts[-2:])
 
-# %% ../../nbs/data/06_sources.ipynb #8701a5a8
+# %% ../../nbs/data/06_sources.ipynb #959c8b1b
 def read_class_map(
     path: Path,  # YAML
 ) -> dict[str, str]:  # Their class -> ours; '' skips the class
@@ -181,7 +187,7 @@ def _fill_entry(
 ) -> object:  # Fields of `_ListedSource`, if the item can be understood
     "Replace the name of a known data set by its fields, and the name of a class map by its content."
     if isinstance(item, str):
-        return _HUB_SOURCES[item].model_dump() if item in _HUB_SOURCES else item
+        return _NAMED_SOURCES[item].model_dump() if item in _NAMED_SOURCES else item
     if isinstance(item, dict) and isinstance(item.get("classes"), str):
         return item | {"classes": read_class_map(folder / item["classes"])}
     return item
@@ -192,9 +198,9 @@ class _ListedSource(Source):
 
     split: str = Field("", description="CSV with the columns file,label,split, of this source's folder; empty: its own split")
 
-# %% ../../nbs/data/06_sources.ipynb #5dc15339
+# %% ../../nbs/data/06_sources.ipynb #fe227412
 def _parse_sources(
-    path: Path,  # JSON: a list of names from `_HUB_SOURCES` and of objects with the fields of `_ListedSource`
+    path: Path,  # JSON: a list of names from `_NAMED_SOURCES` and of objects with the fields of `_ListedSource`
 ) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
     "Read a list of sources. Raises `DataError` for any other content."
     try:
@@ -210,9 +216,9 @@ def _parse_sources(
         reason = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
         reason = str(error)
-    raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_HUB_SOURCES)}")
+    raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_NAMED_SOURCES)}")
 
-# %% ../../nbs/data/06_sources.ipynb #c2563890
+# %% ../../nbs/data/06_sources.ipynb #181cb027
 def _check_names(
     sources: Iterable[Source],
     path: str | Path,  # The list, for the error
@@ -235,7 +241,7 @@ def _read_sources(
     _check_names(sources, path)
     return tuple(sources)
 
-# %% ../../nbs/data/06_sources.ipynb #e2f2bb18
+# %% ../../nbs/data/06_sources.ipynb #c543c61c
 def _is_table(
     source: str | Path,  # What the user named
 ) -> bool:
@@ -275,7 +281,7 @@ def _read_classes(
     described = Source(**source.model_dump(include=set(Source.model_fields)))
     return skip_files(replace(manifest, entries=tuple(renamed), sources=(described,)), reasons)
 
-# %% ../../nbs/data/06_sources.ipynb #2be8a6cd
+# %% ../../nbs/data/06_sources.ipynb #8c78f886
 def _read_unlinked(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
@@ -283,6 +289,9 @@ def _read_unlinked(
 ) -> Manifest:  # Its root is in `into`
     "Read a source of any kind: class folders, a CSV, or annotations, whose objects are cut out. Raises `DataError`."
     path = Path(source.where)
+    if source.where == "open-images" and is_builtin(source.where):
+        path = fetch_open_set(source.where, [label for label, ours in source.classes.items() if ours], progress)
+        source = source.model_copy(update={"where": str(path)})
     is_file = not is_remote(source.where) and path.suffix.lower() in _ANNOTATION_SUFFIXES and path.is_file()
     root = path if is_file else _link_source(source, into, progress)
     if annotations := None if _is_table(source.where) else find_annotations(root):
@@ -291,7 +300,7 @@ def _read_unlinked(
         raise DataError(f"{path}: there are no boxes in it; COCO, Label Studio and YOLO (data.yaml) are known")
     return read_table(root / path.name, source, progress) if _is_table(source.where) else _read_classes(source, root, progress)
 
-# %% ../../nbs/data/06_sources.ipynb #3b5997bf
+# %% ../../nbs/data/06_sources.ipynb #82d744d3
 def _read_source(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
@@ -310,6 +319,22 @@ def _read_source(
         tuple(f"{prefix}/{name}" for name in manifest.ignored),
     )
 
+# %% ../../nbs/data/06_sources.ipynb #af58c4e7
+_WITH_COPIES = ("drinking-waste",)  # sources that are known to hold copies of others
+
+
+def _copies_of_others(
+    manifests: list[Manifest],  # Of the sources
+) -> dict[str, str]:  # By file of a source in `_WITH_COPIES`: why it is skipped
+    "Find copies by their perceptual hashes."
+    entries = [(each.root / entry.file, entry) for each in manifests for entry in each.entries]
+    theirs = [(path, entry) for path, entry in entries if entry.source in _WITH_COPIES]
+    others = [path for path, entry in entries if entry.source not in _WITH_COPIES]
+    if not theirs or not others:
+        return {}
+    is_copy = seen_in_training(compute_hashes([path for path, _ in theirs]), compute_hashes(others)[:, 0])
+    return {entry.file: "it is a copy of another source's photograph" for (_, entry), copy in zip(theirs, is_copy, strict=True) if copy}
+
 # %% ../../nbs/data/06_sources.ipynb #4a560c7e
 def _join_sources(
     listed: tuple[_ListedSource, ...],
@@ -320,26 +345,28 @@ def _join_sources(
     manifests = [_read_source(source, into, progress) for source in listed]
     sources = tuple(source for each in manifests for source in each.sources)
     _check_names(sources, into)
+    copies = _copies_of_others(manifests) if any(each.where in _WITH_COPIES for each in listed) else {}
+    manifests = [skip_files(each, {e.file: copies[e.file] for e in each.entries if e.file in copies}) for each in manifests]
     entries = sorted((entry for each in manifests for entry in each.entries), key=lambda entry: entry.file)
     skipped = sorted((item for each in manifests for item in each.skipped), key=lambda item: item.file)
     ignored = sorted(name for each in manifests for name in each.ignored)
     return Manifest(into, tuple(entries), tuple(skipped), sources, tuple(ignored))
 
-# %% ../../nbs/data/06_sources.ipynb #a68c5679
+# %% ../../nbs/data/06_sources.ipynb #de3e37dc
 def _name_of(
     source: str | Path,  # A folder, an archive, or an address
 ) -> str:  # As `Source.name` must be
     "A name for a source that has none."
     return re.sub(r"[^\w.-]+", "_", Path(source).stem).lstrip(".-") or "photographs"
 
-# %% ../../nbs/data/06_sources.ipynb #9e87b55e
+# %% ../../nbs/data/06_sources.ipynb #37203c32
 def _listed_sources(
     source: str | Path,  # As for `open_manifest`
 ) -> tuple[_ListedSource, ...]:  # Empty: a folder, an archive, or drawn
     "The sources of a list, of a CSV, or of a built-in name that has a licence. Raises `DataError`."
     path = Path(source)
-    if is_builtin(source) and str(source) in _HUB_SOURCES:
-        return (_ListedSource(**_HUB_SOURCES[str(source)].model_dump()),)
+    if is_builtin(source) and str(source) in _NAMED_SOURCES:
+        return (_ListedSource(**_NAMED_SOURCES[str(source)].model_dump()),)
     suffix = "" if is_remote(source) or path.is_dir() else path.suffix.lower()
     annotations = find_annotations(path) if suffix in _ANNOTATION_SUFFIXES and path.is_file() else None
     if suffix == ".csv" or annotations:
