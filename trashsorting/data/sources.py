@@ -172,7 +172,7 @@ def describe_source(
     builtin = None if Path(source).exists() else names.get(str(source))
     return builtin or "/".join(Path(source).resolve().parts[-2:])
 
-# %% ../../nbs/data/06_sources.ipynb #959c8b1b
+# %% ../../nbs/data/06_sources.ipynb #fec4f70a
 def read_class_map(
     path: Path,  # YAML
 ) -> dict[str, str]:  # Their class -> ours; '' skips the class
@@ -198,7 +198,11 @@ class _ListedSource(Source):
 
     split: str = Field("", description="CSV with the columns file,label,split, of this source's folder; empty: its own split")
 
-# %% ../../nbs/data/06_sources.ipynb #fe227412
+    def described(self) -> Source:
+        "The source as a card has it."
+        return Source(**self.model_dump(include=set(Source.model_fields)))
+
+# %% ../../nbs/data/06_sources.ipynb #7a918c91
 def _parse_sources(
     path: Path,  # JSON: a list of names from `_NAMED_SOURCES` and of objects with the fields of `_ListedSource`
 ) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
@@ -218,7 +222,7 @@ def _parse_sources(
         reason = str(error)
     raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_NAMED_SOURCES)}")
 
-# %% ../../nbs/data/06_sources.ipynb #181cb027
+# %% ../../nbs/data/06_sources.ipynb #97b21342
 def _check_names(
     sources: Iterable[Source],
     path: str | Path,  # The list, for the error
@@ -241,7 +245,7 @@ def _read_sources(
     _check_names(sources, path)
     return tuple(sources)
 
-# %% ../../nbs/data/06_sources.ipynb #c543c61c
+# %% ../../nbs/data/06_sources.ipynb #2ec46ec6
 def _is_table(
     source: str | Path,  # What the user named
 ) -> bool:
@@ -266,7 +270,7 @@ def _link_source(
 
 # %% ../../nbs/data/06_sources.ipynb #4e3f6ab7
 def _read_classes(
-    source: Source,
+    source: _ListedSource,
     root: Path,  # Its folder, with one sub-folder per class
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Classes with their new names
@@ -278,10 +282,9 @@ def _read_classes(
         for entry in manifest.entries
         if not source.class_of(entry.label)
     }
-    described = Source(**source.model_dump(include=set(Source.model_fields)))
-    return skip_files(replace(manifest, entries=tuple(renamed), sources=(described,)), reasons)
+    return skip_files(replace(manifest, entries=tuple(renamed), sources=(source.described(),)), reasons)
 
-# %% ../../nbs/data/06_sources.ipynb #8c78f886
+# %% ../../nbs/data/06_sources.ipynb #89e41204
 def _read_unlinked(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
@@ -300,7 +303,7 @@ def _read_unlinked(
         raise DataError(f"{path}: there are no boxes in it; COCO, Label Studio and YOLO (data.yaml) are known")
     return read_table(root / path.name, source, progress) if _is_table(source.where) else _read_classes(source, root, progress)
 
-# %% ../../nbs/data/06_sources.ipynb #82d744d3
+# %% ../../nbs/data/06_sources.ipynb #3ce45205
 def _read_source(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
@@ -319,7 +322,7 @@ def _read_source(
         tuple(f"{prefix}/{name}" for name in manifest.ignored),
     )
 
-# %% ../../nbs/data/06_sources.ipynb #af58c4e7
+# %% ../../nbs/data/06_sources.ipynb #18b0b46d
 _WITH_COPIES = ("drinking-waste",)  # sources that are known to hold copies of others
 
 
@@ -352,14 +355,14 @@ def _join_sources(
     ignored = sorted(name for each in manifests for name in each.ignored)
     return Manifest(into, tuple(entries), tuple(skipped), sources, tuple(ignored))
 
-# %% ../../nbs/data/06_sources.ipynb #de3e37dc
+# %% ../../nbs/data/06_sources.ipynb #94a99b65
 def _name_of(
     source: str | Path,  # A folder, an archive, or an address
 ) -> str:  # As `Source.name` must be
     "A name for a source that has none."
     return re.sub(r"[^\w.-]+", "_", Path(source).stem).lstrip(".-") or "photographs"
 
-# %% ../../nbs/data/06_sources.ipynb #37203c32
+# %% ../../nbs/data/06_sources.ipynb #4eb69452
 def _listed_sources(
     source: str | Path,  # As for `open_manifest`
 ) -> tuple[_ListedSource, ...]:  # Empty: a folder, an archive, or drawn
@@ -406,7 +409,8 @@ def own_sources(
     root: Path,  # A data set's folder
 ) -> tuple[Source, ...]:  # Empty where it came from one
     "The sources that a prepared folder names. Raises `DataError` for a file of that name with other content."
-    return _parse_sources(root / OWN_SOURCES) if (root / OWN_SOURCES).is_file() else ()
+    listed = _parse_sources(root / OWN_SOURCES) if (root / OWN_SOURCES).is_file() else ()
+    return tuple(source.described() for source in listed)
 
 # %% ../../nbs/data/06_sources.ipynb #2d8dc890
 def _check_own(
