@@ -1,5 +1,6 @@
 """Photographs from any source: zips from a bucket, replaced or refused; odd names; manifests with errors."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -14,7 +15,7 @@ from trashsorting.data.archive import unpack
 from trashsorting.data.manifest import Manifest, manifest_from_csv, read_folder
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.sources import load_manifest
-from trashsorting.data.splits import split_by_hash
+from trashsorting.data.splits import split_by_hash, split_csv
 
 LABELS = ("glass", "metal")
 
@@ -171,3 +172,55 @@ def test_a_folder_with_its_own_manifest_must_match_it(tmp_path):
     draw_picture("glass", 99).save(sample / "glass/glass000.png")  # of the same size
     with pytest.raises(DataError, match=r"manifest\.csv: glass/glass000\.png is not the file that is listed"):
         load_manifest(sample, tmp_path)
+
+
+# Lists of sources
+
+
+def test_a_list_with_a_split_file_and_a_csv_of_several_sources(sample, tmp_path):
+    "Each source keeps its own split; the CSV's sources have its weight, their licences, and groups with their names."
+    divided = split_by_hash(read_folder(sample), 3)
+    (tmp_path / "split.csv").write_text(split_csv(divided), encoding="utf-8")
+    draw_sample(tmp_path / "open", 4, ("glass", "metal", "paper"))
+    rows = ["file,label,source,group,licence,attribution"]
+    for label, theirs in [("glass", "bottle"), ("metal", "can"), ("paper", "book")]:
+        for number in range(4):
+            place = ("street", "CC-BY-4.0", "Ann") if number % 2 else ("office", "MIT", "")
+            name, licence, author = place
+            rows.append(f"{label}/{label}{number:03}.png,{theirs},{name},{label}{number // 2},{licence},{author}")
+    (tmp_path / "open/list.csv").write_text("\n".join(rows), encoding="utf-8")
+    listed = [
+        {"name": "ours", "where": "sample", "split": "split.csv"},
+        {
+            "name": "open",
+            "where": "open/list.csv",
+            "weight": 3,
+            "classes": {"bottle": "glass", "can": "metal", "*": ""},
+        },
+    ]
+    (tmp_path / "sources.json").write_text(json.dumps(listed), encoding="utf-8")
+    manifest = load_manifest(tmp_path / "sources.json", tmp_path / "joined")
+    ours = {entry.file.removeprefix("ours/"): entry.split for entry in manifest.entries if entry.source == "ours"}
+    assert ours == {entry.file: entry.split for entry in divided.entries}
+    assert [(source.name, source.licence, source.attribution, source.weight) for source in manifest.sources] == [
+        ("ours", "", "", 1),
+        ("office", "MIT", "", 3),
+        ("street", "CC-BY-4.0", "Ann", 3),
+    ]
+    assert {entry.group for entry in manifest.entries if entry.source == "street"} == {
+        f"street/{label}{number}" for label in ("glass", "metal") for number in range(2)
+    }
+    assert all(entry.split for entry in manifest.entries) and len(manifest.entries) == 10 + 8
+    (tmp_path / "again.csv").write_text(manifest.to_csv(), encoding="utf-8")
+    assert manifest_from_csv(tmp_path / "again.csv", manifest.root).entries == manifest.entries
+
+
+def test_a_csv_alone_is_a_data_set(tmp_path):
+    draw_sample(tmp_path / "open", 2, LABELS)
+    rows = [f"{label}/{label}{number:03}.png,{label}" for label in LABELS for number in range(2)]
+    (tmp_path / "open/list.csv").write_text("\n".join(["file,label", *rows]), encoding="utf-8")
+    manifest = load_manifest(tmp_path / "open/list.csv", tmp_path / "data")
+    assert manifest.labels == LABELS and [source.name for source in manifest.sources] == ["open"]
+    imported = call("data", "import", tmp_path / "open/list.csv", "--out", tmp_path / "prepared")
+    assert imported.returncode == 0, imported.stderr
+    assert load_manifest(tmp_path / "prepared", tmp_path / "unused").sources == manifest.sources

@@ -114,18 +114,56 @@ def synthesize(
 @click.option("--seed", default=0, show_default=True, help="Seed of a new split.")
 @click.option("--out", type=FOLDER, default="data", show_default=True, help="Folder to make.")
 @click.option("--replace", "replace_old", is_flag=True, help="Replace the data set that is there.")
+@click.option(
+    "--classes", type=FILE, help="YAML: their class -> ours. '' skips a class, '*' stands for all that are not named."
+)
+@click.option(
+    "--allow-non-commercial", is_flag=True, help="Accept licences such as CC-BY-NC: what you train may then not be sold."
+)
 @logged
-def import_(source: str, split: Path | None, seed: int, out: Path, replace_old: bool) -> None:
+def import_(
+    source: str, split: Path | None, seed: int, out: Path, replace_old: bool, classes: Path | None, allow_non_commercial: bool
+) -> None:
     """Prepare a folder of photographs for DVC, with its manifest.
 
-    DIR is a folder with one sub-folder per class, a zip or tar of one, a JSON list of sources, 'hub' (TrashNet) or
+    DIR is a folder with one sub-folder per class, a CSV with the columns file,label, a COCO, YOLO, Pascal VOC or Label
+    Studio export (each box becomes a photograph), a zip or tar of these, a JSON list of several, 'hub' (TrashNet) or
     'sample'.
     """
     from trashsorting.data.dvc import import_data, next_steps
+    from trashsorting.data.sources import read_class_map
 
-    imported = import_data(source, out, split, seed, replace_old, progress=True)
+    class_map = read_class_map(classes) if classes else None
+    imported = import_data(source, out, split, seed, replace_old, True, class_map, allow_non_commercial)
     report_skipped(imported)
     click.echo(next_steps(imported))
+
+# %% ../../nbs/cli/02_data.ipynb #c0678f5a
+@data.command()
+@click.argument("source", metavar="DIR")
+@click.option("--out", type=OUT_FILE, help="Text file to write.  [default: standard output]")
+@logged
+def notice(source: str, out: Path | None) -> None:
+    """Name the sources of the photographs, with licence, author and number.
+
+    DIR is what `data import` takes, or the folder that it made. Put the text beside a model that you pass on: licences
+    such as CC BY ask for it.
+    """
+    from trashsorting.data.licences import notice_text
+    from trashsorting.data.sources import apply_own_manifest, open_manifest, source_errors
+
+    check_written(out)
+    with TemporaryDirectory() as folder:
+        into = Path(folder) / "data"
+        photographs = open_manifest(source, into, progress=True)
+        with source_errors(source, into):
+            text = notice_text(apply_own_manifest(photographs))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+        click.echo(f"{out}: {text.splitlines()[2]}")
+    else:
+        click.echo(text, nl=False)
 
 # %% ../../nbs/cli/02_data.ipynb #93e7e1a3
 _TRACKED_ARGUMENT = click.argument("folder", type=FOLDER, default="data")

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
+from .licences import check_licences
 from .manifest import OPTIONAL_FIELDS, SPLITS, Manifest, manifest_from_csv
 from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources, source_errors
 from .splits import apply_split, complete_split, match_spelling
@@ -124,19 +125,22 @@ def _copy_photographs(
 
 # %% ../../nbs/data/09_dvc.ipynb #6b317767
 def import_data(
-    source: str | Path,  # A folder, a zip of one, a JSON list of sources, "hub" or "sample"
+    source: str | Path,  # As for `open_manifest`
     into: Path,  # The folder to make
     split: Path | None = None,  # CSV with the columns file,label,split; None: the source's own, or `complete_split`
     seed: int = 0,  # For `complete_split`
     replace_old: bool = False,  # Whether a folder that was prepared before may be replaced
     progress: bool = False,  # Show a bar
+    classes: dict[str, str] | None = None,  # Class map for sources that have none: their class -> ours
+    allow_non_commercial: bool = False,  # As for `check_licences`
 ) -> Manifest:  # Of the new folder
     "Prepare a folder for DVC. Raises `DataError` if the source is no data set or the destination is taken."
     into = Path(into)
     _check_target(into, replace_old)
     into.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as work:
-        manifest = open_manifest(source, Path(work) / "source", progress=progress)
+        manifest = open_manifest(source, Path(work) / "source", progress=progress, classes=classes)
+        check_licences(manifest, allow_non_commercial)
         with source_errors(source, Path(work) / "source"):
             manifest = complete_split(apply_split(manifest, split), seed) if split else _keep_splits(manifest, seed)
         _check_nothing_lost(into, manifest)

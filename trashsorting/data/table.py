@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_table']
 
-# %% ../../nbs/data/11_table.ipynb #8407aa12
+# %% ../../nbs/data/11_table.ipynb #9576182f
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from ..core.system import count_cores, read_csv
 from .listing import Listing, SkippedFile
 from .manifest import SPLITS, Entry, Manifest, check_skipped, inspect_file
 
-# %% ../../nbs/data/11_table.ipynb #fc4d0404
+# %% ../../nbs/data/11_table.ipynb #c4f8f786
 def check_inside(
     file: str,  # A path in somebody else's file, with slashes of either kind
 ) -> str:  # With forward slashes
@@ -33,7 +33,7 @@ def check_inside(
         raise ValueError(f"'{file}' leads out of the folder; name files relative to it, without '..'")
     return path.as_posix()
 
-# %% ../../nbs/data/11_table.ipynb #fdd327b6
+# %% ../../nbs/data/11_table.ipynb #54c7a835
 @dataclass(frozen=True)
 class _Row:
     "A photograph of a CSV."
@@ -47,7 +47,7 @@ class _Row:
     attribution: str
     url: str
 
-# %% ../../nbs/data/11_table.ipynb #b93cec6e
+# %% ../../nbs/data/11_table.ipynb #cd7b9be5
 def _parse_row(
     row: dict[str, str],  # From `read_csv`
     listed: Source,  # The list's entry
@@ -62,7 +62,7 @@ def _parse_row(
         cells["group"] = f"{cells['source']}/{cells['group']}"
     return _Row(check_inside(row["file"]), **cells)
 
-# %% ../../nbs/data/11_table.ipynb #6450ca41
+# %% ../../nbs/data/11_table.ipynb #e467245e
 def _read_rows(
     path: Path,  # CSV with the columns file,label
     listed: Source,  # The list's entry
@@ -78,7 +78,7 @@ def _read_rows(
             raise DataError(f"{path}, line {line}: {rows[-1].file} is listed twice, first in line {first}; keep one of them")
     return rows
 
-# %% ../../nbs/data/11_table.ipynb #e023a9c9
+# %% ../../nbs/data/11_table.ipynb #fa495d36
 _UNKNOWN = "unknown"  # the licence of a photograph without one, in a source where others have one
 
 
@@ -105,7 +105,7 @@ def _source_of(
     }
     return Source(**{field: fields[field] for field in Source.model_fields})
 
-# %% ../../nbs/data/11_table.ipynb #4e5d35f3
+# %% ../../nbs/data/11_table.ipynb #d0bd8fd9
 def _read_named(
     path: Path,  # The CSV, for errors
     rows: list[_Row],
@@ -121,7 +121,15 @@ def _read_named(
         first = error.errors()[0]
         raise DataError(f"{path}: source '{first['input']}' cannot be a name: {first['msg']}") from None
 
-# %% ../../nbs/data/11_table.ipynb #533bea4f
+# %% ../../nbs/data/11_table.ipynb #d4f3ec7e
+def check_label(
+    label: str,  # One of our classes, from somebody else's file
+) -> None:
+    "Raise `DataError` if a class cannot be the name of a folder."
+    if label.startswith(".") or any(character in "/\\:" or not character.isprintable() for character in label):
+        raise DataError(f"class {label!r} cannot be the name of a folder; rename it in `classes` of the list of sources")
+
+# %% ../../nbs/data/11_table.ipynb #6f6386f3
 _NO_CLASS = "it has no class (a background)"
 
 
@@ -129,17 +137,18 @@ def _choose_rows(
     rows: list[_Row],
     listed: Source,  # The list's entry
 ) -> tuple[list[tuple[_Row, str]], list[SkippedFile]]:  # The others, with our class, and the skipped ones
-    "Rename the classes, and skip what has none."
+    "Rename the classes, and skip what has none. Raises `DataError` for a class that cannot be a folder."
     chosen, skipped = [], []
     for row in rows:
         if label := row.label and listed.class_of(row.label):
+            check_label(label)
             chosen.append((row, label))
         else:
             reason = f"source '{row.source}' skips its class '{row.label}'" if row.label else _NO_CLASS
             skipped.append(SkippedFile(row.file, reason))
     return chosen, skipped
 
-# %% ../../nbs/data/11_table.ipynb #0920b572
+# %% ../../nbs/data/11_table.ipynb #72292ac9
 def _describe_row(
     listing: Listing,  # Of the CSV's folder
     row: _Row,
@@ -155,7 +164,7 @@ def _describe_row(
     six = (inspected.file, label, row.split, inspected.sha256, inspected.width, inspected.height)
     return Entry(*six, row.source, row.group, licence, attribution)
 
-# %% ../../nbs/data/11_table.ipynb #5427b08c
+# %% ../../nbs/data/11_table.ipynb #493de60a
 def read_table(
     path: Path,  # CSV with the columns file,label, and maybe source,group,licence,attribution,url,split
     listed: Source,  # Name, weight and classes; licence, attribution and address where the CSV has none
