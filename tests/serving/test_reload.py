@@ -11,27 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import encode
+from versions import add_version
 
 from trashsorting.core.card import file_sha256, read_card, write_card
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_picture
-from trashsorting.inference.versions import write_parity
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
 SWAPS = 100
 ANONYMOUS = {"token": "anon"}  # How gcsfs is told that there is no login
 LATE = 60  # Seconds after which a test calls it a hang
-
-
-def add_version(place: Path, name: str, title: str | None = None) -> Path:
-    "Put the shipped model there as a version; it appears as a whole."
-    hidden, folder = place / f".{name}", place / name
-    hidden.mkdir(parents=True)
-    shutil.copy(SHIPPED_MODEL, hidden / "model.onnx")
-    write_card(hidden / "model.onnx", read_card(SHIPPED_MODEL).model_copy(update={"name": title or name}))
-    write_parity(hidden / "model.onnx")
-    hidden.rename(folder)
-    return folder
 
 
 def wait_until(condition) -> None:
