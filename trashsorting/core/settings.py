@@ -7,6 +7,7 @@ __all__ = ['SHIPPED_MODEL', 'Settings', 'read_settings']
 
 # %% ../../nbs/core/02_settings.ipynb #5d4f317a
 import os
+import re
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -58,6 +59,18 @@ _Origins = Annotated[
 ]
 _Key = Annotated[SecretStr, Field(min_length=8), AfterValidator(check_key)]
 
+# %% ../../nbs/core/02_settings.ipynb #b358c0a9
+def _check_place(
+    place: str,
+) -> str:  # The same
+    "Check where corrections are to be kept. Raises `ValueError`."
+    if not place.strip() or ("://" in place and not re.fullmatch(r"gs://[^/\s]+(/\S*)?", place)):
+        raise ValueError("corrections are kept in a folder or at gs://BUCKET/FOLDER; without this setting feedback is off")
+    return place.rstrip("/") or "/"
+
+
+_Place = Annotated[str, AfterValidator(_check_place)]
+
 # %% ../../nbs/core/02_settings.ipynb #a020a059
 class Settings(BaseSettings):
     "The settings of the service; the field `x` is the environment variable `TRASHSORTING_X`."
@@ -81,9 +94,16 @@ class Settings(BaseSettings):
     grace_seconds: _Seconds = Field(25, ge=2, description="time for running work to finish after SIGTERM")
     api_key: _Key | None = Field(None, description="key that requests must send as Authorization: Bearer KEY; 8 characters or more")
     cors_origins: _Origins = Field((), description="other sites whose pages may call, separated by commas; * for all")
+    feedback: _Place | None = Field(None, description="folder or gs://BUCKET/FOLDER for people's corrections; without it feedback is off")
+    feedback_days: int = Field(90, ge=1, le=3650, description="days after which a correction is deleted")
+    feedback_per_day: int = Field(50, ge=1, description="corrections from one address a day; the next is answered 429")
+    feedback_key: _Key | None = Field(
+        None, description="key that signs answers for feedback, the same for all instances; without it a new one at each start"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
 # %% ../../nbs/core/02_settings.ipynb #b0d8fe9c
+_SECRETS = ("API_KEY", "FEEDBACK_KEY")  # Never printed
 _NEAR = 0.8  # difflib similarity from which a name counts as misspelt
 
 
@@ -101,7 +121,7 @@ def read_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
-        value = "" if name == "API_KEY" else f"={first['input']!r}"  # never print a secret
-        too_short = name == "API_KEY" and first["type"] == "too_short"
+        value = "" if name in _SECRETS else f"={first['input']!r}"
+        too_short = name in _SECRETS and first["type"] == "too_short"
         message = "a key has 8 characters or more" if too_short else first["msg"]
         raise TrashsortingError(f"{PREFIX}{name}{value}: {message}") from None

@@ -22,6 +22,7 @@ from ..core.settings import Settings, read_settings
 from ..core.system import count_cores
 from ..inference.predictor import Predictor
 from .errors import HeadMiddleware, ProblemMiddleware, add_exception_handlers, error_responses
+from .feedback import Feedback, remove_old_daily
 from trashsorting.serving.limits import (
     FORM_OVERHEAD,
     BodyLimitMiddleware,
@@ -55,6 +56,7 @@ def _add_state(
     "Put the state on the application."
     state = app.state
     state.settings, state.predictor, state.metrics = settings, predictor, Metrics()
+    state.feedback = Feedback(settings) if settings.feedback else None
     state.queue = _make_queue(settings, state.metrics)
     most = max(state.queue.places * settings.max_bytes, settings.max_batch_bytes)
     state.in_flight = InFlight(most + FORM_OVERHEAD)
@@ -85,12 +87,15 @@ async def _lifespan(
     state.predictor = handed_in or load_predictor(state.settings)
     if state.predictor:
         show_model(state.metrics, state.predictor.card)
-    watchdog = asyncio.create_task(end_when_stuck(state.queue, state.in_flight))
+    tasks = [asyncio.create_task(end_when_stuck(state.queue, state.in_flight))]
+    if state.feedback:
+        tasks.append(asyncio.create_task(remove_old_daily(state.feedback)))
     try:
         with drain_on_signals(state.in_flight, state.settings.grace_seconds - 1):
             yield
     finally:
-        watchdog.cancel()
+        for task in tasks:
+            task.cancel()
         state.queue.close()
         state.predictor = handed_in
 
@@ -122,7 +127,7 @@ def _add_cors(
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["DELETE", "GET", "POST"],
         allow_headers=["authorization", "content-type", "x-request-id"],
         expose_headers=["etag", "retry-after", "server-timing", "x-request-id"],
     )

@@ -9,6 +9,7 @@ __all__ = ['run']
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -429,6 +430,14 @@ def _divide_cores(
     parallel = settings.parallel or max(1, cores // workers // threads)
     return {"TRASHSORTING_THREADS": str(threads), "TRASHSORTING_PARALLEL": str(parallel)}
 
+# %% ../../nbs/serving/08_server.ipynb #99da76a2
+def _share_feedback_key(
+    settings: Settings,
+) -> dict[str, str]:  # Environment variables for the workers
+    "A key for signed answers, where feedback is on and the settings have none."
+    needs_key = settings.feedback and not settings.feedback_key
+    return {"TRASHSORTING_FEEDBACK_KEY": secrets.token_urlsafe(32)} if needs_key else {}
+
 # %% ../../nbs/serving/08_server.ipynb #c46d5a02
 _BACKOFF = 0.001  # Seconds for each open connection
 _BACKOFF_CONNECTIONS = 8  # More do not lengthen the wait
@@ -695,7 +704,7 @@ def run(
     "Serve until a signal comes. Raises `TrashsortingError` when the service cannot start."
     cores = count_cores()
     workers = workers or cores
-    os.environ.update(_divide_cores(workers, settings, cores))
+    os.environ.update(_divide_cores(workers, settings, cores) | _share_feedback_key(settings))
     with _listen(host, port) as listener, _metrics_folder(workers):
         check_counts(workers)
         config = _configure(settings, workers)
