@@ -21,6 +21,7 @@ from test_abuse import HOSTILE, check_problem
 
 from trashsorting.core.correction import Correction
 from trashsorting.core.errors import MissingExtra, TrashsortingError
+from trashsorting.core.prediction import Prediction
 from trashsorting.core.settings import Settings
 from trashsorting.data.sample import draw_picture
 from trashsorting.serving import feedback as module
@@ -92,7 +93,7 @@ def test_off_by_default(client):
 def test_a_correction_with_its_photograph(asking, place):
     before, answer = len(kept(place)), predict(asking, params={"top_k": 1})
     receipt = give(asking, answer, label="metal")
-    assert receipt.status_code == 201 and receipt.json()["stored"] is True and receipt.json().keys() == {"token", "stored"}
+    assert receipt.status_code == 201 and receipt.json().keys() == {"token", "stored"} and receipt.json()["stored"]
     (correction,) = [each for each in kept(place) if each.label == "metal"]
     assert (correction.predicted_class, correction.day) == (answer["predicted_class"], datetime.now(UTC).date())
     assert correction.confidence == pytest.approx(answer["confidence"], abs=1e-3) and 0 < correction.margin < 1
@@ -134,7 +135,7 @@ def test_metadata_and_what_lies_behind_the_picture_are_not_kept(asking, place):
 
 def test_metrics_count_by_both_classes(asking):
     answer = predict(asking)
-    label = next(label for label in asking.get("/api/model/info").json()["classes"] if label != answer["predicted_class"])
+    label = next(label for label in answer["all_probabilities"] if label != answer["predicted_class"])
     before, confirmed = samples(asking, "feedback_total"), samples(asking, "feedback_confirmed_total")
     assert give(asking, answer, None, label=label).status_code == 201
     assert give(asking, predict(asking), None, correct="true", label="").status_code == 201
@@ -176,12 +177,14 @@ def test_only_answers_of_this_service(asking, place):
     answer, before = predict(asking), len(kept(place))
     content, signature = answer["id"].split(".")
     foreign = Feedback(Settings(feedback=str(place)))
-    for wrong in ("", "x", ".", content, f"{content}.{signature[::-1]}", f"{content[:-2]}AA.{signature}", "\u00e4.\u00f6", "a" * 4000):
+    damaged = (content, f"{content}.{signature[::-1]}", f"{content[:-2]}AA.{signature}")
+    for wrong in ("", "x", ".", *damaged, "\u00e4.\u00f6", "a" * 4000):
         assert check_problem(give(asking, {"id": wrong}, None)) == "unknown-answer"
-    from trashsorting.core.prediction import Prediction
-
-    other = foreign.answer_id(Prediction(predicted_class="glass", confidence=1, all_probabilities={"glass": 1}), "127.0.0.1")
-    assert check_problem(give(asking, {"id": other}, None)) == "unknown-answer" and len(kept(place)) == before
+    prediction = Prediction(predicted_class="glass", confidence=1, all_probabilities={"glass": 1})
+    assert (
+        check_problem(give(asking, {"id": foreign.answer_id(prediction, "127.0.0.1")}, None)) == "unknown-answer"
+        and len(kept(place)) == before
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,8 +225,8 @@ def test_hostile_pictures(asking, place, name):
 
 def test_tokens_reach_no_other_file(asking, place):
     (place / "outside.json").write_text("{}", encoding="utf-8")
-    tokens = ("x", "..%2Foutside.json", "%2e%2e%2f%2e%2e", "outside", "2026-05-04-0123456789abcdef-" + "A" * 22, "%00", "a" * 5000)
-    for token in tokens:
+    tokens = ("x", "..%2Foutside.json", "%2e%2e%2f%2e%2e", "outside", "%00", "a" * 5000)
+    for token in (*tokens, "2026-05-04-0123456789abcdef-" + "A" * 22):
         assert check_problem(asking.delete(f"/api/feedback/{token}")) in ("unknown-feedback", "not-found")
     assert (place / "outside.json").exists()
 
@@ -338,7 +341,8 @@ def test_a_bucket_needs_its_extra(monkeypatch):
 
 def test_a_bucket(serve, store):
     bucket = store.make_bucket("feedback-service")
-    with serve(TRASHSORTING_FEEDBACK=f"{bucket}/corrections", TRASHSORTING_FEEDBACK_PER_DAY="3", **store.environment) as server:
+    environment = {**store.environment, "TRASHSORTING_FEEDBACK": f"{bucket}/corrections"}
+    with serve(TRASHSORTING_FEEDBACK_PER_DAY="3", **environment) as server:
         with connected(server) as client:
             answer = predict(client)
             token = give(client, answer).json()["token"]

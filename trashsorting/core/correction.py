@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Correction']
 
-# %% ../../nbs/core/08_correction.ipynb #19a0a8bc
+# %% ../../nbs/core/08_correction.ipynb #b7ac29a0
 from datetime import date
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../../nbs/core/08_correction.ipynb #c4ab0128
+# %% ../../nbs/core/08_correction.ipynb #8bf2a6d2
 OTHER = "other"
+LICENCE = "given with consent to training"  # Of a photograph, unless the operator has agreed on something else
 _Label = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
 
-# %% ../../nbs/core/08_correction.ipynb #c64c770b
+# %% ../../nbs/core/08_correction.ipynb #9f900578
 class Correction(BaseModel):
     "One person's word about one answer, with the photograph if the person agreed to keep it."
 

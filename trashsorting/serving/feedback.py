@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/serving/10_feedback.ipynb #88c71571
+# %% ../../nbs/serving/10_feedback.ipynb #d9ca1232
 import asyncio
 import errno
 import hashlib
@@ -37,7 +37,7 @@ from ..core.settings import Settings
 from ..core.system import is_remote
 from .schemas import ApiError
 
-# %% ../../nbs/serving/10_feedback.ipynb #9bc37e5d
+# %% ../../nbs/serving/10_feedback.ipynb #dff67b48
 def _pseudonym(
     address: str,  # Of a client; behind a proxy: from the header that the server trusts
     key: bytes,
@@ -50,7 +50,7 @@ def _pseudonym(
         pass
     return hmac.digest(key, b"address " + address.encode(), "sha256").hex()[:16]
 
-# %% ../../nbs/serving/10_feedback.ipynb #578a0292
+# %% ../../nbs/serving/10_feedback.ipynb #bcbb9cd5
 @dataclass(frozen=True)
 class _GivenAnswer:
     "What an answer's id says."
@@ -62,7 +62,7 @@ class _GivenAnswer:
     confidence: float  # 0..1
     margin: float  # Probability of the first class less that of the second, 0..1
 
-# %% ../../nbs/serving/10_feedback.ipynb #e2791f98
+# %% ../../nbs/serving/10_feedback.ipynb #95114434
 def _encode(
     data: bytes,
 ) -> str:  # Letters, digits, - and _
@@ -77,7 +77,7 @@ def _sign(
     "The signature of a text."
     return _encode(hmac.digest(key, text.encode(), "sha256")[:16])
 
-# %% ../../nbs/serving/10_feedback.ipynb #b7e072c1
+# %% ../../nbs/serving/10_feedback.ipynb #904bce98
 def _make_answer_id(
     prediction: Prediction,  # With all classes
     source: str,  # From `_pseudonym`
@@ -91,7 +91,7 @@ def _make_answer_id(
     content = _encode(json.dumps(fields).encode())
     return f"{content}.{_sign(key, content)}"
 
-# %% ../../nbs/serving/10_feedback.ipynb #1a20ee77
+# %% ../../nbs/serving/10_feedback.ipynb #6a9cc072
 _ANSWER_SECONDS = 86_400  # For which an answer can be corrected
 
 
@@ -109,7 +109,7 @@ def _read_answer_id(
         raise ApiError("unknown-answer")
     return answer
 
-# %% ../../nbs/serving/10_feedback.ipynb #4a0554ba
+# %% ../../nbs/serving/10_feedback.ipynb #ad5cc5f5
 @dataclass(frozen=True)
 class Fields:
     "The text fields of a form that can be followed."
@@ -118,7 +118,7 @@ class Fields:
     label: str | None  # None: the answer is right
     consent: bool  # Whether the photograph may be kept
 
-# %% ../../nbs/serving/10_feedback.ipynb #03fa70ed
+# %% ../../nbs/serving/10_feedback.ipynb #ad17c879
 def _read_flag(
     texts: Mapping[str, str],  # By field
     name: str,  # A field
@@ -130,7 +130,7 @@ def _read_flag(
         raise ApiError("bad-feedback", f"field {name}: true or false is needed")
     return text == "true"
 
-# %% ../../nbs/serving/10_feedback.ipynb #a4da4070
+# %% ../../nbs/serving/10_feedback.ipynb #b104e8bb
 def read_fields(
     texts: Mapping[str, str],  # By field
     has_file: bool,  # Whether a file came, too
@@ -147,7 +147,7 @@ def read_fields(
         raise ApiError("no-file")
     return Fields(texts.get("answer_id", ""), None if correct else label, consent)
 
-# %% ../../nbs/serving/10_feedback.ipynb #a059f91a
+# %% ../../nbs/serving/10_feedback.ipynb #32bf2ead
 _SIDE, _QUALITY = 1024, 90  # Pixels of the longer side; of the JPEG
 
 
@@ -162,7 +162,7 @@ def _clean_picture(
     Image.frombytes("RGB", picture.size, picture.tobytes()).save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
 
-# %% ../../nbs/serving/10_feedback.ipynb #91e685fd
+# %% ../../nbs/serving/10_feedback.ipynb #c900ae4d
 class _Store(Protocol):
     "A place for files; names have forward slashes."
 
@@ -178,7 +178,10 @@ class _Store(Protocol):
     def remove_before(self, day: date) -> int:
         "Remove the folders of earlier days; how many."
 
-# %% ../../nbs/serving/10_feedback.ipynb #e45f7e7f
+# %% ../../nbs/serving/10_feedback.ipynb #7781c392
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows needs it
+
+
 def _sync_folder(
     folder: Path,
 ) -> None:
@@ -198,7 +201,7 @@ def _write_whole(
     "Write a file under a hidden name, then rename it. Raises `OSError`, and leaves nothing."
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(hidden, "xb") as stream:
+        with open(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -207,7 +210,7 @@ def _write_whole(
         hidden.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
-# %% ../../nbs/serving/10_feedback.ipynb #6e2ee3f3
+# %% ../../nbs/serving/10_feedback.ipynb #40948757
 def _is_before(
     name: str,  # Of a folder
     day: date,
@@ -215,7 +218,7 @@ def _is_before(
     "Whether a folder is that of an earlier day."
     return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", name)) and name < day.isoformat()
 
-# %% ../../nbs/serving/10_feedback.ipynb #f6e4d0c7
+# %% ../../nbs/serving/10_feedback.ipynb #f33c56b6
 class _Folder:
     "A store in a folder."
 
@@ -246,7 +249,7 @@ class _Folder:
             shutil.rmtree(path, ignore_errors=True)
         return len(old)
 
-# %% ../../nbs/serving/10_feedback.ipynb #c59aefd9
+# %% ../../nbs/serving/10_feedback.ipynb #d4a05596
 class _Bucket:
     "A store at a gs:// address."
 
@@ -284,7 +287,7 @@ class _Bucket:
             self.files.rm(f"{self.root}/{name}", recursive=True)
         return len(old)
 
-# %% ../../nbs/serving/10_feedback.ipynb #a62c141b
+# %% ../../nbs/serving/10_feedback.ipynb #1517e31c
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.name == "posix" else (errno.ENOSPC,)
 
 
@@ -302,7 +305,7 @@ def _store_errors() -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in _NO_ROOM
         raise ApiError("storage-full" if full else "no-storage") from None
 
-# %% ../../nbs/serving/10_feedback.ipynb #ed808e4d
+# %% ../../nbs/serving/10_feedback.ipynb #d8b92ccd
 def _open_place(
     place: str,  # A folder, or a gs:// address
 ) -> _Store:
@@ -319,7 +322,7 @@ def _open_place(
         raise TrashsortingError(f"TRASHSORTING_FEEDBACK={place}: {reason}") from None
     return _Folder(Path(place))
 
-# %% ../../nbs/serving/10_feedback.ipynb #a406d3de
+# %% ../../nbs/serving/10_feedback.ipynb #5aeb3116
 def _make_token(
     correction: Correction,
     answer_id: str,
@@ -339,7 +342,7 @@ def _file_name(
     day, source, secret = match.groups()
     return f"{day}/{source}/{hashlib.sha256(secret.encode()).hexdigest()[:32]}.json"
 
-# %% ../../nbs/serving/10_feedback.ipynb #c3e7194f
+# %% ../../nbs/serving/10_feedback.ipynb #bb8bac74
 class Feedback:
     "Takes corrections, deletes them on demand, and all of them after some days."
 
@@ -381,7 +384,7 @@ class Feedback:
         "Delete the corrections whose time is over; how many days there were of them."
         return self.store.remove_before(datetime.now(UTC).date() - timedelta(self.settings.feedback_days))
 
-# %% ../../nbs/serving/10_feedback.ipynb #23eb1a03
+# %% ../../nbs/serving/10_feedback.ipynb #a726b327
 _DAY_SECONDS = 86_400
 
 
