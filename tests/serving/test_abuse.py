@@ -894,7 +894,7 @@ def test_schemathesis(serve, tmp_path):
     # No schema describes the bytes of a photograph, so the check that all valid data is accepted is left out.
     command = [Path(sys.executable).parent / "schemathesis", "run", "--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", str(SCHEMATHESIS), "--seed", "1", "--request-timeout", "30", "--no-color"]
-    with serve(TRASHSORTING_LOG_LEVEL="info") as server:
+    with serve(TRASHSORTING_LOG_LEVEL="info", TRASHSORTING_FEEDBACK=str(tmp_path / "kept")) as server:
         address, options = f"{server.url}/openapi.json", {"capture_output": True, "text": True, "timeout": 1800}
         hooked = {
             **os.environ,
@@ -906,4 +906,5 @@ def test_schemathesis(serve, tmp_path):
     print(result.stdout[-2000:], dict(answers))
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert answers["/api/predict", 200] and answers["/api/predict/batch", 200] and answers["/api/predict", 422]
+    assert answers["/api/feedback", 422] and answers["/api/feedback/{token}", 404]
     assert not any(status >= 500 for _, status in answers) and "Traceback" not in server.said()

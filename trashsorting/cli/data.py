@@ -13,9 +13,20 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from .options import FILE, FOLDER, OUT_FILE, SOURCE_SPLIT_OPTION, check_written, logged, report_skipped
+from trashsorting.cli.options import (
+    FILE,
+    FOLDER,
+    MADE_FOLDER,
+    OUT_FILE,
+    SOURCE_SPLIT_OPTION,
+    check_written,
+    logged,
+    report_skipped,
+)
+from ..core.correction import LICENCE
 from ..core.errors import DataError, need
 from ..core.log import step
+from ..core.settings import SHIPPED_MODEL
 
 # %% ../../nbs/cli/02_data.ipynb #1d267725
 @click.group()
@@ -347,3 +358,85 @@ def report(source: str, split: Path | None, hashes_only: bool, against: Path | N
         manifest, groups, issues = _inspect(source, Path(folder) / "data", split, hashes_only)
         written = write_report(manifest, groups, out, issues, before)
     click.echo(f"{written}: {len(manifest.entries)} photographs, {len(groups)} near-duplicate groups")
+
+# %% ../../nbs/cli/02_data.ipynb #a9b90d82
+def _known_photographs(
+    model: Path,  # The ONNX file that answered
+    against: Path | None,  # Folder of training photographs
+    hashes_only: bool,  # Without embeddings
+) -> tuple:  # Hashes (m, 2), embeddings (n, d) and classes of the folder; None for what is not known
+    "What the corrections are compared with. Raises `ModelError` or `DataError`."
+    import numpy as np
+
+    from trashsorting.core.card import read_card
+    from trashsorting.data.duplicates import compute_hashes, unpack_hashes
+    from trashsorting.data.manifest import read_folder
+
+    hashes = unpack_hashes(read_card(model))
+    if against is None:
+        return hashes, None, ()
+    manifest = read_folder(against, progress=True)
+    paths = [manifest.root / entry.file for entry in manifest.entries]
+    others = compute_hashes(paths, progress=True)[:, 0]
+    hashes = others if hashes is None else np.concatenate([hashes, others])
+    return hashes, None if hashes_only else _embed(paths), tuple(entry.label for entry in manifest.entries)
+
+# %% ../../nbs/cli/02_data.ipynb #3932df14
+def _embed(
+    photographs: list,  # Files, or the bytes of files
+):  # (n, d) features, or None where there is no photograph
+    "Compute embeddings."
+    from trashsorting.training.backbone import embed
+
+    warnings.simplefilter("ignore")  # torch's, for developers
+    with step("computing embeddings") as notes:
+        notes.append(f"{len(photographs)} photographs")
+        return embed(photographs, progress=True) if photographs else None
+
+# %% ../../nbs/cli/02_data.ipynb #f936198a
+def _judge(
+    candidates,  # From `read_corrections`
+    known: tuple,  # From `_known_photographs`
+    hashes_only: bool,  # Without embeddings
+):  # Settled and ranked
+    "Drop, set apart and rank corrections."
+    from trashsorting.data.harvest import drop_copies, find_unlikely, hash_candidates, rank_candidates, set_apart
+
+    hashes, known_embeddings, labels = known
+    candidates, embeddings, unlikely = drop_copies(candidates, hash_candidates(candidates), hashes), None, {}
+    if not hashes_only:
+        embeddings = _embed([candidate.correction.picture for candidate in candidates])
+        found = find_unlikely([each.correction for each in candidates], embeddings, known_embeddings, labels)
+        unlikely = {candidates[at].name: label for at, label in found.items()}
+    return rank_candidates(set_apart(candidates, unlikely), embeddings, known_embeddings, labels)
+
+# %% ../../nbs/cli/02_data.ipynb #383ba9ae
+@data.command()
+@click.argument("place", metavar="PLACE")
+@click.option("--out", type=FOLDER, required=True, help="Folder for photographs, manifest.csv and review.html.")
+@click.option("--model", type=FILE, default=SHIPPED_MODEL, help="Model that answered.  [default: the shipped one]")
+@click.option("--against", type=MADE_FOLDER, help="Training photographs to compare with, in class folders.")
+@click.option("--hashes-only", is_flag=True, help="Without a network: neighbours and novelty do not count.")
+@click.option("--licence", default=LICENCE, show_default=True, help="What the senders agreed to, for the manifest.")
+@click.option("--most", type=click.IntRange(1), default=500, show_default=True, help="Photographs on the page.")
+@logged
+def harvest(place: str, out: Path, model: Path, against: Path | None, hashes_only: bool, licence: str, most: int) -> None:
+    """Make a review page and a manifest from people's corrections.
+
+    PLACE is the folder or gs:// address of the service's setting TRASHSORTING_FEEDBACK. Copies are dropped. What people
+    disagree about, or looks like poisoning, is set apart. The rest is ranked by what a label is worth. Open review.html,
+    keep or drop, and save manifest.csv; `data import` takes it.
+    """
+    need("scipy", "Harvesting corrections", "train")
+    if not hashes_only:
+        need("timm", "Comparing embeddings (without: --hashes-only)", "train")
+    from trashsorting.data.harvest import count_lines, read_corrections, write_harvest
+
+    check_written(out)
+    with TemporaryDirectory() as folder:
+        candidates = read_corrections(place, Path(folder))
+    if not candidates:
+        raise DataError(f"{place}: no correction has a photograph: nobody agreed to have one kept")
+    candidates = _judge(candidates, _known_photographs(model, against, hashes_only), hashes_only)
+    page = write_harvest(candidates, out, licence, most)
+    click.echo("\n".join([*count_lines(candidates), f"to review: {page}"]))

@@ -93,3 +93,16 @@ async def sent_files(
         if not uploads or any(isinstance(upload, str) for upload in uploads):
             raise ApiError("no-files", NO_FILENAMES if any(uploads) else None)
         yield [upload.file for upload in uploads if isinstance(upload, UploadFile)]
+
+# %% ../../nbs/serving/04_forms.ipynb #c7eb5381
+@asynccontextmanager
+async def sent_fields(
+    request: Request,  # Its body is a form
+) -> AsyncIterator[tuple[dict[str, str], BinaryIO | None]]:  # The texts by field, and the file in the field `file`
+    "Read a form with at most one file. Raises `ApiError`."
+    async with _read_form(request, 1, ApiError("bad-form"), "bad-form", "bad-form") as form:
+        upload = form.get("file")
+        if isinstance(upload, str) and upload:
+            raise ApiError("no-file", NO_FILENAME)
+        texts = {name: value for name, value in form.items() if isinstance(value, str)}
+        yield texts, upload.file if isinstance(upload, UploadFile) else None

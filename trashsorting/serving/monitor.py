@@ -119,6 +119,10 @@ class Metrics:
         by_class = ["predicted_class"]
         self.predictions = Counter(f"{_PREFIX}_predictions", "Photographs by their class.", by_class, registry=own)
         self.confidence = histogram(f"{_PREFIX}_confidence", "Of the predicted class.", buckets=_FRACTIONS)
+        by_label = ["predicted", "label"]
+        self.feedback = Counter(f"{_PREFIX}_feedback", "People's words about answers, by both classes.", by_label, registry=own)
+        confirmed = f"{_PREFIX}_feedback_confirmed"
+        self.feedback_confirmed = Counter(confirmed, "Answers that people called right.", ["predicted"], registry=own)
         model = ["name", "architecture", "sha256"]
         self.model_info = Gauge(f"{_PREFIX}_model_info", "Always 1; which model answers.", model, **_over_workers("livemax", own))
 
