@@ -25,7 +25,7 @@ SHIPPED_MODEL = Path(str(files("trashsorting"))) / "models" / "trashnet.onnx"
 MAX_BYTES = 10_000_000  # Of an upload
 MAX_FILE_BYTES = 64_000_000  # Of a file that a command reads
 MAX_PIXELS = 50_000_000
-PREFIX = "TRASHSORTING_"
+_PREFIX = "TRASHSORTING_"
 
 # %% ../../nbs/core/02_settings.ipynb #48dbdf6d
 def _split_list(
@@ -53,6 +53,7 @@ def check_key(
     return key
 
 
+_Model = Annotated[Path | str, AfterValidator(lambda model: model if "://" in str(model) else Path(model))]
 _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _Origins = Annotated[
     tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...], NoDecode, BeforeValidator(_split_list)
@@ -75,9 +76,16 @@ _Place = Annotated[str, AfterValidator(_check_place)]
 class Settings(BaseSettings):
     "The settings of the service; the field `x` is the environment variable `TRASHSORTING_X`."
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
-    model: Path = Field(SHIPPED_MODEL, description="the ONNX file; its card lies beside it, with the suffix .json")
+    model: _Model = Field(
+        SHIPPED_MODEL, description="an ONNX file with its card beside it, or a folder or an address gs://... of versions"
+    )
+    model_seconds: _Seconds = Field(60, description="time between two looks for a new version; SIGHUP looks at once")
+    shadow_model: _Model | None = Field(
+        None, description="a candidate, named like the model; it predicts beside the model, and only agreement is counted"
+    )
+    shadow_fraction: float = Field(0.1, gt=0, le=1, description="fraction of the photographs that the candidate gets, 0..1")
     max_bytes: int = Field(MAX_BYTES, ge=1, description="largest accepted upload, bytes")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest accepted photograph, width x height in pixels")
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
@@ -94,11 +102,8 @@ class Settings(BaseSettings):
     grace_seconds: _Seconds = Field(25, ge=2, description="time for running work to finish after SIGTERM")
     api_key: _Key | None = Field(None, description="key that requests must send as Authorization: Bearer KEY; 8 characters or more")
     cors_origins: _Origins = Field((), description="other sites whose pages may call, separated by commas; * for all")
-    feedback: _Place | None = Field(None, description="folder or gs://BUCKET/FOLDER for people's corrections; without it feedback is off")
-    feedback_days: int = Field(90, ge=1, le=3650, description="days after which a correction is deleted")
-    feedback_per_day: int = Field(50, ge=1, description="corrections from one address a day; the next is answered 429")
-    feedback_key: _Key | None = Field(
-        None, description="key that signs answers for feedback, the same for all instances; without it a new one at each start"
+    metrics_port: int = Field(
+        0, ge=0, le=65_535, description="port of 127.0.0.1 on which /metrics needs no key, for a collector beside the service; 0: none"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
@@ -112,10 +117,10 @@ def read_settings(
 ) -> Settings:  # The settings of this process
     "Read the settings. Raises `TrashsortingError` with the name of a misspelt variable or of one with a wrong value."
     known = [name.upper() for name in Settings.model_fields]
-    for variable in [name for name in os.environ if name.upper().startswith(PREFIX)]:
-        similar = get_close_matches(name := variable.upper().removeprefix(PREFIX), known, 1, _NEAR)
+    for variable in [name for name in os.environ if name.upper().startswith(_PREFIX)]:
+        similar = get_close_matches(name := variable.upper().removeprefix(_PREFIX), known, 1, _NEAR)
         if similar and name not in known:
-            raise TrashsortingError(f"{variable} is no setting; is {PREFIX}{similar[0]} meant?")
+            raise TrashsortingError(f"{variable} is no setting; is {_PREFIX}{similar[0]} meant?")
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -124,4 +129,4 @@ def read_settings(
         value = "" if name in _SECRETS else f"={first['input']!r}"
         too_short = name in _SECRETS and first["type"] == "too_short"
         message = "a key has 8 characters or more" if too_short else first["msg"]
-        raise TrashsortingError(f"{PREFIX}{name}{value}: {message}") from None
+        raise TrashsortingError(f"{_PREFIX}{name}{value}: {message}") from None

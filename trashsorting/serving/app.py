@@ -9,15 +9,15 @@ __all__ = ['create_app']
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
+from prometheus_client import Gauge
 from starlette.routing import Mount, Route
 
 from .. import __version__
-from ..core.errors import ModelError
-from ..core.log import log
 from ..core.settings import Settings, read_settings
 from ..core.system import count_cores
 from ..inference.predictor import Predictor
@@ -32,8 +32,9 @@ from trashsorting.serving.limits import (
     end_when_stuck,
     problem_response,
 )
-from .monitor import CountsError, Metrics, MetricsMiddleware, metrics_page, show_model
+from .monitor import CountsError, Metrics, MetricsMiddleware, counting, metrics_page, show_model
 from .page import add_docs, add_page
+from .reload import Serving, open_models, refresh_for_ever
 from .routes import api, check_key, probes
 from .schemas import ApiError
 
@@ -48,6 +49,16 @@ def _make_queue(
     return Queue(parallel, settings.queue, watch=metrics.queue_depth.set, **times)
 
 
+def _show_places(
+    metrics: Metrics,
+    queue: Queue,
+) -> None:
+    "Say in the metrics how many photographs may be in the queue of all workers."
+    text, registry = "Photographs that may wait or be computed.", metrics.registry
+    with counting():
+        Gauge("trashsorting_queue_places", text, multiprocess_mode="livesum", registry=registry).set(queue.places)
+
+
 def _add_state(
     app: FastAPI,
     settings: Settings,
@@ -58,23 +69,22 @@ def _add_state(
     state.settings, state.predictor, state.metrics = settings, predictor, Metrics()
     state.feedback = Feedback(settings) if settings.feedback else None
     state.queue = _make_queue(settings, state.metrics)
+    _show_places(state.metrics, state.queue)
     most = max(state.queue.places * settings.max_bytes, settings.max_batch_bytes)
     state.in_flight = InFlight(most + FORM_OVERHEAD)
 
 # %% ../../nbs/serving/07_app.ipynb #f3a9db27
-def load_predictor(
-    settings: Settings,  # Which model, and its threads
-) -> Predictor | None:  # None when it cannot be loaded
-    "Load the model and warm it up, or log why that is impossible."
-    try:
-        predictor = Predictor(settings.model, settings.threads or 1)
-        predictor.warm_up()
-        return predictor
-    except ModelError as error:
-        log.error("the model cannot be loaded: %s", error)
-    except Exception:  # the service runs without a model, whatever the reason
-        log.exception("the model cannot be loaded")
-    return None
+def _serve_with(
+    app: FastAPI,
+    serving: Serving,  # From `Models`
+) -> None:
+    "Let a model answer from the next request on, and name it in the metrics."
+    state = app.state
+    with counting():
+        for labels in {tuple(sample.labels.values()) for family in state.metrics.model_info.collect() for sample in family.samples}:
+            state.metrics.model_info.labels(*labels).set(0)
+    show_model(state.metrics, serving.card)
+    state.predictor = serving
 
 # %% ../../nbs/serving/07_app.ipynb #96280ad8
 @asynccontextmanager
@@ -84,12 +94,13 @@ async def _lifespan(
     "Load the model, serve, and close what was opened."
     state = app.state
     handed_in = state.predictor
-    state.predictor = handed_in or load_predictor(state.settings)
-    if state.predictor:
-        show_model(state.metrics, state.predictor.card)
     tasks = [asyncio.create_task(end_when_stuck(state.queue, state.in_flight))]
-    if state.feedback:
-        tasks.append(asyncio.create_task(remove_old_daily(state.feedback)))
+    if handed_in:
+        show_model(state.metrics, handed_in.card)
+    else:
+        models = open_models(state.settings, state.metrics, partial(_serve_with, app))
+        models.refresh()
+        tasks.append(asyncio.create_task(refresh_for_ever(models, state.settings.model_seconds)))
     try:
         with drain_on_signals(state.in_flight, state.settings.grace_seconds - 1):
             yield

@@ -17,17 +17,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tempfile import TemporaryDirectory
 from typing import cast
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 import click
 import httptools
 import uvicorn
+from prometheus_client import Counter, values
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -38,7 +40,7 @@ from ..core.log import log
 from ..core.settings import Settings
 from ..core.system import count_cores
 from .limits import problem_response
-from .monitor import check_counts, log_settings
+from .monitor import Metrics, check_counts, counting, log_settings
 from .schemas import ApiError
 
 try:
@@ -635,6 +637,12 @@ def _describe_exit(
         return "it was silent for too long"
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
+# %% ../../nbs/serving/08_server.ipynb #96f88063
+def _count_ended() -> Counter:
+    "A counter of this process, at zero."
+    values.ValueClass = values.get_value_class()  # the folder is known only now
+    return Counter("trashsorting_workers_ended", "Workers that ended and were replaced.", registry=Metrics().registry)
+
 # %% ../../nbs/serving/08_server.ipynb #56aee96a
 _MAX_FAILURES = 3  # Workers in a row that end before they serve
 
@@ -643,6 +651,16 @@ class _Supervisor(_HealthChecks):
     "Replaces workers, and ends the service when they cannot start."
 
     failed = False  # Whether the service ended because workers could not start
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.ended = _count_ended()
+
+    def handle_hup(self) -> None:
+        "Pass SIGHUP on: each worker looks for a new version of the model."
+        for worker in self.serving:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGHUP)
 
     def keep_subprocess_alive(self) -> None:
         "Replace workers that have died or are silent."
@@ -660,6 +678,8 @@ class _Supervisor(_HealthChecks):
         worker.kill()
         worker.join()
         log.error("worker %d has ended: %s", worker.pid, _describe_exit(code))
+        with counting():
+            self.ended.inc()
         self.failures += worker not in self.serving
         self.serving.discard(worker)
         del self.answered[worker]
@@ -694,6 +714,57 @@ def _run_workers(
     supervisor.run()
     return not supervisor.failed
 
+# %% ../../nbs/serving/08_server.ipynb #f43944ac
+class _MetricsHandler(BaseHTTPRequestHandler):
+    "Answers /metrics with the service's answer, and nothing else."
+
+    timeout = 10  # Seconds that a client may be silent
+    service = Request("http://127.0.0.1/metrics")  # Of a service, with its key
+
+    def do_GET(self) -> None:
+        "Called by `http.server`."
+        if self.path.partition("?")[0] != "/metrics":
+            return self.send_error(404, "only /metrics is here")
+        try:
+            with build_opener(ProxyHandler({})).open(self.service, timeout=10) as answer:
+                status, body = answer.status, answer.read()
+        except HTTPError as error:
+            status, body = error.code, error.read()
+        except OSError:
+            return self.send_error(502, "the service does not answer")
+        self.send_response(status)
+        self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments) -> None:
+        "Nothing: the service itself logs the request."
+
+# %% ../../nbs/serving/08_server.ipynb #ea84ea53
+@contextmanager
+def _metrics_port(
+    url: str,  # Of the service
+    settings: Settings,  # With the port, and the key
+) -> Iterator[None]:
+    "Pass the metrics on while this is open. Raises `TrashsortingError` when the port is taken."
+    if not settings.metrics_port:
+        yield
+        return
+    key = settings.api_key and settings.api_key.get_secret_value()
+    service = Request(f"{url}/metrics", headers={"authorization": f"Bearer {key}"} if key else {})  # noqa: S310
+    handler = type("Handler", (_MetricsHandler,), {"service": service})
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", settings.metrics_port), handler)
+    except OSError as error:
+        raise TrashsortingError(
+            f"TRASHSORTING_METRICS_PORT={settings.metrics_port}: cannot listen there: {error.strerror}; choose another one"
+        ) from None
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
+
 # %% ../../nbs/serving/08_server.ipynb #6f86e008
 def run(
     host: str,  # To listen on
@@ -704,9 +775,9 @@ def run(
     "Serve until a signal comes. Raises `TrashsortingError` when the service cannot start."
     cores = count_cores()
     workers = workers or cores
-    os.environ.update(_divide_cores(workers, settings, cores) | _share_feedback_key(settings))
-    with _listen(host, port) as listener, _metrics_folder(workers):
-        check_counts(workers)
+    os.environ.update(_divide_cores(workers, settings, cores))
+    with _listen(host, port) as listener, _metrics_folder(workers), _metrics_port(_url(listener), settings):
+        check_counts(workers + 1 if workers > 1 else 1)  # the supervisor counts, too
         config = _configure(settings, workers)
         threading.Thread(target=_announce, args=(_url(listener),), daemon=True).start()
         several, grace = workers > 1, settings.grace_seconds + 3
