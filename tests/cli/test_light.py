@@ -53,7 +53,6 @@ NEEDS = [
     ("crossval --data photos --out new", "train"),
     ("average run run --out new", "train"),
     ("export run", "train"),
-    ("zero-shot {model} --data photos --synthetic run --out new.onnx", "train"),
     ("quantize {model} --data photos --out new.onnx", "train"),
     ("job train --image {image} {places} --dry-run", "cloud"),
     ("job train --image {image} {places} {project}", "cloud"),

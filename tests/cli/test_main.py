@@ -36,7 +36,7 @@ def sample(tmp_path_factory) -> Path:
 def test_every_command_has_help():
     top = call("--help")
     assert top.returncode == 0
-    for name in ("predict", "evaluate", "robustness", "train", "export", "zero-shot", "quantize", "data", "serve"):
+    for name in ("predict", "evaluate", "robustness", "train", "export", "quantize", "data", "serve"):
         assert name in top.stdout.decode()
         done = call(name, "--help")
         assert done.returncode == 0 and b"Usage: trashsorting" in done.stdout

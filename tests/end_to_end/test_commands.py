@@ -31,7 +31,7 @@ ELSEWHERE = {
     "TRASHSORTING_MODEL=run/model.onnx trashsorting serve --port 8080": "conftest.py::running",
     "trashsorting train": "training/test_train.py::",
     "trashsorting crossval": "training/test_crossval.py::",
-    "trashsorting zero-shot": "export/test_zero_shot.py::test_the_command_makes_file_and_card",
+    "trashsorting export": "training/test_crossval.py::test_the_calibration_reaches_the_card",
     "docker build": "end_to_end/test_api_image.py::test_it_is_small",
     "docker run": "end_to_end/test_api_image.py::test_it_predicts_a_photograph_and_refuses_a_bad_one",
     "docker compose up": "end_to_end/test_compose.py::test_they_find_each_other",

@@ -108,11 +108,9 @@ def synthesize(
     need("cv2", "Cut-and-paste synthesis", "train")
     from trashsorting.data.cutpaste import describe_synthetic, synthesize_folder
     from trashsorting.data.sources import load_manifest
-    from trashsorting.data.splits import train_on_all
 
     with TemporaryDirectory() as folder, step("synthesizing") as notes:
-        photographs = load_manifest(source, Path(folder) / "data", split, seed)
-        photographs = train_on_all(photographs) if on_all else photographs
+        photographs = load_manifest(source, Path(folder) / "data", split, seed, on_all=on_all)
         report_skipped(photographs)
         synthesize_folder(photographs, out, n_each, seed=seed, backgrounds=backgrounds, progress=True)
         notes.append(describe_synthetic(out))

@@ -21,7 +21,7 @@ from .. import __version__
 from .data import data
 from .job import job
 from .options import FILE, MADE_FOLDER, OUT_FILE, check_written, report_skipped
-from .train import add_zero_shot_head, average, crossval, export, quantize, sweep, train
+from .train import average, crossval, export, quantize, sweep, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up
 from ..core.settings import MAX_FILE_BYTES, SHIPPED_MODEL, Settings, read_settings
@@ -43,7 +43,7 @@ def cli() -> None:
     """
 
 
-for command in (train, sweep, crossval, average, export, add_zero_shot_head, quantize, data, job):
+for command in (train, sweep, crossval, average, export, quantize, data, job):
     cli.add_command(command)
 
 # %% ../../nbs/cli/04_main.ipynb #a605eab4

@@ -28,7 +28,7 @@ from .listing import dataset_root, list_folder
 from .manifest import Manifest, manifest_from_csv, read_folder, skip_files
 from .open_sets import OPEN_SETS, fetch_open_set
 from .sample import draw_sample
-from .splits import apply_split, complete_split, match_spelling
+from .splits import apply_split, complete_split, match_spelling, train_on_all, unite_groups
 from .storage import fetch
 from .table import read_table
 
@@ -453,9 +453,11 @@ def load_manifest(
     split: Path | None = None,  # CSV with the columns file,label,split; None: the folder's own, or `complete_split`
     seed: int = 0,  # For `complete_split`
     progress: bool = False,  # Show a bar
+    on_all: bool = False,  # Hold nothing out: `train_on_all` instead of `complete_split`
 ) -> Manifest:  # Every entry decided
     "Open a source, read it and divide it. Raises `DataError`."
     manifest = open_manifest(source, into, progress=progress)
     with source_errors(source, into):
         manifest = apply_own_manifest(manifest)
-        return complete_split(apply_split(manifest, split) if split else manifest, seed)
+        manifest = apply_split(manifest, split) if split else manifest
+        return unite_groups(train_on_all(manifest)) if on_all else complete_split(manifest, seed)

@@ -24,7 +24,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core.card import Evaluation, ModelCard, Provenance, card_path, file_sha256, read_card, write_card
+from ..core.card import Evaluation, ModelCard, Provenance, SourceMetrics, card_path, file_sha256, read_card, write_card
 from ..core.errors import DataError, ModelError
 from ..core.settings import SHIPPED_MODEL
 from ..data.duplicates import compute_hashes, pack_hashes
@@ -41,14 +41,23 @@ def export_run(
     progress: bool = False,  # Show a bar
 ) -> Path:  # `model.onnx` in that folder, with `model.json` beside it
     "Export a run. Raises `ModelError` if the run cannot be read or file and network disagree, `DataError` without its data."
-    run = load_run(folder)
+    run, sources = load_run(folder), _read_sources(held_out_sources) if held_out_sources else {}
     file = to_onnx(run.model, run.preprocessing.input_size, run.folder / "model.onnx")
     check_parity(run.model, _parity_batches(run), file)
     evaluation = _out_of_fold(run) or _score_file(file, run, progress)
-    sources = json.loads((held_out_sources / "sources.json").read_bytes()) if held_out_sources else {}
-    card = _make_card(file, run, evaluation)
-    write_card(file, ModelCard(**card.model_dump() | {"held_out_sources": sources}))
+    write_card(file, _make_card(file, run, evaluation).model_copy(update={"held_out_sources": sources}))
     return file
+
+
+def _read_sources(
+    folder: Path,  # Of `trashsorting crossval --by-source`
+) -> dict[str, SourceMetrics]:  # By source
+    "The metrics on held-out sources. Raises `ModelError` if the folder has none."
+    path = Path(folder) / "sources.json"
+    try:
+        return {name: SourceMetrics(**row) for name, row in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise ModelError(f"{path}: no metrics by source; `trashsorting crossval --by-source --out {folder}` makes them") from None
 
 # %% ../../nbs/export/00_onnx.ipynb #b293b5f8
 def to_onnx(
@@ -61,7 +70,7 @@ def to_onnx(
     has_maps, network = _has_activation_maps(model, input_size), _simplify(model, input_size)
     if has_maps:
         network, outputs = _WithActivationMaps(network), ["logits", "evidence"]
-    return write_onnx(network, (example,), path, ["pixels"], outputs)
+    return _write_onnx(network, example, path, outputs)
 
 # %% ../../nbs/export/00_onnx.ipynb #3990e805
 def _has_activation_maps(
@@ -117,26 +126,24 @@ def _simplify(
 _OPSET = 18
 
 
-def write_onnx(
+def _write_onnx(
     model: torch.nn.Module,  # In evaluation mode, on the CPU
-    example: tuple,  # Its inputs: tensors and lists of them, each with the batch as its first axis
+    example: torch.Tensor,  # An input, (n, 3, side, side)
     path: Path,  # Where the file goes; replaced only once the new one is whole
-    inputs: Sequence[str],  # Names of these tensors
     outputs: Sequence[str],  # Names of its outputs
 ) -> Path:  # The same path
     "Write a module as one ONNX file with a batch of any length."
-    batch = {0: torch.export.Dim("batch")}
     with TemporaryDirectory(dir=Path(path).parent) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it reports every constant that it folds
         temporary = Path(folder) / "model.onnx"
         torch.onnx.export(
             model,
-            example,
+            (example,),
             temporary,
-            input_names=list(inputs),
+            input_names=["pixels"],
             output_names=list(outputs),
-            dynamic_shapes=tuple([batch] * len(item) if isinstance(item, list) else batch for item in example),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,

@@ -113,14 +113,12 @@ def _is_scalable(
 ) -> bool:
     "Whether the channels of tensors can be scaled without a change of the network's outputs."
     made_by = [node for node in _convolutions(model) if node.output[0] in tensors]
-    read_by = [node for name in tensors for node in _consumers(model, name) if node.output[0] not in tensors]
-    into = [node for node in read_by if node.op_type == "Conv"]
+    into = [node for name in tensors for node in _consumers(model, name) if node.output[0] not in tensors]
     uses = Counter(name for node in model.graph.node for name in node.input)
     weights = [name for node in made_by for name in node.input[1:]] + [node.input[1] for node in into]
     return (
         bool(into)
-        and all(_attributes(node).get("group", 1) == 1 for node in into)
-        and not any(node.op_type in ("Add", "Clip", "Relu") for node in read_by)
+        and all(node.op_type == "Conv" and _attributes(node).get("group", 1) == 1 for node in into)
         and not any(uses[name] > 1 for name in weights)
         and tensors.isdisjoint(value.name for value in model.graph.output)
     )
@@ -166,24 +164,6 @@ def channel_ranges(
         ranges = {name: np.maximum(top, np.abs(values[name]).max(axis=(1, 2))) for name, top in ranges.items()}
     return ranges
 
-# %% ../../nbs/export/01_quantize.ipynb #18ee54d1
-def _multiply_back(
-    model: onnx.ModelProto,  # That is changed
-    name: str,  # Of a tensor whose channels were divided
-    factors: np.ndarray,  # (channels,)
-) -> None:
-    "Give the nodes that are neither convolutions nor sums the old values of a tensor."
-    others = [node for node in _consumers(model, name) if node.op_type not in ("Add", "Conv")]
-    if not others:
-        return
-    for node in others:
-        node.input[:] = [f"{name} before" if item == name else item for item in node.input]
-    constant = onnx.numpy_helper.from_array(factors[:, None, None].astype(np.float32), f"{name} share")
-    model.graph.initializer.append(constant)
-    multiply = onnx.helper.make_node("Mul", [name, constant.name], [f"{name} before"], name=f"{name} back")
-    producer = next(at for at, node in enumerate(model.graph.node) if name in node.output)
-    model.graph.node.insert(producer + 1, multiply)
-
 # %% ../../nbs/export/01_quantize.ipynb #18ee54d2
 def equalize_cross_layer(
     model: onnx.ModelProto,  # That is changed; with the shapes of its tensors
@@ -207,8 +187,6 @@ def equalize_cross_layer(
                     scale(bias, 1 / factors)
             if node.input[0] in group:
                 scale(node.input[1], factors[:, None, None])
-        for name in group:
-            _multiply_back(model, name, factors)
 
 # %% ../../nbs/export/01_quantize.ipynb #6cae47df
 def _weight_scales(

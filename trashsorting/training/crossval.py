@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from ..core.card import CrossValidation, OutOfDistribution
 from ..core.config import TrainConfig
 from ..core.errors import DataError, ModelError, TrashsortingError
 from ..core.image import open_rgb, to_input
+from ..core.log import log
 from ..core.system import write_json
-from ..data.cutpaste import describe_synthetic
+from ..data.cutpaste import describe_synthetic, find_synthetic
 from ..data.duplicates import Group, resolve_conflicts
 from ..data.listing import list_folder
 from ..data.manifest import Manifest, skip_files
@@ -131,14 +133,32 @@ def train_folds(
 ) -> list[Path]:  # Folders of the folds' runs
     "Train the folds that are not trained yet. Raises what `train` raises, `TrashsortingError` for other recipes."
     _write_splits(folds, folder)
-    note, weights = describe_synthetic(synthetic) if synthetic else "", describe_weights(config, init_from)
-    runs = [folder / f"fold{number}" for number in range(len(folds))]
+    weights, runs = describe_weights(config, init_from), [folder / f"fold{number}" for number in range(len(folds))]
+    with_images = _with_synthetic(folds, synthetic)
     for number, (fold, run) in enumerate(zip(folds, runs, strict=True)):
-        seeded = replace(config, seed=config.seed + number)
-        if not _is_trained(run, seeded, note, weights):
-            views = folder / "views" if config.stored_views else None
-            train(fold, seeded, run, synthetic, init_from, data, views=views).tracker.finish()
+        images, seeded = synthetic if with_images[number] else None, replace(config, seed=config.seed + number)
+        if not _is_trained(run, seeded, describe_synthetic(images) if images else "", weights):
+            views = folder / "views" if images == synthetic else None  # of other images: not shared
+            train(fold, seeded, run, images, init_from, data, views=views).tracker.finish()
+    rmtree(folder / "views", ignore_errors=True)
     return runs
+
+
+def _with_synthetic(
+    folds: Sequence[Manifest],
+    synthetic: Path | None,  # A folder of `synthesize_folder`
+) -> list[bool]:  # For each fold
+    "Which folds train on a photograph that has synthetic images. Raises `DataError` if none of them does."
+    if not synthetic:
+        return [False] * len(folds)
+    describe_synthetic(synthetic)
+    have = find_synthetic(synthetic, [entry for fold in folds for entry in fold.subset("train").entries]).keys()
+    trained = [fold.subset("train").entries for fold in folds]
+    with_images = [any(entry.file in have for entry in entries) for entries in trained]
+    for number in np.flatnonzero(np.logical_not(with_images)):
+        names = ", ".join(sorted({entry.source for entry in trained[number]}))
+        log.warning("fold %d: there are no synthetic images of %s: it is trained on photographs alone", number, names)
+    return with_images
 
 # %% ../../nbs/training/12_crossval.ipynb #496fc870
 def _predict_fold(
@@ -269,7 +289,16 @@ def apply_calibration(
     crossval: Path,  # Folder of a finished cross-validation
 ) -> None:
     "Write a calibration into a run; the recipe's metrics only into the folds' own average. Raises `ModelError`."
-    calibration, run = read_calibration(crossval), load_run(folder)
+    _calibrate_run(folder, crossval, read_calibration(crossval))
+
+
+def _calibrate_run(
+    folder: Path,  # Of a run, as for `apply_calibration`
+    crossval: Path,  # Folder of the cross-validation
+    calibration: dict,  # What `read_calibration` returns
+) -> None:
+    "Write temperature and threshold into a run, with the ratio of the scales of its logits. Raises `ModelError`."
+    run = load_run(folder)
     n_folds, temperature = len(calibration["cross_validation"]["accuracy_by_fold"]), calibration["temperature"]
     folds = [load_run(crossval / f"fold{number}") for number in range(n_folds)]
     check_alike([run, *folds])
@@ -296,7 +325,7 @@ def average_folds(
     mean = folder / "mean"
     if not (mean / "run.json").exists():
         average_runs([folder / f"fold{at}" for at in range(k)], mean, note, manifest)
-    write_json(folder / "calibration.json", calibration)
     (folder / "split.csv").write_text(split_csv(manifest), encoding="utf-8")
-    apply_calibration(mean, folder)
+    _calibrate_run(mean, folder, calibration)
+    write_json(folder / "calibration.json", calibration)  # last: a cross-validation with this file is finished
     return mean

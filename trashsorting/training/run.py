@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -188,7 +189,7 @@ def train(
     data: str | Path | None = None,  # The source that the manifest was read from; None: the manifest's folder
     callbacks: Iterable[Callback] = (),  # More fastai callbacks
     resumable: bool = True,  # Write the state after each epoch, and go on from it if it is there
-    views: Path | None = None,  # Where `stored_views` are, or go to; None: `views` in the run's folder
+    views: Path | None = None,  # Where `stored_views` are, or go to; None: `views` in the run's folder, removed at its end
 ) -> TrainingResult:
     "Train a network and save its run. Raises `DataError`, `ModelError`, `Diverged` or `TrashsortingError`."
     out, data = Path(out), data or manifest.root
@@ -209,6 +210,8 @@ def train(
         raise
     if not rank_distrib():
         save_run(learn, manifest, config, describe_source(data), provenance)
+        if not views:
+            rmtree(out / "views", ignore_errors=True)
         for checkpointer in checkpointers:
             checkpointer.done()
     return TrainingResult(learn, history, tracker)
