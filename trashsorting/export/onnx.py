@@ -24,7 +24,16 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core.card import Evaluation, ModelCard, Provenance, SourceMetrics, card_path, file_sha256, read_card, write_card
+from trashsorting.core.card import (
+    Evaluation,
+    ModelCard,
+    Provenance,
+    SourceMetrics,
+    card_path,
+    file_sha256,
+    read_card,
+    write_card,
+)
 from ..core.errors import DataError, ModelError
 from ..core.settings import SHIPPED_MODEL
 from ..data.duplicates import compute_hashes, pack_hashes
