@@ -516,17 +516,7 @@ def crossval(
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
     warnings.simplefilter("ignore")  # torch's, for the authors of its users
-    from trashsorting.training.crossval import (
-        average_folds,
-        calibrate_folds,
-        collect_predictions,
-        describe_folds,
-        measure_other_things,
-    )
-    from trashsorting.evaluation.oof import evaluate_folds, fold_table, source_table
-
-    from trashsorting.core.card import SourceMetrics
-    from trashsorting.core.system import write_json
+    from trashsorting.training.crossval import average_folds, collect_predictions, describe_folds, read_calibration
 
     values = resolve_paths(_read_parameters(file, parameters), **paths)
     if not Path(values["data"]).is_dir() or is_remote(values["out"]):
@@ -604,43 +594,6 @@ def export(run: Path, held_out_sources: Path | None, install: bool) -> None:
     click.echo(f"{table(Predictor(file).card.evaluation)}\n{file}")
     if install:
         install_model(file)
-        click.echo(f"installed as {SHIPPED_MODEL}")
-
-# %% ../../nbs/cli/01_train.ipynb #de919aff
-@click.command("zero-shot")
-@click.argument("model", type=FILE)
-@click.option("--data", required=True, metavar="DIR", help="The photographs that MODEL was trained on; as for train.")
-@click.option("--split", type=FILE, help="The split that it was made with: CSV with the columns file,label,split.")
-@click.option("--synthetic", required=True, type=FOLDER, metavar="DIR", help="What `trashsorting data synthesize` made.")
-@click.option("--out", required=True, type=OUT_FILE, metavar="FILE", help="The new file; its card goes beside it.")
-@click.option("--install", "install", is_flag=True, help="Put file and card into the package.")
-@logged
-def add_zero_shot_head(model: Path, data: str, split: Path | None, synthetic: Path, out: Path, install: bool) -> None:
-    """Add ImageNet's knowledge, for photographs on other backgrounds.
-
-    MODEL is an ONNX file with its card beside it. The backbone is not trained: a second classifier is fitted to what the
-    network with ImageNet's weights predicts for the training subset and its synthetic images, and a domain router to
-    tell these two apart.
-    """
-    need("fastai", "Adding a zero-shot head", "train")
-    from trashsorting.core.card import read_card
-    from trashsorting.data.sources import load_manifest
-    from trashsorting.export.onnx import install_model
-    from trashsorting.core.log import step
-    from trashsorting.cli.train import add_zero_shot_head
-
-    before = read_card(model)
-    with TemporaryDirectory() as folder, step("fitting the zero-shot head"):
-        manifest = load_manifest(data, Path(folder) / "data", split, before.provenance.seed)
-        report_skipped(manifest)
-        card = add_zero_shot_head(model, manifest, synthetic, out, progress=True)
-    held_out = f"of the {card.evaluation.n} held-out photographs"
-    click.echo(
-        f"{card.provenance.zero_shot_head}\n{before.evaluation.accuracy:.1%} {held_out} were right, now {card.evaluation.accuracy:.1%}\n"
-        f"{out}: {card.file_bytes / 1e6:.1f} MB; `trashsorting evaluate DIR --model {out}` measures it elsewhere"
-    )
-    if install:
-        install_model(out)
         click.echo(f"installed as {SHIPPED_MODEL}")
 
 # %% ../../nbs/cli/01_train.ipynb #7b04734d

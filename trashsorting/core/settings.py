@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     grace_seconds: _Seconds = Field(25, ge=2, description="time for running work to finish after SIGTERM")
     api_key: _Key | None = Field(None, description="key that requests must send as Authorization: Bearer KEY; 8 characters or more")
     cors_origins: _Origins = Field((), description="other sites whose pages may call, separated by commas; * for all")
+    feedback: _Place | None = Field(None, description="folder or gs://BUCKET/FOLDER for people's corrections; without it feedback is off")
+    feedback_days: int = Field(90, ge=1, le=3650, description="days after which a correction is deleted")
+    feedback_per_day: int = Field(50, ge=1, description="corrections from one address a day; the next is answered 429")
+    feedback_key: _Key | None = Field(
+        None, description="key that signs answers for feedback, the same for all instances; without it a new one at each start"
+    )
     metrics_port: int = Field(
         0, ge=0, le=65_535, description="port of 127.0.0.1 on which /metrics needs no key, for a collector beside the service; 0: none"
     )

@@ -101,6 +101,8 @@ async def _lifespan(
         models = open_models(state.settings, state.metrics, partial(_serve_with, app))
         models.refresh()
         tasks.append(asyncio.create_task(refresh_for_ever(models, state.settings.model_seconds)))
+    if state.feedback:
+        tasks.append(asyncio.create_task(remove_old_daily(state.feedback)))
     try:
         with drain_on_signals(state.in_flight, state.settings.grace_seconds - 1):
             yield

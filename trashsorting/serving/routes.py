@@ -131,11 +131,12 @@ def _make_answer(
     top_k: int | None,  # How many classes to name; None names all
     place: Place | None = None,  # Where to name the bin; None names none
     unsure_below: float | None = None,  # Threshold of the model card
+    answer_id: str | None = None,  # For feedback; None leaves it out
 ) -> Answer:
     "A prediction as the client wants it."
     ranked = list(prediction.all_probabilities.items())[:top_k]
     bin_answer = bin_for(place, prediction, unsure_below) if place else None
-    return Answer(**{**prediction.model_dump(), "all_probabilities": dict(ranked)}, timing=timing, bin=bin_answer)
+    return Answer(**{**prediction.model_dump(), "all_probabilities": dict(ranked)}, timing=timing, bin=bin_answer, id=answer_id)
 
 # %% ../../nbs/serving/05_routes.ipynb #ea88c6dc
 def _answer_id(
@@ -212,7 +213,8 @@ async def predict(
     _count_prediction(state.metrics, prediction, measured)
     if timing:
         response.headers["server-timing"] = _server_timing(measured)
-    return _make_answer(prediction, measured if timing else None, top_k, place, predictor.card.unsure_below)
+    answer_id = _answer_id(request, prediction)
+    return _make_answer(prediction, measured if timing else None, top_k, place, predictor.card.unsure_below, answer_id)
 
 # %% ../../nbs/serving/05_routes.ipynb #1cf6569f
 async def _batch_item(
@@ -253,7 +255,8 @@ async def predict_batch(
     state, predictor, queue = request.app.state, _loaded_predictor(request), _open_queue(request)
 
     def answer(prediction: Prediction, measured: Timing) -> Answer:
-        return _make_answer(prediction, measured if timing else None, top_k, place, predictor.card.unsure_below)
+        answer_id, unsure_below = _answer_id(request, prediction), predictor.card.unsure_below
+        return _make_answer(prediction, measured if timing else None, top_k, place, unsure_below, answer_id)
 
     async with sent_files(request) as files:
         queue.check(len(files))

@@ -775,7 +775,7 @@ def run(
     "Serve until a signal comes. Raises `TrashsortingError` when the service cannot start."
     cores = count_cores()
     workers = workers or cores
-    os.environ.update(_divide_cores(workers, settings, cores))
+    os.environ.update(_divide_cores(workers, settings, cores) | _share_feedback_key(settings))
     with _listen(host, port) as listener, _metrics_folder(workers), _metrics_port(_url(listener), settings):
         check_counts(workers + 1 if workers > 1 else 1)  # the supervisor counts, too
         config = _configure(settings, workers)
