@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Preprocessing', 'ClassMetrics', 'Bootstrap', 'Evaluation', 'PairedComparison', 'Speedup', 'Quantization', 'Source',
-           'Provenance', 'CrossValidation', 'ModelCard', 'card_path', 'file_sha256', 'read_card', 'write_card']
+           'Provenance', 'CrossValidation', 'Reference', 'ModelCard', 'card_path', 'file_sha256', 'read_card',
+           'write_card']
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
@@ -180,6 +181,30 @@ class CrossValidation(Card):
     macro_f1_std: float = Field(description="sample standard deviation over the folds")
     ece: float = Field(description="mean over the folds, after temperature scaling")
 
+# %% ../../nbs/core/01_card.ipynb #1538c519
+def check_quantiles(
+    quantiles: tuple[float, ...],
+) -> tuple[float, ...]:  # The same
+    "Check that quantiles ascend. Raises `ValueError`."
+    if list(quantiles) != sorted(quantiles):
+        raise ValueError("quantiles must ascend")
+    return quantiles
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+Quantiles = Annotated[tuple[_Finite, ...], Field(min_length=2), AfterValidator(check_quantiles)]
+
+# %% ../../nbs/core/01_card.ipynb #c360566e
+class Reference(Card):
+    "The features of photographs of the model's own domain, which it was not trained on."
+
+    n: int = Field(gt=0, description="photographs")
+    quantiles: dict[str, Quantiles] = Field(
+        description="by feature: its quantiles at equal steps, from the least to the largest value"
+    )
+    predicted: dict[str, int] = Field(description="by class: photographs that were predicted as it")
+    note: str = Field(description="where photographs and predictions came from")
+
 # %% ../../nbs/core/01_card.ipynb #91e2d754
 class ModelCard(Card):
     "The card of an exported model."
@@ -206,15 +231,18 @@ class ModelCard(Card):
     evaluation_note: str = Field(description="what the held-out photographs were used for besides the evaluation")
     provenance: Provenance
     quantization: Quantization | None = Field(None, description="of an INT8 file: the comparison with its float file")
+    reference: Reference | None = Field(None, repr=False, description="what drift is measured against; null: none")
     perceptual_hashes: str = Field(
         "", repr=False, description="of the training photographs: base64 of 16 bytes each, sorted; empty: not known"
     )
 
     @model_validator(mode="after")
     def check_classes(self) -> "ModelCard":
-        "Check that the evaluation is about the card's classes."
+        "Check that evaluation and reference are about the card's classes."
         if self.evaluation.classes != self.classes:
             raise ValueError(f"the evaluation's classes {self.evaluation.classes} are not the card's {self.classes}")
+        if self.reference and tuple(sorted(self.reference.predicted)) != self.classes:
+            raise ValueError(f"the reference's classes {sorted(self.reference.predicted)} are not the card's {self.classes}")
         return self
 
 # %% ../../nbs/core/01_card.ipynb #4fbfa6ba
