@@ -10,15 +10,19 @@ import hmac
 import time
 from asyncio import Future
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, NamedTuple
 
+import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from PIL import Image
 from pydantic import BaseModel, Field, SecretStr
 
 from .. import __version__
+from ..core.card import ModelCard
+from ..core.drift import find_drift
 from ..core.errors import ModelError
 from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
 from ..core.prediction import Prediction
@@ -27,13 +31,14 @@ from ..inference.predictor import Predictor
 from .errors import error_responses, image_api_error, model_api_error
 from .forms import sent_file, sent_files
 from .limits import Job, Queue, listen_for_disconnect
-from .monitor import Metrics, counting
+from .monitor import WINDOW, CountsError, Metrics, counting
 from trashsorting.serving.schemas import (
     NO_MODEL,
     Answer,
     ApiError,
     BatchAnswer,
     BatchItem,
+    Drift,
     Health,
     ModelInfo,
     Ready,
@@ -90,32 +95,44 @@ def _open_upload(
     data = file.read(settings.max_bytes + 1)
     return open_rgb(data, settings.max_bytes, settings.max_pixels, min_side(predictor.card.preprocessing))
 
+# %% ../../nbs/serving/05_routes.ipynb #c9857cf4
+class _Classified(NamedTuple):
+    "A classified photograph, and what the metrics keep of it."
+
+    prediction: Prediction
+    timing: Timing
+    card: ModelCard  # Of the model that answered
+    features: np.ndarray  # (8,), from `Predictor.observe`
+
 # %% ../../nbs/serving/05_routes.ipynb #65bb0edc
 def _classify(
     predictor: Predictor,
     settings: Settings,  # The limits
     file: BinaryIO,  # The upload, at its start
     job: Job,  # The job that runs this
-) -> tuple[Prediction, Timing]:
+) -> _Classified:
     "Read, decode and classify one photograph. Raises a kind of `ImageError`, or `ClientDisconnect` between the steps."
     start = time.perf_counter()
     picture = _open_upload(predictor, settings, file)
     decoded = time.perf_counter()
     job.still_wanted()
-    prediction = predictor.predict_image(picture)
+    prediction, features = predictor.observe(picture)
     queued, decoding, inference = (job.began or start) - job.arrived, decoded - start, time.perf_counter() - decoded
-    return prediction, Timing(queue_ms=1000 * queued, decode_ms=1000 * decoding, inference_ms=1000 * inference)
+    timing = Timing(queue_ms=1000 * queued, decode_ms=1000 * decoding, inference_ms=1000 * inference)
+    return _Classified(prediction, timing, predictor.card, features)
 
 # %% ../../nbs/serving/05_routes.ipynb #27c8c6a6
 def _count_prediction(
     metrics: Metrics,
-    prediction: Prediction,
-    timing: Timing,
+    classified: _Classified,
 ) -> None:
     "Add one photograph to the metrics."
+    prediction, timing, card, features = classified
     with counting():
         metrics.predictions.labels(prediction.predicted_class).inc()
         metrics.confidence.observe(prediction.confidence)
+        metrics.unsure.inc(prediction.unsure)
+        metrics.window.add(card, prediction.predicted_class, features)
         metrics.queue_seconds.observe(timing.queue_ms / 1000)
         metrics.decode_seconds.observe(timing.decode_ms / 1000)
         metrics.inference_seconds.observe(timing.inference_ms / 1000)
@@ -173,8 +190,9 @@ async def predict(
     async with sent_file(request) as file:
         job = queue.submit(partial(_classify, predictor, state.settings, file))
         with listen_for_disconnect(request.receive) as gone:
-            prediction, measured = await queue.result(job, gone)
-    _count_prediction(state.metrics, prediction, measured)
+            classified = await queue.result(job, gone)
+    _count_prediction(state.metrics, classified)
+    prediction, measured = classified.prediction, classified.timing
     if timing:
         response.headers["server-timing"] = _server_timing(measured)
     return _make_answer(prediction, measured if timing else None, top_k)
@@ -182,14 +200,14 @@ async def predict(
 # %% ../../nbs/serving/05_routes.ipynb #1cf6569f
 async def _batch_item(
     queue: Queue,
-    job: Job[tuple[Prediction, Timing]],  # From `submit`
+    job: Job[_Classified],  # From `submit`
     gone: Future,  # From `listen_for_disconnect`
     metrics: Metrics,
     answer: Callable[[Prediction, Timing], Answer],  # What the client wants
 ) -> BatchItem:
     "Wait for one file of a batch. Raises `ClientDisconnect`."
     try:
-        prediction, timing = await queue.result(job, gone)
+        classified = await queue.result(job, gone)
     except ModelError as cause:
         error = model_api_error(cause)
     except ImageError as cause:
@@ -197,8 +215,8 @@ async def _batch_item(
     except ApiError as cause:
         error = cause
     else:
-        _count_prediction(metrics, prediction, timing)
-        return BatchItem(status=200, answer=answer(prediction, timing))
+        _count_prediction(metrics, classified)
+        return BatchItem(status=200, answer=answer(classified.prediction, classified.timing))
     return BatchItem(status=error.status, problem=error.problem())
 
 # %% ../../nbs/serving/05_routes.ipynb #7d54ca0d
@@ -261,6 +279,23 @@ async def model_info(request: Request) -> ModelInfo:
         has_activation_map=card.has_activation_map,
     )
 
+# %% ../../nbs/serving/05_routes.ipynb #ae16ed0d
+_LastPhotographs = Annotated[int, Query(ge=1, le=WINDOW, description="compare at most the last N photographs", examples=[50])]
+
+
+@api.get("/drift", responses=error_responses(422, 501, 503))
+def drift(request: Request, window: _LastPhotographs = WINDOW) -> Drift:
+    "Say whether the last photographs differ from those that the model was measured on, and how accurate it probably is."
+    card = _loaded_predictor(request).card
+    if card.reference is None:
+        raise ApiError("no-reference")
+    try:
+        observations, since = request.app.state.metrics.window.last(card, window)
+    except CountsError:
+        raise ApiError("no-metrics") from None
+    report = find_drift(card, observations)
+    return Drift(**report.model_dump(), since=datetime.fromtimestamp(since, UTC) if since else None)
+
 # %% ../../nbs/serving/05_routes.ipynb #a5ed5e7b
 class Endpoints(BaseModel):
     "What the service offers."
@@ -275,6 +310,7 @@ class Endpoints(BaseModel):
             "GET /api/health",
             "GET /api/ready",
             "GET /api/model/info",
+            "GET /api/drift",
             "GET /metrics",
             "GET /docs",
         ],
