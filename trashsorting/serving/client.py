@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import TrashsortingError
 from ..core.settings import is_plain
-from .schemas import Answer, BatchAnswer, BatchItem, Health, ModelInfo, Problem
+from .schemas import Answer, BatchAnswer, BatchItem, Drift, Health, ModelInfo, Problem
 
 # %% ../../nbs/serving/09_client.ipynb #fb9514b7
 class ClientError(TrashsortingError):
@@ -271,3 +271,10 @@ class Client(_Requests):
     def info(self) -> ModelInfo:
         "Which model answers."
         return self.ask("/api/model/info", ModelInfo)
+
+    def drift(
+        self,
+        window: int | None = None,  # At most so many of the last photographs; None: all that the service keeps
+    ) -> Drift:
+        "Whether the last photographs differ from those that the model was measured on."
+        return self.ask("/api/drift", Drift, window=window)
