@@ -217,7 +217,8 @@ def test_the_page_is_not_sent_again_to_a_browser_that_has_it(client):
     assert "cache-control" in again.headers and "etag" not in client.get("/api/model/info").headers
 
 
-GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/api/drift", "/metrics", "/docs", "/openapi.json"]
+GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/api/drift", "/metrics", "/docs"]
+GETS += ["/openapi.json"]
 
 
 @pytest.mark.parametrize("path", [*GETS, "/docs/swagger-ui.css"])

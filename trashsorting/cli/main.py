@@ -295,20 +295,52 @@ def evaluate(
     if json_file:
         write_json(json_file, metrics)
 
+# %% ../../nbs/cli/04_main.ipynb #a0611a21
+def _simulate_drift(
+    predictor,  # A `Predictor`
+    paths: list[Path],  # Photographs like those of the reference
+    ood_files: list[Path],  # Photographs that show no trash
+    others: tuple[Path, ...],  # Folders of another camera or background
+) -> str:
+    "How soon streams raise the alarm, as text."
+    from trashsorting.core.image import open_rgb
+    from trashsorting.evaluation.drift import few_classes, observe_photographs, stream_table
+    from trashsorting.evaluation.ood import ood_images
+    from trashsorting.evaluation.robustness import corrupt, reduce
+
+    if predictor.card.reference is None:
+        return "no simulated drift: the card has no reference, `trashsorting reference` writes one"
+    clean = observe_photographs(predictor, paths)
+    kinds = {"another class mixture": few_classes(clean), "no trash": observe_photographs(predictor, list(ood_images(ood_files)))}
+    for kind, name in {"blurred": "blur", "dark": "darker"}.items():
+        kinds[kind] = observe_photographs(predictor, [corrupt(reduce(open_rgb(path)), name, 4) for path in paths])
+    for folder in others:
+        kinds[folder.name] = _observe_source(predictor, folder)
+    return stream_table(predictor.card, clean, kinds)
+
 # %% ../../nbs/cli/04_main.ipynb #f8c8195e
 @cli.command()
 @click.argument("source", metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
 @click.option("--subset", help="Subset to corrupt.  [default: val with --split, otherwise all]")
 @click.option("--ood", type=MADE_FOLDER, help="Photographs that show no trash, beside drawn textures.")
+@click.option("--other", type=MADE_FOLDER, multiple=True, help="Photographs of another camera or background; repeatable.")
 @_JSON_OPTION
 @_MODEL_OPTION
 def robustness(
-    source: str, split: Path | None, subset: str | None, ood: Path | None, json_file: Path | None, model: Path
+    source: str,
+    split: Path | None,
+    subset: str | None,
+    ood: Path | None,
+    other: tuple[Path, ...],
+    json_file: Path | None,
+    model: Path,
 ) -> None:
-    """Evaluate a model on corrupted photographs and on out-of-distribution images.
+    """Evaluate a model on corrupted photographs, on out-of-distribution images and in streams that drift.
 
-    DIR is as for evaluate. Each photograph is classified 43 times, so this takes a while.
+    DIR is as for evaluate. Each photograph is classified 46 times, so this takes a while. In a simulated stream the
+    photographs become blurred, dark, of other classes, no trash, or those of --other; the table says after how many the
+    service raises its alarm, and how often it is false. It needs a card with a reference.
     """
     for module in ("torchvision", "sklearn"):
         need(module, "Corrupting photographs", "train")
@@ -332,13 +364,14 @@ def robustness(
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
         accuracies = measure_robustness(*opened, map(open_rgb, paths), targets)
         logits = predict_logits(*opened, map(open_rgb, paths))
+        streams = _simulate_drift(predictor, paths, ood_files, other)
     scores = detect(logits, predict_logits(*opened, ood_images(ood_files)), card.temperature)
-    click.echo(f"{robustness_table(accuracies)}\n\n{ood_table(scores)}")
+    click.echo(f"{robustness_table(accuracies)}\n\n{ood_table(scores)}\n\n{streams}")
     if json_file:
         detection = {name: asdict(score) for name, score in scores.items()}
         write_json(json_file, {"robustness": asdict(accuracies), "detection": detection})
 
-# %% ../../nbs/cli/04_main.ipynb #bce4b152
+# %% ../../nbs/cli/04_main.ipynb #184c7b4f
 @cli.command()
 @click.argument("model", type=FILE, default=SHIPPED_MODEL)
 @click.option("--data", required=True, type=MADE_FOLDER, metavar="DIR", help="Photographs that MODEL was not trained on.")
@@ -368,7 +401,7 @@ def reference(model: Path, data: Path, predictions: Path | None) -> None:
     write_card(model, predictor.card.model_copy(update={"reference": made}))
     click.echo(f"{model.with_suffix('.json')}: reference of {made.note}")
 
-# %% ../../nbs/cli/04_main.ipynb #ee4f421c
+# %% ../../nbs/cli/04_main.ipynb #642c06f2
 def _observe_source(
     predictor,  # A `Predictor`
     source: Path,  # A folder of photographs, or the CSV of `evaluate --predictions`
@@ -384,7 +417,7 @@ def _observe_source(
             click.echo(f"trashsorting: {path}: {reason}", err=True)
     return observe_photographs(predictor, [Path(path) for path, reason in pictures if not reason], progress=True)
 
-# %% ../../nbs/cli/04_main.ipynb #bc182ece
+# %% ../../nbs/cli/04_main.ipynb #746fa3c1
 def _read_reference(
     predictor,  # A `Predictor`
     place: Path | None,  # A card, or a folder of photographs; None: the model's card
@@ -401,7 +434,7 @@ def _read_reference(
         raise ModelError(f"the card of {card.name} has no reference: `trashsorting reference` writes one, or name a folder")
     return card.reference
 
-# %% ../../nbs/cli/04_main.ipynb #148a31fe
+# %% ../../nbs/cli/04_main.ipynb #fead8ef5
 def _write_drift_page(
     out: Path,  # The folder; made if it is not there
     source: Path,  # For the title
@@ -416,7 +449,7 @@ def _write_drift_page(
     text = f"# Drift of {source.name}\n\n```\n{drift_table(report)}\n```\n\n![distributions](drift.png)\n"
     (out / "report.md").write_text(text, encoding="utf-8")
 
-# %% ../../nbs/cli/04_main.ipynb #3f28310a
+# %% ../../nbs/cli/04_main.ipynb #f9e9fd6d
 @cli.command()
 @click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="FOLDER|CSV")
 @click.option(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['observe_photographs', 'read_observations', 'photographs_reference', 'out_of_fold_reference', 'drift_table',
-           'plot_drift', 'photographs_until_alarm', 'count_false_alarms']
+           'plot_drift', 'photographs_until_alarm', 'count_false_alarms', 'few_classes', 'stream_table']
 
 # %% ../../nbs/evaluation/05_drift.ipynb #e0dfb93a
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .calibration import fit_temperature
 from .oof import load_predictions
 from ..inference.predictor import Predictor
 
-# %% ../../nbs/evaluation/05_drift.ipynb #d4dcd74b
+# %% ../../nbs/evaluation/05_drift.ipynb #4d643dc3
 def observe_photographs(
     predictor: Predictor,
     sources: Sequence[ImageSource],  # Photographs as for `open_rgb`
@@ -37,7 +37,7 @@ def observe_photographs(
         predicted.append(card.classes.index(prediction.predicted_class))
     return Observations(np.array(rows).reshape(-1, len(FEATURES)), np.array(predicted, dtype=int))
 
-# %% ../../nbs/evaluation/05_drift.ipynb #33ea32e7
+# %% ../../nbs/evaluation/05_drift.ipynb #300c0f6f
 def read_observations(
     path: Path,  # CSV with a column `probability:CLASS` for each class
     classes: tuple[str, ...],  # Of the model
@@ -54,7 +54,7 @@ def read_observations(
     features[:, :2] = output_features(np.log(probabilities.clip(1e-12)), 1)[:, :2]
     return Observations(features, probabilities.argmax(axis=1))
 
-# %% ../../nbs/evaluation/05_drift.ipynb #34b8101e
+# %% ../../nbs/evaluation/05_drift.ipynb #07e5521b
 def photographs_reference(
     predictor: Predictor,
     paths: Sequence[Path],  # Photographs that the model was not trained on
@@ -64,7 +64,7 @@ def photographs_reference(
     note = f"{len(paths)} photographs, as the model predicts them"
     return make_reference(observe_photographs(predictor, paths, progress), predictor.card.classes, note)
 
-# %% ../../nbs/evaluation/05_drift.ipynb #bf2feaf7
+# %% ../../nbs/evaluation/05_drift.ipynb #35f73043
 def out_of_fold_reference(
     predictor: Predictor,
     folder: Path,  # With the photographs
@@ -82,7 +82,7 @@ def out_of_fold_reference(
     note = f"{len(table.files)} out-of-fold predictions of a cross-validation, at temperature {temperature:.3f}"
     return make_reference(Observations(features, table.logits.argmax(axis=1)), card.classes, note)
 
-# %% ../../nbs/evaluation/05_drift.ipynb #2aa341d3
+# %% ../../nbs/evaluation/05_drift.ipynb #b6aacddb
 def drift_table(
     report: DriftReport,
 ) -> str:  # Lines for a terminal
@@ -98,7 +98,7 @@ def drift_table(
     compared = f"{report.photographs} photographs, compared with {report.reference_photographs}"
     return "\n".join([*lines, f"{compared}: {'ALARM, they differ' if report.alarm else 'no alarm'}"])
 
-# %% ../../nbs/evaluation/05_drift.ipynb #43356729
+# %% ../../nbs/evaluation/05_drift.ipynb #59586e57
 def plot_drift(
     reference: Reference,
     observations: Observations,
@@ -126,7 +126,7 @@ def plot_drift(
         ax.axis("off")
     return figure
 
-# %% ../../nbs/evaluation/05_drift.ipynb #6b1f422f
+# %% ../../nbs/evaluation/05_drift.ipynb #e4318de0
 def _sample(
     observations: Observations,
     n: int,
@@ -136,7 +136,7 @@ def _sample(
     chosen = rng.integers(0, len(observations.predicted), n)
     return Observations(observations.features[chosen], observations.predicted[chosen])
 
-# %% ../../nbs/evaluation/05_drift.ipynb #0097f46d
+# %% ../../nbs/evaluation/05_drift.ipynb #d474b1f9
 def _simulate_stream(
     clean: Observations,
     drifted: Observations,
@@ -152,7 +152,7 @@ def _simulate_stream(
     predicted = np.where(changed, new.predicted, old.predicted)
     return Observations(np.concatenate([history.features, features]), np.concatenate([history.predicted, predicted]))
 
-# %% ../../nbs/evaluation/05_drift.ipynb #fbac6a5c
+# %% ../../nbs/evaluation/05_drift.ipynb #7077d7e4
 _BEFORE, _AFTER = 200, 200  # Photographs of a stream: as many as the service keeps, and after which the simulation ends
 
 
@@ -171,7 +171,7 @@ def photographs_until_alarm(
             return n
     return None
 
-# %% ../../nbs/evaluation/05_drift.ipynb #5c82fa1a
+# %% ../../nbs/evaluation/05_drift.ipynb #6332b392
 def count_false_alarms(
     card: ModelCard,  # With a reference
     clean: Observations,
@@ -182,3 +182,32 @@ def count_false_alarms(
     "How many windows of clean photographs, drawn at random, raise an alarm."
     rng = np.random.default_rng(seed)
     return sum(find_drift(card, _sample(clean, size, rng)).alarm for _ in range(windows))
+
+# %% ../../nbs/evaluation/05_drift.ipynb #945ddc2c
+def few_classes(
+    observations: Observations,
+    n: int = 2,  # Classes that stay: the rarest
+) -> Observations:
+    "The photographs that are predicted as the rarest classes: another mixture."
+    rarest = np.argsort(np.bincount(observations.predicted))[:n]
+    chosen = np.isin(observations.predicted, rarest)
+    return Observations(observations.features[chosen], observations.predicted[chosen])
+
+# %% ../../nbs/evaluation/05_drift.ipynb #7b0ce6f2
+def stream_table(
+    card: ModelCard,  # With a reference
+    clean: Observations,
+    kinds: dict[str, Observations],  # By what the photographs become
+    streams: int = 10,  # Of each kind
+    windows: int = 200,  # Clean windows
+) -> str:  # Lines for a terminal
+    "How soon the alarm comes in simulated streams, and how often it is false, as plain text."
+    lines = [f"{'photographs until the alarm, median':38}{'at once':>9}{'slide over 100':>16}"]
+    for name, drifted in kinds.items():
+        cells = []
+        for slide in (0, 100):
+            counts = [photographs_until_alarm(card, clean, drifted, slide, seed=seed) for seed in range(streams)]
+            alarms = sorted(count for count in counts if count is not None)
+            cells.append(f"{alarms[len(alarms) // 2]}" if 2 * len(alarms) > streams else "none")
+        lines.append(f"{name:38}{cells[0]:>9}{cells[1]:>16}")
+    return "\n".join([*lines, f"false alarms: {count_false_alarms(card, clean, windows)} in {windows} windows of 200 photographs"])
