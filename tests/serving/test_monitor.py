@@ -18,7 +18,7 @@ from conftest import encode
 from prometheus_client.parser import text_string_to_metric_families
 
 from trashsorting.data.sample import draw_picture
-from trashsorting.serving.monitor import FILE_BYTES, FILE_KINDS
+from trashsorting.serving.monitor import FILE_BYTES, FILE_KINDS, WINDOW_BYTES
 from trashsorting.serving.schemas import CODES
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
@@ -250,7 +250,7 @@ for number in range(30):
     sizes = {file.name.rpartition("_")[0]: file.stat().st_size for file in tmp_path.iterdir()}
     used = {file.name: int.from_bytes(file.read_bytes()[:4], sys.byteorder) for file in tmp_path.iterdir()}
     print(used)
-    assert sizes == dict.fromkeys(FILE_KINDS, FILE_BYTES)
+    assert sizes == {**dict.fromkeys(FILE_KINDS, FILE_BYTES), "window": WINDOW_BYTES}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

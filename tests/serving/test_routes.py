@@ -218,7 +218,8 @@ def test_an_unchanged_page_is_answered_304(client):
     assert "cache-control" in again.headers and "etag" not in client.get("/api/model/info").headers
 
 
-GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/metrics", "/docs", "/openapi.json"]
+GETS = ["/", "/api/", "/api/health", "/api/ready", "/api/model/info", "/api/drift", "/metrics", "/docs"]
+GETS += ["/openapi.json"]
 
 
 @pytest.mark.parametrize("path", [*GETS, "/docs/swagger-ui.css"])

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.card import NO_ACTIVATION_MAP, ModelCard, Preprocessing, read_card
+from ..core.drift import image_features, input_grey, output_features
 from ..core.errors import ModelError, TrashsortingError
 from ..core.image import ImageError, ImageSource, min_side, open_rgb, to_input
 from ..core.log import progress_bar
@@ -131,6 +132,17 @@ class Predictor:
     ) -> Prediction:
         "Classify a decoded photograph. Raises `EmptyImage`, or `ModelError` for an output that is not finite."
         return _to_prediction(self.card, run_logits(self.session, self._prepare(picture))[0])
+
+    def observe(
+        self,
+        picture: Image.Image,  # Upright, any mode, any size
+    ) -> tuple[Prediction, np.ndarray]:  # And (8,) the features, in the order of `FEATURES`
+        "Classify a decoded photograph, with the features that show drift. Raises as `predict_image`."
+        inputs = self._prepare(picture)
+        logits = run_logits(self.session, inputs)
+        image = image_features(input_grey(inputs[0], self.card.preprocessing), picture.size)
+        features = np.concatenate([output_features(logits, self.card.temperature)[0], image])
+        return _to_prediction(self.card, logits[0]), features
 
     def predict_one(
         self,

@@ -22,13 +22,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from uuid import uuid4
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.card import ModelCard
+from ..core.drift import FEATURES, DriftReport, Observations, find_drift
 from ..core.errors import TrashsortingError
 from ..core.log import log
 from .limits import own_path
@@ -105,6 +108,8 @@ def _over_workers(
 class Metrics:
     "What is counted. One of these belongs to one application."
 
+    card: ModelCard | None
+
     def __init__(self):
         _prepare_counts()
         self.registry = own = CollectorRegistry()
@@ -119,10 +124,11 @@ class Metrics:
         by_class = ["predicted_class"]
         self.predictions = Counter(f"{_PREFIX}_predictions", "Photographs by their class.", by_class, registry=own)
         self.confidence = histogram(f"{_PREFIX}_confidence", "Of the predicted class.", buckets=_FRACTIONS)
-        by_label = ["predicted", "label"]
-        self.feedback = Counter(f"{_PREFIX}_feedback", "People's words about answers, by both classes.", by_label, registry=own)
-        confirmed = f"{_PREFIX}_feedback_confirmed"
-        self.feedback_confirmed = Counter(confirmed, "Answers that people called right.", ["predicted"], registry=own)
+        self.unsure = Counter(f"{_PREFIX}_unsure", "Photographs whose class is a guess.", registry=own)
+        self.processor = Counter("process_cpu_seconds", "Processor time of all workers, user and system.", registry=own)
+        self.processor_seconds = 0.0  # Counted so far
+        self.window, self.card = Window(), None  # The card: of the model that answers, from `show_model`
+        own.register(_Observed(self))
         model = ["name", "architecture", "sha256"]
         self.model_info = Gauge(f"{_PREFIX}_model_info", "Always 1; which model answers.", model, **_over_workers("livemax", own))
 
@@ -188,7 +194,7 @@ def check_counts(
     "Raise `CountsError` when the workers cannot count."
     if not (folder := os.environ.get(_FOLDER)):
         return
-    size = workers * len(FILE_KINDS) * FILE_BYTES
+    size = workers * (len(FILE_KINDS) * FILE_BYTES + WINDOW_BYTES)
     try:
         with TemporaryFile(dir=folder) as file:
             file.write(bytes(size))
@@ -199,12 +205,170 @@ def check_counts(
             f"name a folder that can be written and has room for {size / 1e6:.0f} MB, or leave the variable out"
         ) from None
 
+# %% ../../nbs/serving/02_monitor.ipynb #0ce5e5f3
+WINDOW = 200  # Photographs
+_ROW = ("seconds", "model", "predicted", *FEATURES)  # Unix time, start of the model's checksum, class, features
+WINDOW_BYTES = WINDOW * len(_ROW) * 8  # Of a worker's file
+
+
+def _is_alive(
+    pid: int,
+) -> bool:
+    "Whether a process runs and may be one of ours."
+    if sys.platform == "win32":  # there, signal 0 would be a Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)  # asks whether it lives; no signal is sent
+    except OSError:  # it does not, or another user's process has its number now
+        return False
+    return True
+
+# %% ../../nbs/serving/02_monitor.ipynb #5273cd11
+def _claim_window(
+    folder: Path,  # Where the workers count
+) -> Path:
+    "This worker's file: its own, a dead worker's, or a new one. Raises `OSError`."
+    file = folder / f"window_{os.getpid()}.rows"
+    for other in folder.glob("window_*.rows"):
+        if file.exists():
+            break
+        if not _is_alive(int(other.stem.rpartition("_")[2])):
+            with suppress(FileNotFoundError):  # another worker was quicker
+                other.rename(file)
+    if not file.exists() or file.stat().st_size != WINDOW_BYTES:
+        blank = file.with_suffix(".new")
+        try:
+            blank.write_bytes(bytes(WINDOW_BYTES))
+            blank.replace(file)
+        except OSError:
+            blank.unlink(missing_ok=True)
+            raise
+    return file
+
+# %% ../../nbs/serving/02_monitor.ipynb #ac810481
+def _open_window() -> np.ndarray:  # (WINDOW, len(_ROW)) float64; a row without a time is empty
+    "The rows of this worker, in the shared folder, or in memory where that is impossible."
+    shape = (WINDOW, len(_ROW))
+    if not (folder := os.environ.get(_FOLDER)):
+        return np.zeros(shape)
+    try:
+        return np.memmap(_claim_window(Path(folder)), np.float64, "r+", shape=shape)
+    except (OSError, ValueError) as error:
+        _log_once(f"this worker keeps its window alone: {_FOLDER}: {error}")
+        return np.zeros(shape)
+
+# %% ../../nbs/serving/02_monitor.ipynb #c161907c
+class Window:
+    "The last photographs, of this worker and of all."
+
+    def __init__(self):
+        self.rows = _open_window()
+        self.position = (int(self.rows[:, 0].argmax()) + 1) % WINDOW if self.rows.any() else 0
+
+    def add(
+        self,
+        card: ModelCard,  # Of the model that answered
+        predicted: str,  # The class
+        features: np.ndarray,  # (8,), from `Predictor.observe`
+    ) -> None:
+        "Keep one photograph in place of the oldest."
+        row = self.rows[self.position]
+        row[0] = 0  # a row that is being written is not read
+        row[1:] = (_model_number(card), card.classes.index(predicted), *features)
+        row[0] = time.time()
+        self.position = (self.position + 1) % WINDOW
+
+    def last(
+        self,
+        card: ModelCard,  # Of the model that answers; other models' photographs are left out
+        n: int,  # At most
+    ) -> tuple[Observations, float | None]:  # Of all workers, the latest last; and the oldest one's Unix time
+        "The last photographs. Raises `CountsError`."
+        rows = _read_windows(self.rows)
+        rows = rows[(rows[:, 0] > 0) & (rows[:, 1] == _model_number(card))]
+        rows = rows[rows[:, 0].argsort(kind="stable")][-n:]
+        return Observations(rows[:, 3:], rows[:, 2].astype(int)), float(rows[0, 0]) if len(rows) else None
+
+# %% ../../nbs/serving/02_monitor.ipynb #2cffd448
+def _model_number(
+    card: ModelCard,
+) -> int:  # Below 2 ** 48, so that a float64 holds it
+    "The start of a model's checksum as a number."
+    return int(card.file_sha256[:12], 16)
+
+
+def _read_windows(
+    own: np.ndarray,  # Rows of this worker
+) -> np.ndarray:  # (n, len(_ROW))
+    "The rows of all workers. Raises `CountsError`."
+    if not (folder := os.environ.get(_FOLDER)):
+        return own
+    try:
+        files = [np.fromfile(file, np.float64) for file in Path(folder).glob("window_*.rows")]
+        return np.concatenate([file.reshape(WINDOW, len(_ROW)) for file in files])
+    except (OSError, ValueError) as error:
+        _log_once(f"the workers' windows cannot be read: {_FOLDER}: {error!r}")
+        raise CountsError(f"{_FOLDER}: {error!r}") from None
+
+# %% ../../nbs/serving/02_monitor.ipynb #0fc32b75
+def _drift_gauges(
+    report: DriftReport,
+) -> Iterator[GaugeMetricFamily]:
+    "A report as gauges."
+    values = {
+        "drift_alarm": ("1: the photographs differ from those of the reference.", float(report.alarm)),
+        "drift_window_photographs": ("Photographs that were compared.", report.photographs),
+        "estimated_accuracy": ("Mean confidence of these.", report.estimated_accuracy),
+    }
+    for name, (meaning, value) in values.items():
+        if value is not None:
+            yield GaugeMetricFamily(f"{_PREFIX}_{name}", meaning, value)
+    for name, meaning in [("statistic", "Distance of a feature, 0 to 1."), ("p_value", "Of that distance, corrected.")]:
+        family = GaugeMetricFamily(f"{_PREFIX}_drift_{name}", meaning, labels=["feature"])
+        for feature in report.features:
+            family.add_metric([feature.name], getattr(feature, name))
+        yield family
+
+# %% ../../nbs/serving/02_monitor.ipynb #c063e3c3
+_STATM = "/proc/{}/statm"
+
+
+def _resident_bytes() -> int:  # 0 where the system does not say
+    "Resident memory of the workers; pages that they share count for each."
+    pids = {os.getpid()}
+    if folder := os.environ.get(_FOLDER):
+        pids |= {int(file.stem.rpartition("_")[2]) for file in Path(folder).glob("gauge_live*_*.db")}
+    pages = 0
+    for pid in pids:
+        with suppress(OSError):  # it has ended, or this is not Linux
+            pages += int(Path(_STATM.format(pid)).read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") if pages else 0
+
+# %% ../../nbs/serving/02_monitor.ipynb #958ddc72
+class _Observed:
+    "What is measured only when Prometheus asks: drift and memory."
+
+    def __init__(
+        self,
+        metrics: "Metrics",
+    ):
+        self.metrics = metrics
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        "The gauges. Raises `CountsError`."
+        if resident := _resident_bytes():
+            yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory of all workers.", resident)
+        card = self.metrics.card
+        if card and card.reference:
+            yield from _drift_gauges(find_drift(card, self.metrics.window.last(card, WINDOW)[0]))
+
 # %% ../../nbs/serving/02_monitor.ipynb #cef2ff0b
 def show_model(
     metrics: Metrics,
     card: ModelCard,  # Of the model that answers
 ) -> None:
     "Name the model in the metrics, and start its classes at zero."
+    metrics.card = card
     with counting():
         metrics.model_info.labels(card.name, card.architecture, card.file_sha256[:12]).set(1)
         for label in card.classes:
@@ -226,12 +390,8 @@ def _remove_dead_workers(
     folder: Path,  # Where the workers count
 ) -> None:
     "Remove the gauges of workers that have ended."
-    if sys.platform == "win32":  # there, signal 0 would be a Ctrl-C: the gauges stay
-        return
     for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
-        try:
-            os.kill(pid, 0)  # asks whether it lives; no signal is sent
-        except OSError:  # it does not, or another user's process has its number now
+        if not _is_alive(pid):
             with suppress(OSError):  # another worker was quicker, or nothing can be removed
                 mark_process_dead(pid, str(folder))
 
@@ -247,6 +407,7 @@ def metrics_page(
             file.stat()
         _remove_dead_workers(Path(folder))
         registry = CollectorRegistry()
+        registry.register(_Observed(metrics))
         MultiProcessCollector(registry, folder)
         return generate_latest(registry)
     except Exception as error:  # whatever the reader of a damaged or foreign file raises
@@ -291,6 +452,9 @@ def _record_request(
     with counting():
         metrics.requests.labels(route, status).inc()
         metrics.request_seconds.labels(route).observe(seconds)
+        spent = time.process_time()
+        metrics.processor.inc(spent - metrics.processor_seconds)
+        metrics.processor_seconds = spent
     fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
     log.info("request", extra={"fields": fields})
 

@@ -1,0 +1,107 @@
+"""How soon the drift alarm comes, how often it is false, and how good the accuracy is that is estimated without labels.
+
+    python experiments/drift.py --data trashnet/images --split trashnet/split.csv --other home bin_camera
+
+Each set is classified once by the shipped model; the windows are then drawn from its features. With `--http`, the
+external sets are also sent to the real service on loopback, one photograph after the other, until it reports an alarm.
+The held-out photographs are the clean ones. The result goes to nbs/measured/drift.json.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from serve import service
+
+from trashsorting.core.card import ModelCard
+from trashsorting.core.drift import Observations, estimate_accuracy
+from trashsorting.core.image import open_rgb
+from trashsorting.core.system import write_json
+from trashsorting.data.manifest import Manifest, read_folder
+from trashsorting.data.splits import apply_split
+from trashsorting.evaluation.drift import count_false_alarms, observe_photographs, photographs_until_alarm
+from trashsorting.evaluation.robustness import corrupt, reduce
+from trashsorting.inference.predictor import Predictor
+from trashsorting.serving.client import Client
+
+ROOT = Path(__file__).resolve().parents[1]
+CORRUPTIONS = ("blur", "noise", "jpeg", "darker", "brighter", "rotation", "crop")
+STREAMS = 20  # Simulated streams of each kind
+WINDOWS = 1000  # Clean windows of each size
+
+
+def accuracies(card: ModelCard, observations: Observations, labels: list[str]) -> dict:
+    "True and estimated accuracy."
+    right = np.array([card.classes[index] for index in observations.predicted]) == np.array(labels)
+    estimate, interval = estimate_accuracy(observations.features[:, 0])
+    return {"n": len(labels), "accuracy": float(right.mean()), "estimated": estimate, "interval": interval}
+
+
+def until_alarm(card: ModelCard, clean: Observations, drifted: Observations) -> dict:
+    "The median and the largest number of photographs until the alarm; streams without one count as the largest."
+    result = {}
+    for name, slide in {"at once": 0, "slide over 100": 100}.items():
+        counts = [photographs_until_alarm(card, clean, drifted, slide, seed=seed) for seed in range(STREAMS)]
+        found = [count for count in counts if count is not None]
+        result[name] = {"alarms": len(found), "median": float(np.median(found)) if found else None}
+        result[name]["most"] = max(found, default=None)
+    return result
+
+
+def fresh_service(sets: dict[str, Manifest]) -> Iterator[tuple[str, int | None]]:
+    "For each set, the photographs that a service that has just started needs until its alarm."
+    for name, manifest in sets.items():
+        files = [manifest.root / entry.file for entry in manifest.entries]
+        order = np.random.default_rng(0).permutation(len(files))[:100]
+        with service(1, files[0].read_bytes()) as (port, _, _):  # it has seen one photograph, to know that it answers
+            client = Client(f"http://127.0.0.1:{port}")
+            for number, index in enumerate(order, 2):
+                client.predict(files[index])
+                if client.drift().alarm:
+                    yield name, number
+                    break
+            else:
+                yield name, None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the photographs of the data set")
+    parser.add_argument("--split", type=Path, required=True, help="CSV with the columns file,label,split")
+    parser.add_argument("--other", type=Path, nargs="*", default=[], help="folders of other cameras")
+    parser.add_argument("--strength", type=int, default=3, help="of the corruptions, 1 to 5")
+    parser.add_argument("--http", action="store_true", help="send the other folders to the service, too")
+    options = parser.parse_args()
+    predictor = Predictor(threads=1)
+    card = predictor.card
+    held_out = apply_split(read_folder(options.data), options.split).subset("val")
+    photographs = [open_rgb(held_out.root / entry.file) for entry in held_out.entries]
+    labels = [entry.label for entry in held_out.entries]
+    clean = observe_photographs(predictor, photographs)
+    result: dict = {"model": card.name, "strength": options.strength, "sets": {}}
+    result["sets"]["held out"] = accuracies(card, clean, labels)
+    result["false alarms"] = {size: count_false_alarms(card, clean, WINDOWS, size) for size in (20, 50, 200)}
+    result["windows"] = WINDOWS
+    others = {folder.name: read_folder(folder) for folder in options.other}
+    for name, manifest in others.items():
+        drifted = observe_photographs(predictor, [manifest.root / entry.file for entry in manifest.entries])
+        result["sets"][name] = accuracies(card, drifted, [entry.label for entry in manifest.entries])
+        result["sets"][name]["until alarm"] = until_alarm(card, clean, drifted)
+    for name in CORRUPTIONS:
+        changed = [corrupt(reduce(picture), name, options.strength, seed) for seed, picture in enumerate(photographs)]
+        drifted = observe_photographs(predictor, changed)
+        result["sets"][name] = accuracies(card, drifted, labels)
+        result["sets"][name]["until alarm"] = until_alarm(card, clean, drifted)
+    if options.http:
+        result["fresh service"] = dict(fresh_service(others))
+    for name, measured in result["sets"].items():
+        print(f"{name:12} accuracy {measured['accuracy']:.3f}, estimated {measured['estimated']:.3f}", end="")
+        print(f", until the alarm {measured['until alarm']}" if "until alarm" in measured else "")
+    print(f"false alarms in {WINDOWS} windows by size: {result['false alarms']}")
+    print(f"fresh service: {result.get('fresh service')}")
+    write_json(ROOT / "nbs" / "measured" / "drift.json", result)
+
+
+if __name__ == "__main__":
+    main()
