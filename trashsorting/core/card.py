@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Preprocessing', 'ClassMetrics', 'Bootstrap', 'Evaluation', 'PairedComparison', 'Speedup', 'Quantization', 'Source',
-           'Provenance', 'CrossValidation', 'Reference', 'ModelCard', 'card_path', 'file_sha256', 'read_card',
-           'write_card']
+           'Provenance', 'CrossValidation', 'Reference', 'SourceMetrics', 'OutOfDistribution', 'ModelCard', 'card_path',
+           'file_sha256', 'read_card', 'write_card']
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
@@ -144,9 +144,23 @@ class Source(Card):
     name: str = Field(
         min_length=1, pattern=r"^\w[\w.-]*$", description="short: also the name of the folder with its photographs"
     )
-    where: str = Field(description="a folder, an archive of one, or a name on the Hugging Face hub")
+    where: str = Field(description="a folder, an archive of one, a CSV of files and classes, or the name of an open data set")
     licence: str = Field("", description="licence of its photographs; empty: not known")
-    classes: dict[str, str] = Field({}, description="its class -> ours; '' skips the class; classes that are not named stay")
+    classes: dict[str, str] = Field(
+        {}, description="its class -> ours; '' skips the class; '*' is each class that is not named, which otherwise stays"
+    )
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="how often a photograph is shown in training, relative to weight 1"
+    )
+    attribution: str = Field("", description="whom to name, and how; empty: nobody")
+    url: str = Field("", description="where it is published")
+
+    def class_of(
+        self,
+        label: str,  # One of its classes
+    ) -> str:  # Empty: the class is skipped
+        "Our name of a class of this source."
+        return self.classes.get(label, self.classes.get("*", label))
 
 # %% ../../nbs/core/01_card.ipynb #5f595219
 class Provenance(Card):
@@ -206,6 +220,25 @@ class Reference(Card):
     note: str = Field(description="where photographs and predictions came from")
 
 # %% ../../nbs/core/01_card.ipynb #91e2d754
+class SourceMetrics(Card):
+    "The accuracy on the photographs of one source."
+
+    n: int = Field(gt=0, description="photographs")
+    right: int = Field(ge=0, description="predicted as their class, unsure ones too")
+    interval: Interval = Field(description="95 % interval of the accuracy: bootstrap over groups, Wilson's without groups")
+    answered: int = Field(ge=0, description="photographs that are not 'unsure'")
+    answered_right: int = Field(ge=0, description="those of them that are predicted as their class")
+
+
+class OutOfDistribution(Card):
+    "How the networks of a cross-validation react to pictures of other things."
+
+    n: int = Field(gt=0, description="pictures")
+    auroc: float = Field(description="area under the ROC curve of the top-1 probability, trash against other things")
+    answered: float = Field(description="fraction of the pictures that are not 'unsure', mean over the networks")
+    by_source: dict[str, float] = Field({}, description="the same fraction by folder")
+
+
 class ModelCard(Card):
     "The card of an exported model."
 
@@ -225,6 +258,13 @@ class ModelCard(Card):
     cross_validation: CrossValidation | None = Field(
         None, description="of the recipe, within the training split; null: none"
     )
+    out_of_fold: dict[str, SourceMetrics] = Field(
+        {}, description="by source: each photograph by a network that did not see its group"
+    )
+    held_out_sources: dict[str, SourceMetrics] = Field(
+        {}, description="by source: the same recipe trained without this source and those that were held out with it"
+    )
+    other_things: OutOfDistribution | None = Field(None, description="on pictures of other things; null: not measured")
     file_sha256: str = Field(description="SHA-256 of the ONNX file that this card describes")
     file_bytes: int = Field(gt=0)
     evaluation: Evaluation = Field(description="the exported file on held-out photographs")

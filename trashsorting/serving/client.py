@@ -16,9 +16,10 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from ..core.errors import TrashsortingError
+from ..core.places import PlaceInfo
 from ..core.settings import is_plain
 from .schemas import Answer, BatchAnswer, BatchItem, Drift, Health, ModelInfo, Problem
 
@@ -241,6 +242,10 @@ class _Requests:
         except ValidationError as error:
             raise Unreachable(f"{url}: another service answers there: {error.errors()[0]['msg']}") from None
 
+# %% ../../nbs/serving/09_client.ipynb #db3619c5
+class _Places(RootModel[list[PlaceInfo]]):
+    "The answer of /api/places."
+
 # %% ../../nbs/serving/09_client.ipynb #fdb9d7b4
 class Client(_Requests):
     "A running service. Every method raises `Refused` or `Unreachable`."
@@ -250,19 +255,23 @@ class Client(_Requests):
         photograph: Photograph,  # Encoded bytes, or a path
         top_k: int | None = None,  # Name only the K most probable classes
         timing: bool = False,  # Ask how long it took
+        place: str | None = None,  # Name the bin in this place, an id or name of `places`
     ) -> Answer:
         "Which class a photograph is of. Raises `OSError`, too, for a file that cannot be read."
-        return self.ask("/api/predict", Answer, _encode_form("file", [photograph]), top_k=top_k, timing=timing)
+        form = _encode_form("file", [photograph])
+        return self.ask("/api/predict", Answer, form, top_k=top_k, timing=timing, place=place)
 
     def predict_batch(
         self,
         photographs: list[Photograph],  # Encoded bytes, or paths
         top_k: int | None = None,  # Name only the K most probable classes
         timing: bool = False,  # Ask how long each took
+        place: str | None = None,  # Name the bins in this place, an id or name of `places`
     ) -> list[BatchItem]:  # One for each photograph, in their order
         "The same for several, in one request. An error with one of them is in its item, as `problem`."
         form = _encode_form("files", photographs)
-        return self.ask("/api/predict/batch", BatchAnswer, form, top_k=top_k, timing=timing).answers
+        query = {"top_k": top_k, "timing": timing, "place": place}
+        return self.ask("/api/predict/batch", BatchAnswer, form, **query).answers
 
     def health(self) -> Health:
         "Whether the service is alive, and can predict."
@@ -272,9 +281,6 @@ class Client(_Requests):
         "Which model answers."
         return self.ask("/api/model/info", ModelInfo)
 
-    def drift(
-        self,
-        window: int | None = None,  # At most so many of the last photographs; None: all that the service keeps
-    ) -> Drift:
-        "Whether the last photographs differ from those that the model was measured on."
-        return self.ask("/api/drift", Drift, window=window)
+    def places(self) -> list[PlaceInfo]:
+        "The places in which it can name the bin."
+        return self.ask("/api/places", _Places).root
