@@ -20,7 +20,7 @@ import click
 from .. import __version__
 from .data import data
 from .job import job
-from .options import FILE, MADE_FOLDER, OUT_FILE, check_written, report_skipped
+from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, check_written, logged, report_skipped
 from .train import average, crossval, export, quantize, sweep, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up

@@ -284,3 +284,10 @@ class Client(_Requests):
     def places(self) -> list[PlaceInfo]:
         "The places in which it can name the bin."
         return self.ask("/api/places", _Places).root
+
+    def drift(
+        self,
+        window: int | None = None,  # At most so many of the last photographs; None: all that the service keeps
+    ) -> Drift:
+        "Whether the last photographs differ from those that the model was measured on."
+        return self.ask("/api/drift", Drift, window=window)

@@ -22,6 +22,8 @@ from pydantic import BaseModel, Field, SecretStr
 
 from .. import __version__
 from ..core.correction import Correction
+from ..core.card import ModelCard
+from ..core.drift import find_drift
 from ..core.errors import ModelError
 from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
 from ..core.places import Place, PlaceError, PlaceInfo, bin_for, find_place, read_places
@@ -357,6 +359,7 @@ class Endpoints(BaseModel):
             "GET /api/ready",
             "GET /api/model/info",
             "GET /api/places",
+            "GET /api/drift",
             "GET /metrics",
             "GET /docs",
         ],

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
+from ..core.drift import DriftReport
 from ..core.places import BinAnswer
 from ..core.prediction import Prediction
 from ..core.settings import MAX_BYTES
