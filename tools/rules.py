@@ -1,7 +1,7 @@
 """The rules of places: `tools/rules.py check`, `tools/rules.py schema`, `tools/rules.py measure [FOLDER]`.
 
 `check` reads every file in trashsorting/rules and says what is wrong; `make lint` calls it. `schema` writes the schema
-for editors from the classes in nbs/core/08_places.ipynb; `make export` calls it. `measure` computes how often the bin
+for editors from the classes in nbs/core/09_places.ipynb; `make export` calls it. `measure` computes how often the bin
 is right in each place, from the predictions in nbs/measured (or FOLDER), and writes bins.json beside them.
 """
 

@@ -515,7 +515,6 @@ def crossval(
     """
     for module in ("papermill", "fastai", "scipy"):
         need(module, "Cross-validation", "train")
-    warnings.simplefilter("ignore")  # torch's, for the authors of its users
     from trashsorting.training.crossval import average_folds, collect_predictions, describe_folds, read_calibration
 
     values = resolve_paths(_read_parameters(file, parameters), **paths)

@@ -125,6 +125,9 @@ class Metrics:
         self.predictions = Counter(f"{_PREFIX}_predictions", "Photographs by their class.", by_class, registry=own)
         self.confidence = histogram(f"{_PREFIX}_confidence", "Of the predicted class.", buckets=_FRACTIONS)
         self.unsure = Counter(f"{_PREFIX}_unsure", "Photographs whose class is a guess.", registry=own)
+        by_label, confirmed = ["predicted", "label"], f"{_PREFIX}_feedback_confirmed"
+        self.feedback = Counter(f"{_PREFIX}_feedback", "Corrections and confirmations, by both classes.", by_label, registry=own)
+        self.feedback_confirmed = Counter(confirmed, "Answers that people called right.", ["predicted"], registry=own)
         self.processor = Counter("process_cpu_seconds", "Processor time of all workers, user and system.", registry=own)
         self.processor_seconds = 0.0  # Counted so far
         self.window, self.card = Window(), None  # The card: of the model that answers, from `show_model`
