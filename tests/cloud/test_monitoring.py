@@ -8,6 +8,7 @@ from test_jobs import WHERE, cloud_run, error_of, google, invoke, login, refusal
 
 from trashsorting.cloud.monitoring import ALERTS
 
+REPORT = "trashsorting-drift"
 COMMAND = ["job", "monitor", "--url", "https://trashsorting-abc.run.app", "--email", "ops@example.com"]
 KINDS = {  # Of a document -> module and type of Google's client library
     "channels": ("google.cloud.monitoring_v3", "NotificationChannel"),
@@ -24,14 +25,14 @@ class Google:
         self.documents = {}
 
     def __call__(self, method, path, body):
-        path = path.partition("?")[0]
+        path, _, query = path.partition("?")
         if method == "GET":
             ours = [document for address, document in self.documents.items() if address.rpartition("/")[0] == path]
             return 200, {path.rpartition("/")[2]: ours[:100]}
         if method == "DELETE":
             return 200, self.documents.pop(path) and {}
         if method == "POST":
-            path = f"{path}/{body.get('name', str(len(self.documents))).split('/')[-1]}"
+            path = f"{path}/{body.get('name', query.removeprefix('jobId=') or str(len(self.documents))).split('/')[-1]}"
         elif path not in self.documents:
             return refusal(404, "no such document")
         etag = self.documents.get(path, {}).get("etag", "none")
@@ -115,6 +116,18 @@ def test_the_address_is_asked_from_cloud_run(cloud_run, fake):  # noqa: F811
     assert any(
         "trashsorting trashsorting.example" in json.dumps(document) for document in fake.answers[0].documents.values()
     )
+
+
+def test_the_weekly_report_is_created_and_updated(fake, monkeypatch):
+    for name in ("RUN", "CLOUDSCHEDULER"):
+        monkeypatch.setenv(f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}", fake.address)
+    words = ["job", "drift", "--image", "europe-docker.pkg.dev/p/r/train:1", "--bucket", "gs://bkt/data"]
+    words += ["--service-account", "trainer@my-project.iam.gserviceaccount.com"]
+    assert invoke(*words).stdout.split() == ["created", "job", REPORT, "created", "schedule", REPORT]
+    assert invoke(*words).stdout.split() == ["updated", "job", REPORT, "updated", "schedule", REPORT]
+    printed = yaml.safe_load(invoke(*words, "--dry-run").stdout)
+    (job,) = [document for path, document in fake.answers[0].documents.items() if path.startswith("/v2/")]
+    assert job["template"] == printed["template"] and "/bucket/data/photographs/$week" in json.dumps(printed)
 
 
 def test_errors_are_sentences(login):  # noqa: F811

@@ -247,3 +247,33 @@ def job_monitor(name: str, url: str | None, email: str | None, project: str | No
         click.echo(line)
     if not email:
         click.echo("without --email, only those are notified who are notified already", err=True)
+
+# %% ../../nbs/cli/03_job.ipynb #ad4d8da1
+@job.command("drift")
+@_IMAGE_OPTION
+@click.option(
+    "--bucket",
+    required=True,
+    envvar="TRASHSORTING_BUCKET",
+    show_envvar=True,
+    metavar="gs://...",
+    help="Bucket with photographs/YEAR-WEEK; gets reports/YEAR-WEEK.",
+)
+@click.option("--service-account", required=True, metavar="EMAIL", help="Account that starts and runs the job.")
+@_project_options
+@_DRY_RUN_OPTION
+def job_drift(project: str | None, region: str | None, dry_run: bool, **options) -> None:
+    """Report every Monday whether the photographs of a week have drifted.
+
+    The image is built from dockerfiles/train.dockerfile. A second run updates the job and its schedule.
+    """
+    need("yaml", "Writing the documents", "cloud")
+    from trashsorting.cloud.monitoring import DriftReport, apply_drift, drift_job
+    from trashsorting.cloud.vertex import open_client, resolve_project, to_yaml
+
+    report = DriftReport.build(**options)
+    if dry_run:
+        click.echo(to_yaml(drift_job(report)), nl=False)
+        return
+    for line in apply_drift(open_client(resolve_project(project, region)), report):
+        click.echo(line)

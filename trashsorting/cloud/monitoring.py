@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALERTS', 'PANELS', 'Alert', 'prometheus_rules', 'alert_policy', 'uptime_check', 'email_channel',
-           'ended_workers_metric', 'Panel', 'grafana_dashboard', 'cloud_dashboard', 'Monitoring', 'apply']
+           'ended_workers_metric', 'Panel', 'grafana_dashboard', 'cloud_dashboard', 'Monitoring', 'apply',
+           'DriftReport', 'drift_job', 'drift_schedule', 'apply_drift']
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #5d5eabf0
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import Field
 
 from .cloud_run import memory_bytes
-from .vertex import CloudClient, Plan, send_request
+from .vertex import Account, Bucket, CloudClient, Image, Plan, send_request
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #2242da76
 class Alert(Plan):
@@ -529,3 +530,66 @@ def apply(
         names = _write_collection(client, collection, wanted, report)
         channels = names if name == "channels" else channels
     return report
+
+# %% ../../nbs/cloud/02_monitoring.ipynb #967aa4cb
+class DriftReport(Plan):
+    "A weekly report on the photographs of a bucket."
+
+    image: Image = Field(description="of dockerfiles/train.dockerfile, which can draw the pictures")
+    bucket: Bucket = Field(description="with photographs/YEAR-WEEK; the reports go to reports/YEAR-WEEK")
+    service_account: Account = Field(description="runs the job, and is allowed to start it")
+
+# %% ../../nbs/cloud/02_monitoring.ipynb #b38e7b42
+_REPORT = "trashsorting-drift"  # Name of the job and of its schedule
+_WEEK = "week=$(date -u -d yesterday +%G-W%V)"  # On Monday: the week that has ended
+
+
+def drift_job(
+    report: DriftReport,
+) -> dict[str, Any]:  # A Cloud Run `Job`
+    "The job that writes a report."
+    bucket, _, folder = report.bucket.removeprefix("gs://").rstrip("/").partition("/")
+    root = f"/bucket/{folder}".rstrip("/")
+    command = f'{_WEEK} && trashsorting drift "{root}/photographs/$week" --out "{root}/reports/$week"'
+    container = {
+        "image": report.image,
+        "command": ["bash", "-c", command],
+        "volumeMounts": [{"name": "bucket", "mountPath": "/bucket"}],
+        "resources": {"limits": {"cpu": "2", "memory": "4Gi"}},
+    }
+    task = {"containers": [container], "volumes": [{"name": "bucket", "gcs": {"bucket": bucket, "readOnly": False}}]}
+    task |= {"serviceAccount": report.service_account, "maxRetries": 1, "timeout": "3600s"}
+    return {"labels": _LABELS, "template": {"template": task}}
+
+# %% ../../nbs/cloud/02_monitoring.ipynb #d63a0c29
+def drift_schedule(
+    client: CloudClient,
+    report: DriftReport,
+) -> dict[str, Any]:  # A Cloud Scheduler `Job`
+    "Start the job on Mondays at six."
+    parent = f"projects/{client.project}/locations/{client.region}/jobs/{_REPORT}"
+    token = {"serviceAccountEmail": report.service_account}
+    target = {"uri": f"https://run.googleapis.com/v2/{parent}:run", "httpMethod": "POST", "oauthToken": token}
+    return {"name": parent, "schedule": "0 6 * * 1", "timeZone": "Etc/UTC", "httpTarget": target}
+
+# %% ../../nbs/cloud/02_monitoring.ipynb #79d7a56e
+def apply_drift(
+    client: CloudClient,
+    report: DriftReport,
+) -> list[str]:  # A line for the job and one for its schedule
+    "Create or update both. Raises `CloudError`."
+    place = f"projects/{client.project}/locations/{client.region}/jobs"
+    job, schedule = f"{client.run}/v2/{place}", f"{client.cloudscheduler}/v1/{place}"
+    named = {"name": f"{place}/{_REPORT}"}
+    lines = []
+    for kind, url, create, document in (
+        ("job", job, f"{job}?jobId={_REPORT}", drift_job(report)),
+        ("schedule", schedule, schedule, drift_schedule(client, report)),
+    ):
+        present = [known for known in send_request(client, "GET", url).get("jobs", []) if known["name"].endswith(f"/{_REPORT}")]
+        if present:
+            send_request(client, "PATCH", f"{url}/{_REPORT}", document | named)
+        else:
+            send_request(client, "POST", create, document, idempotent=False)
+        lines.append(f"{'updated' if present else 'created':10} {kind}  {_REPORT}")
+    return lines

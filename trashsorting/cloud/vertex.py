@@ -245,6 +245,8 @@ class CloudClient:
     vertex: str  # Address of the Vertex AI interface
     logging: str  # Address of the Cloud Logging interface
     monitoring: str = "https://monitoring.googleapis.com"  # Address of the Cloud Monitoring interface
+    run: str = "https://run.googleapis.com"  # Address of the Cloud Run interface
+    cloudscheduler: str = "https://cloudscheduler.googleapis.com"  # Address of the Cloud Scheduler interface
     retry_delay: float = 1.0  # Seconds before the first retry; it doubles
     retry_timeout: float = 60.0  # Seconds after which there are no more retries
 
@@ -255,7 +257,7 @@ class CloudClient:
 
 # %% ../../nbs/cloud/00_vertex.ipynb #33579363
 _OVERRIDE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_"
-_ADDRESSES = {name: f"https://{name}.googleapis.com" for name in ("logging", "monitoring")}
+_ADDRESSES = {name: f"https://{name}.googleapis.com" for name in ("logging", "monitoring", "run", "cloudscheduler")}
 
 
 def open_client(
