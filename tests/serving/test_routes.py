@@ -81,6 +81,7 @@ def test_model_info_is_the_card(client, predictor):
         "file_bytes": predictor.model.stat().st_size,
         "metrics": json.loads(card.evaluation.model_dump_json()),
         "evaluation_note": card.evaluation_note,
+        "held_out_sources": card.model_dump(mode="json")["held_out_sources"],
     }
     assert 0 < answer.json()["metrics"]["accuracy"] <= 1
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
+from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels, SourceMetrics
 from ..core.prediction import Prediction
 from ..core.settings import MAX_BYTES
 
@@ -77,6 +77,9 @@ class ModelInfo(BaseModel):
     metrics: Evaluation = Field(description="measured on held-out photographs", examples=[_METRICS_EXAMPLE])
     evaluation_note: str = Field(
         description="what these photographs were used for besides measuring", examples=["They also chose the epoch."]
+    )
+    held_out_sources: dict[str, SourceMetrics] = Field(
+        {}, description="the recipe on photographs of sources that it was not trained on, by source; empty: not measured"
     )
 
 # %% ../../nbs/serving/00_schemas.ipynb #9d8aa5f7
