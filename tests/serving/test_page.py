@@ -64,10 +64,14 @@ def test_drawn_picture(visit, client, server, predictor):
 
 def test_the_footer_states_accuracy_and_measurement(visit, predictor):
     measured, note = predictor.card.evaluation, visit.page.locator("#note")
-    measurement = f"{round(100 * measured.accuracy, 1):g}% of {measured.n} test photographs like those it learned from"
-    expect(visit.page.locator("#model")).to_have_text(
-        f"The model was right on {measurement}; on others it is wrong more often."
-    )
+    known = f"{round(100 * measured.accuracy, 1):g}% of {measured.n}"
+    text = f"The model was right on {known} test photographs like those it learned from; "
+    text += "on others it is wrong more often."
+    if rates := [row.right / row.n for row in predictor.card.held_out_sources.values()]:
+        mean = f"{round(100 * sum(rates) / len(rates), 1):g}%"
+        text = f"Right on {mean} of photographs by people whose photographs it was not trained on, and on {known}"
+        text += " photographs like those it learned from."
+    expect(visit.page.locator("#model")).to_have_text(text)
     expect(note).to_be_hidden()
     lines = "footer.getBoundingClientRect().height / parseFloat(getComputedStyle(footer).lineHeight)"
     assert visit.page.evaluate(f"{{ const footer = document.querySelector('footer'); {lines} }}") < 6

@@ -316,6 +316,7 @@ async def model_info(request: Request) -> ModelInfo:
         file_bytes=card.file_bytes,
         metrics=card.evaluation,
         evaluation_note=card.evaluation_note,
+        held_out_sources=card.held_out_sources,
         has_activation_map=card.has_activation_map,
     )
 
