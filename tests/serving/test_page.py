@@ -13,6 +13,7 @@ from conftest import encode, find_photograph
 from playwright.sync_api import Locator, Route, expect
 from visits import CUT, SAMPLES, SIZES, SMALL, UNSURE, Visit, open_page
 
+from trashsorting.core.card import mean_over_sources
 from trashsorting.data.sample import draw_picture
 
 
@@ -67,10 +68,9 @@ def test_the_footer_states_accuracy_and_measurement(visit, predictor):
     known = f"{round(100 * measured.accuracy, 1):g}% of {measured.n}"
     text = f"The model was right on {known} test photographs like those it learned from; "
     text += "on others it is wrong more often."
-    if rates := [row.right / row.n for row in predictor.card.held_out_sources.values()]:
-        mean = f"{round(100 * sum(rates) / len(rates), 1):g}%"
-        text = f"Right on {mean} of photographs by people whose photographs it was not trained on, and on {known}"
-        text += " photographs like those it learned from."
+    if mean := mean_over_sources(predictor.card.held_out_sources):
+        share = f"{round(100 * mean, 1):g}%"
+        text = f"On photographs from sources that it did not learn from, the model was right on {share}. {text}"
     expect(visit.page.locator("#model")).to_have_text(text)
     expect(note).to_be_hidden()
     lines = "footer.getBoundingClientRect().height / parseFloat(getComputedStyle(footer).lineHeight)"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.card import Evaluation, Labels, SourceMetrics
+from ..core.card import LEAST_OF_SOURCE, Evaluation, Labels, SourceMetrics, mean_over_sources
 from ..core.errors import DataError
 from ..core.system import csv_text, read_csv
 from .metrics import evaluate, span, wilson
@@ -186,5 +186,6 @@ def source_table(
         of_answered = f"{row.answered_right / row.answered:.3f}" if row.answered else "-"
         cells = f"{row.n:6}{row.right / row.n:10.3f}  {span(row.interval):15}{row.answered / row.n:9.3f}{of_answered:>16}"
         lines.append(f"{source or 'no source':18}{cells}")
-    mean = float(np.mean([row.right / row.n for row in metrics.values()]))
-    return "\n".join([*lines, f"{'mean of sources':18}{sum(row.n for row in metrics.values()):6}{mean:10.3f}"])
+    if (mean := mean_over_sources(metrics)) is not None:
+        lines.append(f"{'mean':18}{'':6}{mean:10.3f}  of the sources with {LEAST_OF_SOURCE} photographs or more")
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels
+from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels, SourceMetrics
 from ..core.drift import DriftReport
 from ..core.places import BinAnswer
 from ..core.prediction import Prediction
