@@ -6,7 +6,7 @@
 __all__ = ['Candidate', 'read_corrections', 'hash_candidates', 'drop_copies', 'find_poisoners', 'find_unlikely', 'set_apart',
            'rank_by_value', 'write_harvest', 'rank_candidates', 'count_lines']
 
-# %% ../../nbs/data/11_harvest.ipynb #824bdf13
+# %% ../../nbs/data/11_harvest.ipynb #fcf03556
 import base64
 import hashlib
 import html
@@ -29,7 +29,7 @@ from .duplicates import Group, _to_unit, find_groups, perceptual_hash, seen_in_t
 from .manifest import Entry, Manifest
 from .storage import fetch
 
-# %% ../../nbs/data/11_harvest.ipynb #be5a198d
+# %% ../../nbs/data/11_harvest.ipynb #a7cfa40e
 @dataclass(frozen=True)
 class Candidate:
     "A correction with a photograph, and what becomes of it."
@@ -45,7 +45,7 @@ class Candidate:
         "Where its photograph goes, relative to the output folder."
         return f"{'set-apart' if self.reason else 'photographs'}/{self.correction.label}/{self.name}.jpg"
 
-# %% ../../nbs/data/11_harvest.ipynb #9466a9c8
+# %% ../../nbs/data/11_harvest.ipynb #38aca7be
 _MAX_FILE_BYTES = 8_000_000
 
 
@@ -64,7 +64,7 @@ def _read_correction(
         log.warning("skipped: %s: not a correction: %s", path.name, str(error).splitlines()[0])
         return None
 
-# %% ../../nbs/data/11_harvest.ipynb #e39be6ff
+# %% ../../nbs/data/11_harvest.ipynb #b58b0329
 def read_corrections(
     place: str | Path,  # The folder or gs:// address that TRASHSORTING_FEEDBACK names
     into: Path,  # The folder for what is fetched from an address
@@ -79,7 +79,7 @@ def read_corrections(
     candidates = [Candidate(name, each) for name, each in read.items() if each and each.picture]
     return tuple(sorted(candidates, key=lambda candidate: (candidate.correction.day, candidate.name)))
 
-# %% ../../nbs/data/11_harvest.ipynb #21502ce3
+# %% ../../nbs/data/11_harvest.ipynb #32dddd99
 def _as_manifest(
     candidates: Sequence[Candidate],
 ) -> Manifest:  # A file is the candidate's name
@@ -98,7 +98,7 @@ def hash_candidates(
     "Perceptual hashes of their photographs."
     return np.stack([perceptual_hash(open_rgb(candidate.correction.picture or b"")) for candidate in candidates])
 
-# %% ../../nbs/data/11_harvest.ipynb #7defab6a
+# %% ../../nbs/data/11_harvest.ipynb #0dd37129
 def _resolve_group(
     group: Group,
 ) -> dict[str, tuple[str, bool]]:  # By name: reason, and whether it is dropped
@@ -109,7 +109,7 @@ def _resolve_group(
         return {name: (f"people disagree about this photograph: {said}", False) for name in group.files}
     return {name: (f"a copy of {group.files[0]}", True) for name in group.files[1:]}
 
-# %% ../../nbs/data/11_harvest.ipynb #c449d07d
+# %% ../../nbs/data/11_harvest.ipynb #93fd500a
 def drop_copies(
     candidates: Sequence[Candidate],
     hashes: np.ndarray,  # (n, 8, 2) uint64 from `hash_candidates`
@@ -124,7 +124,7 @@ def drop_copies(
     settled = {name: {"reason": reason, "dropped": dropped} for name, (reason, dropped) in reasons.items()}
     return tuple(replace(candidate, **settled.get(candidate.name, {})) for candidate in candidates)
 
-# %% ../../nbs/data/11_harvest.ipynb #185bf54f
+# %% ../../nbs/data/11_harvest.ipynb #7b0ff14c
 _ALPHA = 0.01  # Of all tests together
 _FEWEST = 5  # Corrections of one source to one class
 _PRIOR_COUNT, _PRIOR_TOTAL = 0.5, 10  # Added to the counts of the others, who may be few
@@ -148,7 +148,7 @@ def find_poisoners(
             poisoners.setdefault(source, label)
     return poisoners
 
-# %% ../../nbs/data/11_harvest.ipynb #76908d1b
+# %% ../../nbs/data/11_harvest.ipynb #37a69e82
 _NEAREST, _AGREEING = 7, 5
 
 
@@ -164,7 +164,7 @@ def _neighbour_votes(
     nearest = np.argsort(-cosines, axis=1)[:, :_NEAREST]
     return [Counter(labels[row[np.isfinite(at[row])]].tolist()) for row, at in zip(nearest, cosines, strict=True)]
 
-# %% ../../nbs/data/11_harvest.ipynb #182b6115
+# %% ../../nbs/data/11_harvest.ipynb #a4fc6402
 def find_unlikely(
     corrections: Sequence[Correction],
     embeddings: np.ndarray,  # (n, d), in their order
@@ -182,7 +182,7 @@ def find_unlikely(
             unlikely[at] = label
     return unlikely
 
-# %% ../../nbs/data/11_harvest.ipynb #76206244
+# %% ../../nbs/data/11_harvest.ipynb #f6b322c0
 def set_apart(
     candidates: Sequence[Candidate],
     unlikely: dict[str, str] | None = None,  # By name: the class that the neighbours agree on
@@ -202,7 +202,7 @@ def set_apart(
         settled.append(replace(candidate, reason=reason))
     return tuple(settled)
 
-# %% ../../nbs/data/11_harvest.ipynb #1e7c532a
+# %% ../../nbs/data/11_harvest.ipynb #9df4a27f
 def _nearest_cosine(
     embeddings: np.ndarray,  # (n, d), unit length
     known: np.ndarray,  # (m, d), unit length
@@ -210,7 +210,7 @@ def _nearest_cosine(
     "How similar each photograph is to the most similar known one."
     return (embeddings @ known.T).max(axis=1) if len(known) else np.full(len(embeddings), -1.0)
 
-# %% ../../nbs/data/11_harvest.ipynb #b0f21952
+# %% ../../nbs/data/11_harvest.ipynb #db8cde56
 _WEIGHTS = (1.0, 1.0, 1.0)  # Of uncertainty, novelty and rarity
 
 
@@ -221,22 +221,25 @@ def rank_by_value(
     known: np.ndarray | None = None,  # (m, d) of training photographs
     known_labels: Sequence[str] = (),  # (m,) their classes
     weights: tuple[float, float, float] = _WEIGHTS,
+    most: int | None = None,  # Only so many of them; None: all
 ) -> tuple[np.ndarray, np.ndarray]:  # Indices, the most valuable first, and the value of each when it was chosen
     "Order photographs by what a look at them is worth."
-    n, counts = len(labels), Counter(known_labels)
+    n, names = len(labels), sorted({*labels, *known_labels})
+    classes = np.array([names.index(label) for label in labels], int)
+    counts = np.array([Counter(known_labels)[name] for name in names], float)
     unit = _to_unit(np.zeros((n, 1)) if embeddings is None else embeddings)
     cosines = _nearest_cosine(unit, _to_unit(known) if known is not None else unit[:0])
     scale, left, order, values = max(1e-12, float((1 - cosines).max(initial=0))), np.ones(n, bool), [], []
-    for _ in range(n):
-        most = max(counts.values(), default=0) + 1
-        rarity = np.array([1 - counts[label] / most for label in labels])
+    for _ in range(n if most is None else min(n, most)):
+        rarity = 1 - counts[classes] / (counts.max() + 1)
         value = np.stack([1 - margins, (1 - cosines) / scale, rarity], axis=1) @ weights
         at = int(np.where(left, value, -np.inf).argmax())
-        order.append(at), values.append(float(value[at])), counts.update([labels[at]])
+        order.append(at), values.append(float(value[at]))
+        counts[classes[at]] += 1
         left[at], cosines = False, np.maximum(cosines, unit @ unit[at])
     return np.array(order, int), np.array(values)
 
-# %% ../../nbs/data/11_harvest.ipynb #5634fe1d
+# %% ../../nbs/data/11_harvest.ipynb #5217363d
 _COLUMNS = ("file", "label", "source", "group", "licence")
 
 
@@ -259,7 +262,7 @@ def _write_photographs(
             (out / candidate.file).parent.mkdir(parents=True, exist_ok=True)
             (out / candidate.file).write_bytes(candidate.correction.picture or b"")
 
-# %% ../../nbs/data/11_harvest.ipynb #f59b4c98
+# %% ../../nbs/data/11_harvest.ipynb #a77e3059
 _THUMBNAIL = (240, 180)  # Largest width and height, pixels
 
 
@@ -272,7 +275,7 @@ def _thumbnail(
     small.save(stream := BytesIO(), "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
-# %% ../../nbs/data/11_harvest.ipynb #ad870799
+# %% ../../nbs/data/11_harvest.ipynb #ed6420c4
 def _review_item(
     candidate: Candidate,
     licence: str,
@@ -289,7 +292,7 @@ def _review_item(
         '<p><button class="keep">keep</button> <button class="drop">drop</button></p></li>'
     )
 
-# %% ../../nbs/data/11_harvest.ipynb #874ae4e5
+# %% ../../nbs/data/11_harvest.ipynb #e4bedebd
 _TEMPLATE = Path(str(files("trashsorting"))) / "static" / "review.html"
 
 
@@ -304,7 +307,7 @@ def _review_page(
     items = "\n".join(_review_item(candidate, licence) for candidate in candidates)
     return page.replace("SCRIPT-HASH", f"sha256-{digest}").replace("<!-- items -->", items)
 
-# %% ../../nbs/data/11_harvest.ipynb #dff90ee9
+# %% ../../nbs/data/11_harvest.ipynb #066d5360
 def write_harvest(
     candidates: Sequence[Candidate],  # From `set_apart`, with values
     out: Path,  # A folder that is empty or not there
@@ -322,7 +325,7 @@ def write_harvest(
     (out / "review.html").write_text(_review_page(shown[:most], licence), encoding="utf-8")
     return out / "review.html"
 
-# %% ../../nbs/data/11_harvest.ipynb #59eacb9a
+# %% ../../nbs/data/11_harvest.ipynb #e009bd7a
 def rank_candidates(
     candidates: Sequence[Candidate],
     embeddings: np.ndarray | None = None,  # (n, d), in their order
@@ -338,7 +341,7 @@ def rank_candidates(
     value_of = dict(zip(open_ones[order].tolist(), values.tolist(), strict=True))
     return tuple(replace(candidate, value=value_of.get(at, 0.0)) for at, candidate in enumerate(candidates))
 
-# %% ../../nbs/data/11_harvest.ipynb #877665b4
+# %% ../../nbs/data/11_harvest.ipynb #23321153
 def count_lines(
     candidates: Sequence[Candidate],  # From `set_apart`
 ) -> list[str]:
