@@ -47,7 +47,7 @@ def weighted(*weights: float) -> Order:
     "The order of `rank_by_value` with these weights of uncertainty, novelty and rarity."
 
     def order(margins, predicted, features, known, known_labels):
-        return rank_by_value(margins, predicted.tolist(), features, known, known_labels, weights)[0]
+        return rank_by_value(margins, predicted.tolist(), features, known, known_labels, weights, ROUND)[0]
 
     return order
 
