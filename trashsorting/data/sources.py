@@ -330,7 +330,8 @@ def own_sources(
     root: Path,  # A data set's folder
 ) -> tuple[Source, ...]:  # Empty where it came from one
     "The sources that a prepared folder names. Raises `DataError` for a file of that name with other content."
-    return _parse_sources(root / OWN_SOURCES) if (root / OWN_SOURCES).is_file() else ()
+    listed = _parse_sources(root / OWN_SOURCES) if (root / OWN_SOURCES).is_file() else ()
+    return tuple(Source(**source.model_dump(include=set(Source.model_fields))) for source in listed)
 
 # %% ../../nbs/data/06_sources.ipynb #2d8dc890
 def _check_own(
