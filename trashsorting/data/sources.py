@@ -20,9 +20,13 @@ from ..core.card import Labels, Source
 from ..core.errors import DataError, need
 from ..core.log import log, step
 from ..core.system import is_remote
+from .annotations import check_fields, find_annotations, read_yaml
 from .archive import unpack
+from .crops import crop_annotations
+from .duplicates import compute_hashes, seen_in_training
 from .listing import dataset_root, list_folder
 from .manifest import Manifest, manifest_from_csv, read_folder, skip_files
+from .open_sets import OPEN_SETS, fetch_open_set
 from .sample import draw_sample
 from .splits import apply_split, complete_split, match_spelling, train_on_all, unite_groups
 from .storage import fetch
@@ -66,6 +70,7 @@ _HUB_SOURCES = {
         Source(name="waste-classifier", where="rootstrap-org/waste-classifier", licence="MIT", classes={"compost": ""}),
     )
 }
+_NAMED_SOURCES = _HUB_SOURCES | OPEN_SETS
 
 # %% ../../nbs/data/06_sources.ipynb #a46e6499
 def fetch_archive(
@@ -101,7 +106,7 @@ def _fetch_trashnet(
     return root
 
 # %% ../../nbs/data/06_sources.ipynb #8fe93905
-BUILTIN_SOURCES = ("hub", "sample", *_HUB_SOURCES)
+BUILTIN_SOURCES = ("hub", "sample", *_NAMED_SOURCES)
 
 
 def is_builtin(
@@ -127,9 +132,13 @@ def _open_builtin(
         return draw_sample(into)
     if name in ("hub", "garythung/trashnet"):
         return _fetch_trashnet(into, progress)
+    if name in OPEN_SETS:
+        fetched = fetch_open_set(name, progress=progress)
+        return fetched if fetched.is_dir() else _open_archive(fetched, into, name, progress)
     return _open_archive(fetch_archive(name), into, name, progress)
 
 # %% ../../nbs/data/06_sources.ipynb #9076c2bb
+_ANNOTATION_SUFFIXES = (".json", ".yaml", ".yml")
 _FETCHED = ".fetched"  # the folder for an archive from a bucket: hidden, since class folders may lie beside it
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}  # suffixes of a file that is not there
 
@@ -163,22 +172,46 @@ def describe_source(
     builtin = None if Path(source).exists() else names.get(str(source))
     return builtin or "/".join(Path(source).resolve().parts[-2:])
 
+# %% ../../nbs/data/06_sources.ipynb #fec4f70a
+def read_class_map(
+    path: Path,  # YAML
+) -> dict[str, str]:  # Their class -> ours; '' skips the class
+    "Read a class map. Raises `DataError`, or `MissingExtra` without PyYAML."
+    content: dict[str, str | None] = check_fields(dict[str, str | None], read_yaml(path), path)
+    return {label: ours or "" for label, ours in content.items()}
+
+
+def _fill_entry(
+    item: object,  # Of a list of sources
+    folder: Path,  # Of the list
+) -> object:  # Fields of `_ListedSource`, if the item can be understood
+    "Replace the name of a known data set by its fields, and the name of a class map by its content."
+    if isinstance(item, str):
+        return _NAMED_SOURCES[item].model_dump() if item in _NAMED_SOURCES else item
+    if isinstance(item, dict) and isinstance(item.get("classes"), str):
+        return item | {"classes": read_class_map(folder / item["classes"])}
+    return item
+
 # %% ../../nbs/data/06_sources.ipynb #30f29fa2
 class _ListedSource(Source):
     "An entry of a list of sources."
 
     split: str = Field("", description="CSV with the columns file,label,split, of this source's folder; empty: its own split")
 
-# %% ../../nbs/data/06_sources.ipynb #e6f72aae
+    def described(self) -> Source:
+        "The source as a card has it."
+        return Source(**self.model_dump(include=set(Source.model_fields)))
+
+# %% ../../nbs/data/06_sources.ipynb #7a918c91
 def _parse_sources(
-    path: Path,  # JSON: a list of names from `_HUB_SOURCES` and of objects with the fields of `_ListedSource`
+    path: Path,  # JSON: a list of names from `_NAMED_SOURCES` and of objects with the fields of `_ListedSource`
 ) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
     "Read a list of sources. Raises `DataError` for any other content."
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, list) or not content:
             raise ValueError("it is empty" if content in ([], {}) else "it does not begin with a square bracket")
-        listed = [_HUB_SOURCES[item].model_dump() if isinstance(item, str) and item in _HUB_SOURCES else item for item in content]
+        listed = [_fill_entry(item, path.parent) for item in content]
         return TypeAdapter(tuple[_ListedSource, ...]).validate_python(listed)
     except ValidationError as error:
         first = error.errors()[0]
@@ -187,9 +220,9 @@ def _parse_sources(
         reason = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
         reason = str(error)
-    raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_HUB_SOURCES)}")
+    raise DataError(f"{path}: not a list of sources: {reason}; known by name are {', '.join(_NAMED_SOURCES)}")
 
-# %% ../../nbs/data/06_sources.ipynb #074c206b
+# %% ../../nbs/data/06_sources.ipynb #97b21342
 def _check_names(
     sources: Iterable[Source],
     path: str | Path,  # The list, for the error
@@ -212,7 +245,7 @@ def _read_sources(
     _check_names(sources, path)
     return tuple(sources)
 
-# %% ../../nbs/data/06_sources.ipynb #59ac8a67
+# %% ../../nbs/data/06_sources.ipynb #2ec46ec6
 def _is_table(
     source: str | Path,  # What the user named
 ) -> bool:
@@ -237,7 +270,7 @@ def _link_source(
 
 # %% ../../nbs/data/06_sources.ipynb #4e3f6ab7
 def _read_classes(
-    source: Source,
+    source: _ListedSource,
     root: Path,  # Its folder, with one sub-folder per class
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Classes with their new names
@@ -249,24 +282,38 @@ def _read_classes(
         for entry in manifest.entries
         if not source.class_of(entry.label)
     }
-    described = Source(**source.model_dump(include=set(Source.model_fields)))
-    return skip_files(replace(manifest, entries=tuple(renamed), sources=(described,)), reasons)
+    return skip_files(replace(manifest, entries=tuple(renamed), sources=(source.described(),)), reasons)
 
-# %% ../../nbs/data/06_sources.ipynb #c3b536b7
+# %% ../../nbs/data/06_sources.ipynb #89e41204
+def _read_unlinked(
+    source: _ListedSource,
+    into: Path,  # As for `_link_source`
+    progress: bool = False,  # Show a bar
+) -> Manifest:  # Its root is in `into`
+    "Read a source of any kind: class folders, a CSV, or annotations, whose objects are cut out. Raises `DataError`."
+    path = Path(source.where)
+    if source.where == "open-images" and is_builtin(source.where):
+        path = fetch_open_set(source.where, [label for label, ours in source.classes.items() if ours], progress)
+        source = source.model_copy(update={"where": str(path)})
+    is_file = not is_remote(source.where) and path.suffix.lower() in _ANNOTATION_SUFFIXES and path.is_file()
+    root = path if is_file else _link_source(source, into, progress)
+    if annotations := None if _is_table(source.where) else find_annotations(root):
+        return crop_annotations(annotations, source, into / f"{source.name}-crops", progress)
+    if is_file:
+        raise DataError(f"{path}: there are no boxes in it; COCO, Label Studio and YOLO (data.yaml) are known")
+    return read_table(root / path.name, source, progress) if _is_table(source.where) else _read_classes(source, root, progress)
+
+# %% ../../nbs/data/06_sources.ipynb #3ce45205
 def _read_source(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # With its own split, or undecided; files relative to `into`, classes with their new names
     "Read one of several sources. Raises `DataError`."
-    root = _link_source(source, into, progress)
-    if _is_table(source.where):
-        manifest = read_table(root / Path(source.where).name, source, progress)
-    else:
-        manifest = _read_classes(source, root, progress)
+    manifest = _read_unlinked(source, into, progress)
     if source.split:
         manifest = apply_split(manifest, Path(source.split))
-    prefix = root.relative_to(into).as_posix()
+    prefix = manifest.root.relative_to(into).as_posix()
     return Manifest(
         into,
         tuple(replace(entry, file=f"{prefix}/{entry.file}") for entry in manifest.entries),
@@ -274,6 +321,22 @@ def _read_source(
         tuple(each.model_copy(update={"where": describe_source(source.where)}) for each in manifest.sources),
         tuple(f"{prefix}/{name}" for name in manifest.ignored),
     )
+
+# %% ../../nbs/data/06_sources.ipynb #18b0b46d
+_WITH_COPIES = ("drinking-waste",)  # sources that are known to hold copies of others
+
+
+def _copies_of_others(
+    manifests: list[Manifest],  # Of the sources
+) -> dict[str, str]:  # By file of a source in `_WITH_COPIES`: why it is skipped
+    "Find copies by their perceptual hashes."
+    entries = [(each.root / entry.file, entry) for each in manifests for entry in each.entries]
+    theirs = [(path, entry) for path, entry in entries if entry.source in _WITH_COPIES]
+    others = [path for path, entry in entries if entry.source not in _WITH_COPIES]
+    if not theirs or not others:
+        return {}
+    is_copy = seen_in_training(compute_hashes([path for path, _ in theirs]), compute_hashes(others)[:, 0])
+    return {entry.file: "it is a copy of another source's photograph" for (_, entry), copy in zip(theirs, is_copy, strict=True) if copy}
 
 # %% ../../nbs/data/06_sources.ipynb #4a560c7e
 def _join_sources(
@@ -285,23 +348,34 @@ def _join_sources(
     manifests = [_read_source(source, into, progress) for source in listed]
     sources = tuple(source for each in manifests for source in each.sources)
     _check_names(sources, into)
+    copies = _copies_of_others(manifests) if any(each.where in _WITH_COPIES for each in listed) else {}
+    manifests = [skip_files(each, {e.file: copies[e.file] for e in each.entries if e.file in copies}) for each in manifests]
     entries = sorted((entry for each in manifests for entry in each.entries), key=lambda entry: entry.file)
     skipped = sorted((item for each in manifests for item in each.skipped), key=lambda item: item.file)
     ignored = sorted(name for each in manifests for name in each.ignored)
     return Manifest(into, tuple(entries), tuple(skipped), sources, tuple(ignored))
 
-# %% ../../nbs/data/06_sources.ipynb #a2d2fb1e
+# %% ../../nbs/data/06_sources.ipynb #94a99b65
+def _name_of(
+    source: str | Path,  # A folder, an archive, or an address
+) -> str:  # As `Source.name` must be
+    "A name for a source that has none."
+    return re.sub(r"[^\w.-]+", "_", Path(source).stem).lstrip(".-") or "photographs"
+
+# %% ../../nbs/data/06_sources.ipynb #4eb69452
 def _listed_sources(
     source: str | Path,  # As for `open_manifest`
 ) -> tuple[_ListedSource, ...]:  # Empty: a folder, an archive, or drawn
     "The sources of a list, of a CSV, or of a built-in name that has a licence. Raises `DataError`."
     path = Path(source)
-    if is_builtin(source) and source in _HUB_SOURCES:
-        return (_ListedSource(**_HUB_SOURCES[str(source)].model_dump()),)
-    if _is_table(source):
-        name = re.sub(r"[^\w.-]+", "_", path.resolve().parent.name).lstrip(".-") or "photographs"
-        return (_ListedSource(name=name, where=str(source)),)
-    return _read_sources(path) if path.suffix.lower() == ".json" and not path.is_dir() else ()
+    if is_builtin(source) and str(source) in _NAMED_SOURCES:
+        return (_ListedSource(**_NAMED_SOURCES[str(source)].model_dump()),)
+    suffix = "" if is_remote(source) or path.is_dir() else path.suffix.lower()
+    annotations = find_annotations(path) if suffix in _ANNOTATION_SUFFIXES and path.is_file() else None
+    if suffix == ".csv" or annotations:
+        folder = annotations.root if annotations else path.parent
+        return (_ListedSource(name=_name_of(folder.resolve()), where=str(source)),)
+    return _read_sources(path) if suffix == ".json" else ()
 
 # %% ../../nbs/data/06_sources.ipynb #7443a726
 def open_manifest(
@@ -309,13 +383,18 @@ def open_manifest(
     into: Path,  # The folder for what is unpacked, fetched, drawn or joined
     labels: Labels | None = None,  # The classes that may occur; None: whatever is there
     progress: bool = False,  # Show a bar
+    classes: dict[str, str] | None = None,  # Class map for sources that have none: their class -> ours
 ) -> Manifest:  # The split is the folders' own, or undecided
     "Open and read photographs from any source. Raises `DataError`."
     sources = _listed_sources(source)
     if not sources:
         root = open_source(source, into, progress)
         with source_errors(source, into):
-            return read_folder(root, labels, progress)
+            if not classes and not find_annotations(root):
+                return read_folder(root, labels, progress)
+        sources = (_ListedSource(name=_name_of(source), where=str(root)),)
+    if classes:
+        sources = tuple(each if each.classes else each.model_copy(update={"classes": classes}) for each in sources)
     with source_errors(source, into):
         manifest = _join_sources(sources, Path(into), progress)
     if labels and (unknown := set(manifest.labels) - set(labels)):
@@ -331,7 +410,7 @@ def own_sources(
 ) -> tuple[Source, ...]:  # Empty where it came from one
     "The sources that a prepared folder names. Raises `DataError` for a file of that name with other content."
     listed = _parse_sources(root / OWN_SOURCES) if (root / OWN_SOURCES).is_file() else ()
-    return tuple(Source(**source.model_dump(include=set(Source.model_fields))) for source in listed)
+    return tuple(source.described() for source in listed)
 
 # %% ../../nbs/data/06_sources.ipynb #2d8dc890
 def _check_own(
