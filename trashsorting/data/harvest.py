@@ -105,8 +105,8 @@ def _resolve_group(
     "What becomes of the copies of one photograph."
     votes = Counter(entry.label for entry in group.entries)
     if len(votes) > 1:
-        said = ", ".join(f"{label} {n}" for label, n in votes.most_common())
-        return {name: (f"people disagree about this photograph: {said}", False) for name in group.files}
+        counts = ", ".join(f"{label} {n}" for label, n in votes.most_common())
+        return {name: (f"people disagree about this photograph: {counts}", False) for name in group.files}
     return {name: (f"a copy of {group.files[0]}", True) for name in group.files[1:]}
 
 # %% ../../nbs/data/16_harvest.ipynb #93fd500a
@@ -120,9 +120,13 @@ def drop_copies(
     for group in find_groups(_as_manifest(candidates), hashes):
         reasons |= _resolve_group(group)
     seen = np.zeros(len(candidates), bool) if trained_on is None else seen_in_training(hashes, trained_on)
-    reasons |= {candidates[at].name: ("a copy of a training photograph", True) for at in np.flatnonzero(seen)}
-    settled = {name: {"reason": reason, "dropped": dropped} for name, (reason, dropped) in reasons.items()}
-    return tuple(replace(candidate, **settled.get(candidate.name, {})) for candidate in candidates)
+    reasons |= {candidates[int(at)].name: ("a copy of a training photograph", True) for at in np.flatnonzero(seen)}
+    return tuple(
+        replace(candidate, reason=reasons[candidate.name][0], dropped=reasons[candidate.name][1])
+        if candidate.name in reasons
+        else candidate
+        for candidate in candidates
+    )
 
 # %% ../../nbs/data/16_harvest.ipynb #7b0ff14c
 _ALPHA = 0.01  # Of all tests together
@@ -140,7 +144,7 @@ def find_poisoners(
     total = Counter(each.source for each in corrections)
     wrong = Counter((each.source, each.label) for each in corrections if each.label != each.predicted_class)
     by_label = Counter(label for (_, label), n in wrong.items() for _ in range(n))
-    poisoners = {}
+    poisoners: dict[str, str] = {}
     for (source, label), n in wrong.most_common():
         others = len(corrections) - total[source] + _PRIOR_TOTAL
         rate = (by_label[label] - n + _PRIOR_COUNT) / others
@@ -234,7 +238,8 @@ def rank_by_value(
         rarity = 1 - counts[classes] / (counts.max() + 1)
         value = np.stack([1 - margins, (1 - cosines) / scale, rarity], axis=1) @ weights
         at = int(np.where(left, value, -np.inf).argmax())
-        order.append(at), values.append(float(value[at]))
+        order.append(at)
+        values.append(float(value[at]))
         counts[classes[at]] += 1
         left[at], cosines = False, np.maximum(cosines, unit @ unit[at])
     return np.array(order, int), np.array(values)
