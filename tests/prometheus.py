@@ -25,17 +25,16 @@ def program(name: str) -> str:
 
 
 def faster(text: str) -> str:
-    "Durations of the rules, sixty times shorter: minutes as seconds, hours as minutes."
-    return re.sub(r"\b(\d+)d\b", lambda day: f"{24 * int(day[1])}m", re.sub(r"\b(\d+)m\b", r"\1s", text)).replace(
-        "1h", "1m"
-    )
+    "Durations of the rules, twenty times shorter: a minute takes three seconds."
+    minutes = {"m": 1, "h": 60, "d": 24 * 60}
+    return re.sub(r"\b(\d+)([mhd])\b", lambda duration: f"{3 * int(duration[1]) * minutes[duration[2]]}s", text)
 
 
 def configure(folder: Path, rules: dict, target: str) -> Path:
     "Write rules and configuration; the rules and the scrapes are fast."
     (folder / "rules.yaml").write_text(faster(yaml.safe_dump(rules, width=10_000)), encoding="utf-8")
     scrape = {"job_name": "trashsorting", "static_configs": [{"targets": [target]}]}
-    times = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
+    times = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     document = {"global": times, "rule_files": ["rules.yaml"], "scrape_configs": [scrape]}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     return folder / "prometheus.yaml"

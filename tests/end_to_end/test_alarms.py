@@ -21,8 +21,8 @@ from versions import add_version
 from trashsorting.cloud.monitoring import prometheus_rules
 
 ROOT = Path(__file__).resolve().parents[2]
-LATE = 90  # Seconds until an alarm must have come
-QUIET = 5  # Seconds that are watched after it
+LATE = 120  # Seconds until an alarm must have come
+QUIET = 20  # Seconds that are watched after it
 PROCESS = "import os, sys\nif '--multiprocessing-fork' in sys.orig_argv or 'serve' in sys.orig_argv:\n"
 RAISES = """import trashsorting.serving.routes as routes
 def fail(*arguments): raise RuntimeError("injected")
