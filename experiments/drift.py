@@ -1,6 +1,6 @@
 """How soon the drift alarm comes, how often it is false, and how good the accuracy is that is estimated without labels.
 
-    python experiments/drift.py --data trashnet/images --split trashnet/split.csv --other home bin_camera
+    PYTHONPATH=bench:. python experiments/drift.py --data images --split split.csv --other home bin_camera --http
 
 Each set is classified once by the shipped model; the windows are then drawn from its features. With `--http`, the
 external sets are also sent to the real service on loopback, one photograph after the other, until it reports an alarm.
@@ -27,7 +27,7 @@ from trashsorting.serving.client import Client
 
 ROOT = Path(__file__).resolve().parents[1]
 CORRUPTIONS = ("blur", "noise", "jpeg", "darker", "brighter", "rotation", "crop")
-STREAMS = 20  # Simulated streams of each kind
+STREAMS = 10  # Simulated streams of each kind
 WINDOWS = 1000  # Clean windows of each size
 
 

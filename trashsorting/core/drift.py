@@ -16,12 +16,12 @@ from pydantic import BaseModel, Field
 from .card import ModelCard, Preprocessing, Reference
 from .errors import ModelError
 
-# %% ../../nbs/core/08_drift.ipynb #c7737406
+# %% ../../nbs/core/08_drift.ipynb #285375e0
 OUTPUT_FEATURES = ("confidence", "margin", "energy")  # What the model says
 IMAGE_FEATURES = ("brightness", "contrast", "sharpness", "aspect", "size")
 FEATURES = OUTPUT_FEATURES + IMAGE_FEATURES
 
-# %% ../../nbs/core/08_drift.ipynb #38f44a2a
+# %% ../../nbs/core/08_drift.ipynb #8a8cf3cb
 def output_features(
     logits: np.ndarray,  # (n, n_classes)
     temperature: float,  # From the model card
@@ -33,7 +33,7 @@ def output_features(
     ranked = np.sort(np.exp(scaled - energy[:, None]), axis=1)
     return np.column_stack([ranked[:, -1], ranked[:, -1] - ranked[:, -2], energy])
 
-# %% ../../nbs/core/08_drift.ipynb #de127659
+# %% ../../nbs/core/08_drift.ipynb #772cfacd
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L
 
 
@@ -45,7 +45,7 @@ def input_grey(
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     return np.tensordot(255 * _LUMA * std, inputs, 1) + 255 * (_LUMA @ mean)
 
-# %% ../../nbs/core/08_drift.ipynb #f2ef5a1a
+# %% ../../nbs/core/08_drift.ipynb #e0f05e92
 def image_features(
     grey: np.ndarray,  # (height, width), 0..255, of a fixed size
     size: tuple[int, int],  # Width and height of the photograph, pixels
@@ -56,7 +56,7 @@ def image_features(
     sharpness = np.median(differences) if differences.size else 0.0
     return np.array([coarse.mean(), coarse.std(), sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
 
-# %% ../../nbs/core/08_drift.ipynb #7c6fa680
+# %% ../../nbs/core/08_drift.ipynb #95537f7c
 @dataclass(frozen=True, eq=False)
 class Observations:
     "What is kept of photographs."
@@ -72,7 +72,7 @@ class Observations:
         start = max(0, len(self.predicted) - n)
         return Observations(self.features[start:], self.predicted[start:])
 
-# %% ../../nbs/core/08_drift.ipynb #6f5a0ef8
+# %% ../../nbs/core/08_drift.ipynb #8991c003
 _N_QUANTILES = 33
 
 
@@ -94,7 +94,7 @@ def make_reference(
     counts = np.bincount(observations.predicted, minlength=len(classes)).tolist()
     return Reference(n=n, quantiles=quantiles, predicted=dict(zip(classes, counts, strict=True)), note=note)
 
-# %% ../../nbs/core/08_drift.ipynb #8902be68
+# %% ../../nbs/core/08_drift.ipynb #da2d554e
 def ks_statistic(
     values: np.ndarray,  # (n,)
     quantiles: np.ndarray,  # (k,) of the reference, at equal steps from 0 to 1
@@ -108,7 +108,7 @@ def ks_statistic(
     below = np.abs(np.searchsorted(ordered, points, "left") / len(values) - left)
     return float(max(above.max(), below.max()))
 
-# %% ../../nbs/core/08_drift.ipynb #5cd30f5f
+# %% ../../nbs/core/08_drift.ipynb #307b642a
 def ks_p_value(
     statistic: float,  # From `ks_statistic`
     n: int,  # Size of one sample
@@ -122,7 +122,7 @@ def ks_p_value(
     k = np.arange(1, 21)
     return float(np.clip(2 * np.sum((-1.0) ** (k - 1) * np.exp(-2 * (k * scaled) ** 2)), 0, 1))
 
-# %% ../../nbs/core/08_drift.ipynb #90ad7b19
+# %% ../../nbs/core/08_drift.ipynb #541291f2
 @lru_cache(maxsize=4096)
 def fisher_p_value(
     hits: int,  # In the sample
@@ -138,7 +138,7 @@ def fisher_p_value(
     chances = np.exp(chances - chances.max())
     return float(min(1.0, chances[chances <= chances[hits - low] * (1 + 1e-7)].sum() / chances.sum()))
 
-# %% ../../nbs/core/08_drift.ipynb #fa0d3092
+# %% ../../nbs/core/08_drift.ipynb #b19bb5e2
 def _class_test(
     counts: np.ndarray,  # (n_classes,) predicted classes of the sample
     reference_counts: np.ndarray,  # (n_classes,)
@@ -148,7 +148,7 @@ def _class_test(
     p_values = [fisher_p_value(int(hits), n, int(other), m) for hits, other in zip(counts, reference_counts, strict=True)]
     return float(np.abs(counts / n - reference_counts / m).sum() / 2), min(1.0, len(p_values) * min(p_values))
 
-# %% ../../nbs/core/08_drift.ipynb #9f2d6b26
+# %% ../../nbs/core/08_drift.ipynb #f50ff0f7
 def holm(
     p_values: np.ndarray,  # (k,)
 ) -> np.ndarray:  # (k,) adjusted p-values
@@ -159,7 +159,7 @@ def holm(
     adjusted[order] = np.minimum(steps, 1)
     return adjusted
 
-# %% ../../nbs/core/08_drift.ipynb #eb3f6305
+# %% ../../nbs/core/08_drift.ipynb #2db0f6a8
 class FeatureDrift(BaseModel):
     "The test of one feature."
 
@@ -169,9 +169,9 @@ class FeatureDrift(BaseModel):
     )
     p_value: float = Field(description="corrected for all tests by Holm's method", examples=[0.41])
     photographs: int = Field(description="on how many of the last photographs", examples=[50])
-    drift: bool = Field(description="whether the p-value is below 0.001", examples=[False])
+    drift: bool = Field(description="whether the p-value is below 0.001 and the statistic at least 0.2", examples=[False])
 
-# %% ../../nbs/core/08_drift.ipynb #9d28b075
+# %% ../../nbs/core/08_drift.ipynb #8a106d38
 class DriftReport(BaseModel):
     "What is known about photographs without their labels."
 
@@ -189,8 +189,9 @@ class DriftReport(BaseModel):
     )
     unsure: float | None = Field(description="fraction of the photographs that were 'unsure'", examples=[0.12])
 
-# %% ../../nbs/core/08_drift.ipynb #8392ce0a
+# %% ../../nbs/core/08_drift.ipynb #6ee3d0d6
 LEVEL = 0.001  # Largest probability of a false alarm
+LEAST_DISTANCE = 0.2  # A smaller statistic is no drift
 _LEAST = 10  # Photographs to test
 _LOOKS = (20, 50)  # Last photographs that are tested beside all
 _OF_THE_FILE = frozenset({"aspect", "size"})  # Scaled away before the network sees them
@@ -210,7 +211,7 @@ def _test_features(
     counts = np.array(list(reference.predicted.values()))
     return [*tests, ("class", *_class_test(np.bincount(observations.predicted, minlength=len(counts)), counts))]
 
-# %% ../../nbs/core/08_drift.ipynb #4ff6802e
+# %% ../../nbs/core/08_drift.ipynb #15b1e59a
 def _compare_features(
     reference: Reference,
     observations: Observations,  # `_LEAST` or more
@@ -219,15 +220,16 @@ def _compare_features(
     n = len(observations.predicted)
     sizes = sorted({min(size, n) for size in (*_LOOKS, n)}, reverse=True)
     tests = [(size, *test) for size in sizes for test in _test_features(reference, observations.last(size))]
+    adjusted = holm(np.array([test[3] for test in tests]))
     clearest: dict[str, FeatureDrift] = {}
-    for (size, name, statistic, _), p_value in zip(tests, holm(np.array([test[3] for test in tests])), strict=True):
-        if name not in clearest or p_value < clearest[name].p_value:
-            clearest[name] = FeatureDrift(
-                name=name, statistic=statistic, p_value=p_value, photographs=size, drift=bool(p_value < LEVEL)
-            )
+    for (size, name, statistic, _), p_value in zip(tests, adjusted, strict=True):
+        drift = bool(p_value < LEVEL and statistic >= LEAST_DISTANCE)
+        test = FeatureDrift(name=name, statistic=statistic, p_value=p_value, photographs=size, drift=drift)
+        if name not in clearest or (drift, -p_value) > (clearest[name].drift, -clearest[name].p_value):
+            clearest[name] = test
     return list(clearest.values())
 
-# %% ../../nbs/core/08_drift.ipynb #6b1713a6
+# %% ../../nbs/core/08_drift.ipynb #1c856f66
 def estimate_accuracy(
     confidence: np.ndarray,  # (n,) calibrated
 ) -> tuple[float, tuple[float, float]]:  # Estimate and its 95 % interval, 0..1
@@ -236,7 +238,7 @@ def estimate_accuracy(
     deviation = float(np.sqrt((confidence * (1 - confidence)).sum()) / len(confidence))
     return mean, (max(0.0, mean - 1.96 * deviation), min(1.0, mean + 1.96 * deviation))
 
-# %% ../../nbs/core/08_drift.ipynb #1f965ed9
+# %% ../../nbs/core/08_drift.ipynb #dd8f14f2
 def find_drift(
     card: ModelCard,  # Of the model that answered
     observations: Observations,  # The latest last
