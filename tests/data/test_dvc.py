@@ -251,11 +251,16 @@ def test_the_default_remote_keeps_versions():
     assert out["path"] == "data"
 
 
-@pytest.mark.skipif("TRASHNET" not in os.environ, reason="!!! TRASHNET is unset: the tracked data was not reproduced")
+@pytest.mark.skipif(
+    not {"TRASHNET", "OPEN_PHOTOS"} <= os.environ.keys(),
+    reason="!!! TRASHNET or OPEN_PHOTOS is unset: the tracked data was not reproduced",
+)
 def test_the_tracked_data_is_reproduced_from_the_photographs(tmp_path):
-    "`data import` on TrashNet gives exactly the folder in data.dvc."
-    folder = Path(os.environ["TRASHNET"])
-    words = [COMMAND, "data", "import", folder / "images", "--split", folder / "split.csv", "--out", tmp_path / "data"]
+    "`data import sources.json` gives exactly the folder in data.dvc."
+    shutil.copy(ROOT / "sources.json", tmp_path)
+    (tmp_path / "trashnet").symlink_to(os.environ["TRASHNET"], target_is_directory=True)
+    (tmp_path / "open_photos").symlink_to(os.environ["OPEN_PHOTOS"], target_is_directory=True)
+    words = [COMMAND, "data", "import", tmp_path / "sources.json", "--out", tmp_path / "data"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     shutil.copy(ROOT / "data.dvc", tmp_path)
