@@ -20,9 +20,12 @@ from trashsorting.core.places import RULES, Place, find_place, read_places
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.core.system import write_json
 from trashsorting.evaluation.bins import evaluate_bins
+from trashsorting.evaluation.calibration import fit_temperature
+from trashsorting.evaluation.oof import load_predictions
+from trashsorting.inference.session import softmax
 
 ROOT = Path(__file__).resolve().parents[1]
-SETS = ("val", "home", "bin_camera")
+SETS = ("out_of_fold", "home", "bin_camera")
 
 
 def schema() -> dict:
@@ -56,12 +59,15 @@ def problems(folder: Path = RULES) -> list[str]:
 
 
 def read_predictions(
-    path: Path,  # CSV of `trashsorting evaluate --predictions`
+    path: Path,  # CSV of `trashsorting evaluate --predictions`, or of `trashsorting crossval`
     classes: tuple[str, ...],
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, n_classes) probabilities, (n,) true classes
     "The predictions of a CSV file."
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
+    if "fold" in rows[0]:
+        folds = load_predictions(path)
+        return softmax(folds.logits, fit_temperature(folds.logits, folds.targets)), folds.targets
     probabilities = [[float(row[f"probability:{label}"]) for label in classes] for row in rows]
     return np.array(probabilities), np.array([classes.index(row["actual"]) for row in rows])
 

@@ -18,7 +18,7 @@ from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_picture
 
 GLASS = encode(draw_picture("glass", 0, (256, 192)))
-SWAPS = 100
+SWAPS = int(os.environ.get("CHECK_SWAPS", "10"))  # 100 in `make check-long`
 ANONYMOUS = {"token": "anon"}  # How gcsfs is told that there is no login
 LATE = 60  # Seconds after which a test calls it a hang
 
