@@ -298,8 +298,8 @@ def _make_provenance(
     return Provenance(
         data=run.info["data"],
         manifest_sha256=run.manifest.sha256,
-        n_train=len(run.manifest.subset("train").entries),
-        n_valid=len(run.manifest.subset("val").entries),
+        n_train=sum(entry.split == "train" for entry in run.manifest.entries),
+        n_valid=sum(entry.split == "val" for entry in run.manifest.entries),
         seed=run.config.seed,
         parameters=run.info["config"],
         libraries=run.info["libraries"],
