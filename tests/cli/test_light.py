@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -28,6 +29,9 @@ WORKS = [
     "data manifest photos --out manifest.csv",
     "data manifest photos --split manifest.csv",
     "data import photos --out prepared",
+    "data notice photos",
+    "drift photos",
+    "reference model.onnx --data photos",
     "serve --help",
     "job --help",
 ]
@@ -44,6 +48,7 @@ NEEDS = [
     ("data check photos", "train"),
     ("data check photos --hashes-only", "train"),
     ("data report photos --out report", "train"),
+    ("data harvest photos --out new", "train"),
     ("data push photos", "cloud"),
     ("data pull photos", "cloud"),
     ("train --data photos --out new", "train"),
@@ -58,6 +63,8 @@ NEEDS = [
     ("job train --image {image} {places} {project}", "cloud"),
     ("job train --image {image} --bucket gs://bucket {places} --dry-run", "cloud"),
     ("job list {project}", "cloud"),
+    ("job monitor {project} --url https://a.example --dry-run", "cloud"),
+    ("job drift {project} --image {image} --bucket gs://bucket --service-account a@b.c --dry-run", "cloud"),
     ("job logs 1 {project}", "cloud"),
     ("job cancel 1 {project}", "cloud"),
     ("job deploy --image {image} --dry-run", "cloud"),
@@ -98,6 +105,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
     draw_sample(folder / "photos", 2)
     (folder / "run").mkdir()
+    for suffix in (".onnx", ".json"):
+        shutil.copy(SHIPPED_MODEL.with_suffix(suffix), folder / f"model{suffix}")
     (folder / "photos.dvc").write_text("outs:\n- md5: 0\n  path: photos\n", encoding="utf-8")
     return folder
 

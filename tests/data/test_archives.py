@@ -434,7 +434,6 @@ def test_a_manifest_that_excel_saved_is_the_same_manifest(tmp_path):
         "not JSON",
         "[[[[",
         "[" * 100_000,
-        '{"images": [{"id": 1}], "annotations": [], "categories": []}',
         '{"sources": [{"name": "a", "where": "b"}]}',
         '[{"id": 1, "file_name": "a.jpg"}]',
         '[{"name": "..", "where": "sample"}]',

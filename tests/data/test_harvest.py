@@ -174,9 +174,9 @@ def test_review_by_keyboard(browser, tmp_path):
         patch.setattr("trashsorting.data.harvest._write_photographs", lambda *_: None)
         write_harvest(candidates, tmp_path / "out", licence='given, "freely"')
     page, errors = browser.new_page(accept_downloads=True), []
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("dialog", errors.append)
+    page.on("dialog", lambda event: errors.append(event))
     page.goto((tmp_path / "out" / "review.html").as_uri())
     assert page.locator("#count").text_content() == "4 of 5 kept" and page.locator("li b").count() == 5
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")

@@ -32,7 +32,7 @@ from trashsorting.export.quantize import (
     time_in_turns,
 )
 from trashsorting.inference.predictor import Predictor
-from trashsorting.inference.session import open_session, run_activation_maps, run_logits, softmax
+from trashsorting.inference.session import open_session, run_logits, run_network, softmax
 from trashsorting.training.backbone import create_backbone
 
 TRASHNET = os.environ.get("TRASHNET")
@@ -96,7 +96,7 @@ def test_most_drawn_pictures_keep_their_class(int8, manifest):
 
 def test_the_mean_of_the_activation_maps_is_the_logits(int8, manifest):
     inputs = inputs_of(manifest, 4)
-    logits, maps = run_activation_maps(open_session(int8), inputs)
+    logits, maps = run_network(open_session(int8), ["logits", "evidence"], inputs)
     assert np.allclose(softmax(maps.mean(axis=(2, 3))), softmax(logits), atol=1e-5)
 
 

@@ -73,19 +73,27 @@ def _containing(
     manifest: Manifest,
     positions: dict[tuple[str, ...], tuple[str, float]],  # From `_hash_positions`
 ) -> dict[str, list[tuple[str, ...]]]:  # By class: its own groups in order, then the others that contain it
-    "The groups with photographs of each class. Raises `DataError` if a class has only one."
+    "The groups with photographs of each class."
     label_of = {entry.file: entry.label for entry in manifest.entries}
     containing: dict[str, list[tuple[str, ...]]] = {label: [] for label in manifest.labels}
     for files in positions:
         for label in sorted({label_of[file] for file in files}):
             containing[label].append(files)
     for label, class_groups in containing.items():
-        if len(class_groups) < 2:
-            is_single = sum(label_of[file] == label for file in class_groups[0]) == 1
-            what = "one photograph" if is_single else "one group of photographs that belong together"
-            raise DataError(f"{manifest.root}: class '{label}' has {what}; two or more are needed to split it")
         class_groups.sort(key=lambda files: positions[files][0] != label)
     return containing
+
+
+def _check_divisible(
+    manifest: Manifest,
+    containing: dict[str, list[tuple[str, ...]]],  # From `_containing`
+) -> None:
+    "Raise `DataError` if a class has only one group."
+    counts = Counter(entry.label for entry in manifest.entries)
+    for label, class_groups in containing.items():
+        if len(class_groups) < 2:
+            what = "one photograph" if counts[label] == 1 else "one group of photographs that belong together"
+            raise DataError(f"{manifest.root}: class '{label}' has {what}; two or more are needed to split it")
 
 # %% ../../nbs/data/05_splits.ipynb #ffbae063
 def split_by_hash(
@@ -97,6 +105,7 @@ def split_by_hash(
     "Divide every class by a hash of the file names. Raises `DataError` if a class has only one group."
     positions = _hash_positions(manifest, groups, seed)
     containing = _containing(manifest, positions)
+    _check_divisible(manifest, containing)
     held_out: set[tuple[str, ...]] = set()
     for label, class_groups in containing.items():
         own = [files for files in class_groups if positions[files][0] == label]

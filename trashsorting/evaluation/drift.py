@@ -189,7 +189,8 @@ def few_classes(
     n: int = 2,  # Classes that stay: the rarest
 ) -> Observations:
     "The photographs that are predicted as the rarest classes: another mixture."
-    rarest = np.argsort(np.bincount(observations.predicted))[:n]
+    counts = np.bincount(observations.predicted)
+    rarest = sorted(np.flatnonzero(counts), key=lambda predicted: counts[predicted])[:n]
     chosen = np.isin(observations.predicted, rarest)
     return Observations(observations.features[chosen], observations.predicted[chosen])
 
