@@ -31,7 +31,6 @@ WORKS = [
     "data import photos --out prepared",
     "data notice photos",
     "drift photos",
-    "reference model.onnx --data photos",
     "serve --help",
     "job --help",
 ]
@@ -126,6 +125,15 @@ def test_light_commands_work(words, light, folder):
     assert done.stdout and "Traceback" not in done.stderr
 
 
+REFERENCE = "reference model.onnx --data photos"
+
+
+def test_a_reference_of_few_photographs_is_refused(light, folder):
+    done = call(REFERENCE, light, folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "trashsorting: a reference needs 100 photographs or more, there are 12\n"
+
+
 @pytest.mark.parametrize(("words", "extra"), NEEDS)
 def test_other_commands_name_the_extra(words, extra, light, folder):
     (folder / "sources.json").write_text('["garythung/trashnet"]', encoding="utf-8")
@@ -164,7 +172,7 @@ def names(group: click.Group, before: str = "") -> set[str]:
 
 
 def test_every_command_is_tested():
-    tried = [*WORKS, *(words for words, _ in NEEDS), *(f"job {word}" for word in ("promote", "rollback"))]
+    tried = [*WORKS, REFERENCE, *(words for words, _ in NEEDS), *(f"job {word}" for word in ("promote", "rollback"))]
     assert {name for name in names(cli) if not any(words.startswith(name) for words in tried)} == set()
 
 
