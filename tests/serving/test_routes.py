@@ -81,6 +81,7 @@ def test_model_info_is_the_card(client, predictor):
         "file_bytes": predictor.model.stat().st_size,
         "metrics": json.loads(card.evaluation.model_dump_json()),
         "evaluation_note": card.evaluation_note,
+        "held_out_sources": card.model_dump(mode="json")["held_out_sources"],
         "feedback": False,
     }
     assert 0 < answer.json()["metrics"]["accuracy"] <= 1
@@ -325,7 +326,7 @@ def test_cors(serve, client):
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
             assert "access-control-allow-credentials" not in answer.headers
         asked["Origin"] = "https://one.example"
-        for what, status in [({"Headers": "authorization, x-request-id"}, 200), ({"Method": "DELETE"}, 400)]:
+        for what, status in [({"Headers": "authorization, x-request-id"}, 200), ({"Method": "PUT"}, 400)]:
             more = {f"Access-Control-Request-{name}": value for name, value in what.items()}
             answer = httpx.options(f"{server.url}/api/predict", headers={**asked, **more})
             assert answer.status_code == status
@@ -493,7 +494,7 @@ def test_exception_texts_are_not_sent(predictor, caplog):
     class Broken:
         card = predictor.card
 
-        def predict_image(self, picture):
+        def observe(self, picture):
             raise RuntimeError("/secret/path")
 
     with TestClient(create_app(predictor=Broken()), raise_server_exceptions=False) as client:
