@@ -176,6 +176,7 @@ def test_the_guides_commands_are_ones_that_there_are(monkeypatch):
         "GOOGLE_CLOUD_REGION": "europe-west4",
         "TRASHSORTING_BUCKET": "gs://my-project-data",
         "REGISTRY": "europe-west4-docker.pkg.dev/my-project/trashsorting",
+        "service": "service@my-project.iam.gserviceaccount.com",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT)

@@ -230,7 +230,7 @@ class SourceMetrics(Card):
     answered: int = Field(ge=0, description="photographs that are not 'unsure'")
     answered_right: int = Field(ge=0, description="those of them that are predicted as their class")
 
-
+# %% ../../nbs/core/01_card.ipynb #52733cce
 LEAST_OF_SOURCE = 20  # Photographs; a smaller source says too little for the mean
 
 
@@ -241,7 +241,7 @@ def mean_over_sources(
     rates = [row.right / row.n for row in metrics.values() if row.n >= LEAST_OF_SOURCE]
     return sum(rates) / len(rates) if rates else None
 
-
+# %% ../../nbs/core/01_card.ipynb #cda59f0b
 class OutOfDistribution(Card):
     "How the networks of a cross-validation react to pictures of other things."
 
@@ -250,7 +250,7 @@ class OutOfDistribution(Card):
     answered: float = Field(description="fraction of the pictures that are not 'unsure', mean over the networks")
     by_source: dict[str, float] = Field({}, description="the same fraction by folder")
 
-
+# %% ../../nbs/core/01_card.ipynb #7ee6538f
 class ModelCard(Card):
     "The card of an exported model."
 
