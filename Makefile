@@ -103,6 +103,7 @@ export: setup ## All that is written from the notebooks: modules, sidebar, pictu
 	$(BIN)/python tools/website.py sidebar
 	$(BIN)/python tools/packages.py
 	$(BIN)/python tools/monitoring.py
+	$(BIN)/python tools/rules.py schema
 	$(readme_path) nbdev_readme
 
 outputs: setup ## Run every notebook in a Jupyter kernel, keep what it shows, then export (not the training run)
