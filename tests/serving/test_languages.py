@@ -18,6 +18,7 @@ LANGUAGES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in
 ENGLISH = LANGUAGES["en"]
 LOCALES = {"en": "en-GB", "da": "da-DK", "de": "de-DE", "ar": "ar"}
 NOT_FOR_PEOPLE = {  # Codes that only other programs meet, or that the page answers itself (a key)
+    "no-reference",
     *("bad-form", "bad-batch", "bad-request", "bad-header", "bad-parameter", "bad-range", "bad-feedback", "no-consent"),
     *("no-file", "no-files", "too-many-files", "large-head", "wrong-method", "not-found", "unknown-class"),
     *("no-key", "no-explanation", "no-metrics", "unknown-place", "unknown-feedback", "feedback-off"),

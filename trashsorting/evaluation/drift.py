@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.card import ModelCard, Reference
-from ..core.drift import FEATURES, DriftReport, Observations, find_drift, make_reference, output_features
+from ..core.drift import FEATURES, Observations, find_drift, make_reference, output_features
 from ..core.errors import DataError, need
 from ..core.image import ImageSource, min_side, open_rgb
+from ..core.prediction import DriftReport
 from ..core.log import progress_bar
 from ..core.system import read_csv
 from .calibration import fit_temperature

@@ -31,7 +31,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core.card import ModelCard
-from ..core.drift import FEATURES, DriftReport, Observations, find_drift
+from ..core.drift import FEATURES, Observations, find_drift
+from ..core.prediction import DriftReport
 from ..core.errors import TrashsortingError
 from ..core.log import log
 from .limits import own_path

@@ -13,9 +13,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ..core.card import NO_ACTIVATION_MAP, Evaluation, Labels, SourceMetrics
-from ..core.drift import DriftReport
 from ..core.places import BinAnswer
-from ..core.prediction import Prediction
+from ..core.prediction import DriftReport, Prediction
 from ..core.settings import MAX_BYTES
 
 # %% ../../nbs/serving/00_schemas.ipynb #3b490408
