@@ -486,7 +486,7 @@ def _count_correction(
 _FEEDBACK_FORM: dict[str, dict] = {
     "answer_id": {"type": "string", "description": "the `id` of the answer"},
     "correct": {"type": "string", "enum": ["true", "false"], "description": "whether the predicted class is right"},
-    "label": {"type": "string", "description": "if it is not: the right class, or other"},
+    "label": {"type": ["string", "null"], "description": "if it is not: the right class, or other"},
     "consent": {"type": "string", "enum": ["true", "false"], "description": "whether the photograph may be kept"},
     "file": {**_FILE, "description": "the photograph, with consent only"},
 }
