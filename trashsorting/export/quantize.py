@@ -114,11 +114,12 @@ def _is_scalable(
     "Whether the channels of tensors can be scaled without a change of the network's outputs."
     made_by = [node for node in _convolutions(model) if node.output[0] in tensors]
     into = [node for name in tensors for node in _consumers(model, name) if node.output[0] not in tensors]
+    if not into or any(node.op_type != "Conv" for node in into):
+        return False
     uses = Counter(name for node in model.graph.node for name in node.input)
     weights = [name for node in made_by for name in node.input[1:]] + [node.input[1] for node in into]
     return (
-        bool(into)
-        and all(node.op_type == "Conv" and _attributes(node).get("group", 1) == 1 for node in into)
+        all(_attributes(node).get("group", 1) == 1 for node in into)
         and not any(uses[name] > 1 for name in weights)
         and tensors.isdisjoint(value.name for value in model.graph.output)
     )
