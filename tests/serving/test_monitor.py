@@ -179,7 +179,7 @@ def test_a_full_disk_does_not_stop_predictions(serve, disk):
     "Existing files are large enough. A worker that starts now has no file: it counts in its memory, and logs it."
     folder = disk("size=4m")
     with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
-        wait_until(lambda: len(list(folder.glob("*.db"))) == 2 * len(FILE_KINDS))
+        wait_until(lambda: len(list(folder.glob("*.db"))) == 3 * len(FILE_KINDS))
         with (folder / "full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
@@ -198,7 +198,7 @@ def test_a_removed_folder_does_not_stop_predictions(serve, tmp_path):
     folder = tmp_path / "counts"
     folder.mkdir()
     with serve(workers=2, PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
-        wait_until(lambda: len(list(folder.glob("*.db"))) == 2 * len(FILE_KINDS))
+        wait_until(lambda: len(list(folder.glob("*.db"))) == 3 * len(FILE_KINDS))
         shutil.rmtree(folder)
         assert predictions(server, 20) == {200: 20} and metrics_answers(server) == {503: 20}
         fresh = replace_a_worker(server)
