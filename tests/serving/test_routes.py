@@ -238,6 +238,10 @@ def test_head_of_an_unknown_path(client, server):
     assert missing.content == posted.content == b""
     assert client.post("/api/health").headers["allow"] == "GET, HEAD"
     client.head("/api/health", headers={"X-Request-ID": "head-1"})
+    for _ in range(50):  # the line is written after the answer
+        if any(line.get("request_id") == "head-1" for line in server.lines()):
+            break
+        time.sleep(0.1)
     (line,) = [line for line in server.lines() if line.get("request_id") == "head-1"]
     assert (line["method"], line["route"], line["status"]) == ("HEAD", "/api/health", 200)
 
