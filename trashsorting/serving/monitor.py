@@ -112,7 +112,7 @@ class Metrics:
     card: ModelCard | None
 
     def __init__(self):
-        _prepare_counts()
+        prepare_counts()
         self.registry = own = CollectorRegistry()
         histogram = partial(Histogram, registry=own, buckets=_SECONDS)
         self.requests = Counter(f"{_PREFIX}_requests", "Requests that were answered.", ["route", "status"], registry=own)
@@ -147,19 +147,26 @@ def _count_files() -> list[Path]:  # Empty when this process counts alone
     folder = os.environ.get(_FOLDER)
     return [Path(folder) / f"{kind}_{os.getpid()}.db" for kind in FILE_KINDS] if folder else []
 
+# %% ../../nbs/serving/02_monitor.ipynb #78c98a20
+def _write_zeros(
+    file: Path,
+    n_bytes: int,
+) -> None:
+    "Make a file of zeros, whole or not at all. Raises `OSError`."
+    blank = file.with_suffix(".new")
+    try:
+        blank.write_bytes(bytes(n_bytes))
+        blank.replace(file)
+    except OSError:
+        blank.unlink(missing_ok=True)
+        raise
+
 # %% ../../nbs/serving/02_monitor.ipynb #77b04827
 def _reserve_files() -> None:
     "Make the files of this process that are not there yet. Raises `OSError`."
     for file in _count_files():
-        if file.exists() and file.stat().st_size >= FILE_BYTES:  # of a process that had the same number
-            continue
-        blank = file.with_suffix(".new")
-        try:
-            blank.write_bytes(bytes(FILE_BYTES))
-            blank.replace(file)
-        except OSError:
-            blank.unlink(missing_ok=True)
-            raise
+        if not (file.exists() and file.stat().st_size >= FILE_BYTES):  # there is one of a process with the same number
+            _write_zeros(file, FILE_BYTES)
 
 # %% ../../nbs/serving/02_monitor.ipynb #3156e753
 @cache
@@ -170,7 +177,7 @@ def _log_once(
     log.error(message)
 
 # %% ../../nbs/serving/02_monitor.ipynb #10549acc
-def _prepare_counts() -> None:
+def prepare_counts() -> None:
     "Count in the shared folder, or alone where that is impossible."
     try:
         _reserve_files()
@@ -240,13 +247,7 @@ def _claim_window(
             with suppress(FileNotFoundError):  # another worker was quicker
                 other.rename(file)
     if not file.exists() or file.stat().st_size != WINDOW_BYTES:
-        blank = file.with_suffix(".new")
-        try:
-            blank.write_bytes(bytes(WINDOW_BYTES))
-            blank.replace(file)
-        except OSError:
-            blank.unlink(missing_ok=True)
-            raise
+        _write_zeros(file, WINDOW_BYTES)
     return file
 
 # %% ../../nbs/serving/02_monitor.ipynb #ac810481

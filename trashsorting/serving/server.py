@@ -29,7 +29,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import click
 import httptools
 import uvicorn
-from prometheus_client import Counter, values
+from prometheus_client import CollectorRegistry, Counter, values
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -40,7 +40,7 @@ from ..core.log import log
 from ..core.settings import Settings
 from ..core.system import count_cores
 from .limits import problem_response
-from .monitor import Metrics, check_counts, counting, log_settings
+from .monitor import check_counts, counting, log_settings, prepare_counts
 from .schemas import ApiError
 
 try:
@@ -641,7 +641,8 @@ def _describe_exit(
 def _count_ended() -> Counter:
     "A counter of this process, at zero."
     values.ValueClass = values.get_value_class()  # the folder is known only now
-    return Counter("trashsorting_workers_ended", "Workers that ended and were replaced.", registry=Metrics().registry)
+    prepare_counts()
+    return Counter("trashsorting_workers_ended", "Workers that ended and were replaced.", registry=CollectorRegistry())
 
 # %% ../../nbs/serving/08_server.ipynb #56aee96a
 _MAX_FAILURES = 3  # Workers in a row that end before they serve

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib
 from torch import nn
 
 from ..core.config import TrainConfig
@@ -66,10 +67,10 @@ _SETTINGS = ("backbone", "crop_mode", "frozen_stages", "image_size", "pretrained
 def _begin_folder(
     folder: Path,  # Of the store; made if it is not there
     config: TrainConfig,
-    synthetic: str,  # Description of the synthetic images; "": none
+    **described: str,  # The synthetic images and the first weights
 ) -> None:
     "Write the settings of a store. Raises `TrashsortingError` if it has other ones."
-    settings = {name: getattr(config, name) for name in _SETTINGS} | {"synthetic": synthetic}
+    settings = {name: getattr(config, name) for name in _SETTINGS} | described
     if (folder / _NOTE).exists():
         written = json.loads((folder / _NOTE).read_bytes())
         if changed := [name for name in settings if written.get(name) != settings[name]]:
@@ -104,9 +105,11 @@ def store_views(
     folder: Path,  # Of the store; made if it is not there
 ) -> Path:  # The same folder
     "Compute the views that are not there yet. Raises `TrashsortingError` for a store with other settings."
+    if num_distrib() > 1:
+        raise TrashsortingError("stored_views is for one process: set it to 0 under `accelerate launch`")
     if not config.freeze_norm or not config.frozen_stages:
         raise TrashsortingError("stored_views needs frozen stages with frozen statistics: frozen_stages 1 or more, freeze_norm true")
-    _begin_folder(Path(folder), config, learn.synthetic)
+    _begin_folder(Path(folder), config, synthetic=learn.synthetic, weights=f"{learn.weights} {learn.initialized_from}".strip())
     entries = learn.dls.train_ds.items
     missing = [number for number, entry in enumerate(entries) if not _path_of(folder, entry).exists()]
     if not missing:
