@@ -117,10 +117,6 @@ def test_a_broken_version_never_answers(serve, tmp_path, name):
         assert sorted(line[-3:] for line in named) == ["0.0", "1.0"]
 
 
-@pytest.mark.skipif(
-    "CHECK_SWAPS" not in os.environ,
-    reason="CHECK_SWAPS is unset: for make check-long; not seen to pass since the merge",
-)
 def test_hangup_reaches_every_worker_and_ends_none(serve, tmp_path):
     add_version(tmp_path, "v1")
     with serve(workers=2, TRASHSORTING_MODEL=str(tmp_path), TRASHSORTING_MODEL_SECONDS="3600") as server:

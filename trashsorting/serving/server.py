@@ -656,12 +656,19 @@ class _Supervisor(_HealthChecks):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.ended = _count_ended()
+        self.asked: set[Process] = set()  # Workers that have to look for a new version of the model
 
     def handle_hup(self) -> None:
-        "Pass SIGHUP on: each worker looks for a new version of the model."
-        for worker in self.serving:
+        "Let each worker look for a new version of the model, as soon as it serves."
+        self.asked.update(self.processes)
+        self.pass_hangup_on()
+
+    def pass_hangup_on(self) -> None:
+        "Send SIGHUP to workers that serve; it would end one that still starts."
+        for worker in self.asked & self.serving:
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGHUP)
+            self.asked.discard(worker)
 
     def keep_subprocess_alive(self) -> None:
         "Replace workers that have died or are silent."
@@ -672,6 +679,7 @@ class _Supervisor(_HealthChecks):
             if not self.failed:
                 self.processes[index] = Process(self.config, self.sockets)
                 self.processes[index].start()
+        self.pass_hangup_on()
 
     def remove(self, worker: Process) -> None:
         "Log how a worker ended, and count failed starts."
@@ -683,6 +691,7 @@ class _Supervisor(_HealthChecks):
             self.ended.inc()
         self.failures += worker not in self.serving
         self.serving.discard(worker)
+        self.asked.discard(worker)
         del self.answered[worker]
         if self.failures >= _MAX_FAILURES or (code == STARTUP_FAILURE and not self.serving):
             self.failed = True
@@ -696,6 +705,8 @@ def _run_single(
     "Serve from this process until a signal comes."
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again when it has ended
         signal.signal(number, lambda *_: sys.exit(0))
+    if hangup := getattr(signal, "SIGHUP", None):
+        signal.signal(hangup, signal.SIG_IGN)  # until the application notices it: it would end the process
     try:
         uvicorn.Server(config).run([listener])
     except SystemExit as ended:
