@@ -67,7 +67,7 @@ class TrainConfig:
     label_smoothing: _Fraction = 0.1  # Fraction of the target that is spread over all classes
     augment: bool = True  # Crop, rotate, flip and relight the training photographs
     synthetic_fraction: _Fraction = 0.45  # How often a photograph's synthetic image, if there is one, is shown instead of it
-    stored_views: NonNegativeInt = 0  # Random views of each photograph whose outputs of the frozen stages are stored and trained on; 0: each look is a new view, and nothing is stored
+    stored_views: NonNegativeInt = 0  # Random views of each photograph for which the frozen stages are computed once; 0: every look is new
     num_workers: NonNegativeInt = 2  # Processes that load photographs
     cache_gb: NonNegativeFloat = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded each time
     seed: int = 0  # Of every random generator

@@ -37,6 +37,7 @@ from trashsorting.core.card import (
 from ..core.errors import DataError, ModelError
 from ..core.settings import SHIPPED_MODEL
 from ..data.duplicates import compute_hashes, pack_hashes
+from ..data.licences import is_non_commercial
 from ..data.sources import SAMPLE_NAME
 from ..evaluation.metrics import evaluate
 from ..inference.session import open_session, run_logits, score
@@ -319,12 +320,15 @@ def install_model(
     file: Path,  # An exported ONNX file with its card
     to: Path = SHIPPED_MODEL,  # Where the package has its model
 ) -> ModelCard:
-    "Put a model into the package. Raises `ModelError` for a file too large for a phone or trained on drawings."
+    "Put a model into the package. Raises `ModelError` for one that may not ship: too large, of drawings, non-commercial."
     card, limit = read_card(file), _MAX_INSTALLED_BYTES
     if card.file_bytes > limit:
         raise ModelError(f"{file} has {card.file_bytes / 1e6:.1f} MB; what ships has at most {limit / 1e6:g}")
     if card.provenance.data == SAMPLE_NAME:
         raise ModelError(f"{file} was trained on {SAMPLE_NAME}; what ships is trained on photographs")
+    for source in card.provenance.sources:
+        if is_non_commercial(source.licence):
+            raise ModelError(f"{file} was trained on source '{source.name}', licence {source.licence}: it may not ship")
     Path(to).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, to)
     shutil.copyfile(card_path(file), card_path(to))
