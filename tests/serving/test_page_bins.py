@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Request, Route, expect
+from playwright.sync_api import Locator, Request, Route, expect
 from visits import ANSWER, BIN, CANDIDATES, PLACE, SAMPLES, Visit, open_page
 
 HERE = PLACE["id"]
@@ -42,6 +42,12 @@ def take_feedback(visit: Visit, answer: dict, status: int = 201) -> list[Request
 
     visit.page.route("**/api/feedback", fulfill)
     return requests
+
+
+def thanks(card: Locator, words: str) -> None:
+    """What a person reads after an answer of the service; hidden it has words too."""
+    expect(card.locator(".thanks")).to_be_visible()
+    expect(card.locator(".thanks")).to_contain_text(words)
 
 
 def parts(request: Request) -> dict[str, bytes]:
@@ -158,13 +164,13 @@ def test_right_is_sent_without_the_picture(visit):
     card = visit.card()
     expect(card.get_by_role("checkbox")).not_to_be_checked()
     card.get_by_role("button", name="Right").click()
-    expect(card.locator(".thanks")).to_contain_text("Thank you.")
+    thanks(card, "Thank you.")
     assert parts(requests[0]) == {"answer_id": b"1.a", "correct": b"true", "label": b"glass"}
     expect(card.locator(".ask").first).to_be_hidden()
     deleted = []
     visit.page.route("**/api/feedback/*", lambda route: (deleted.append(route.request), route.fulfill(status=204)))
     card.get_by_role("button", name="Take it back").click()
-    expect(card.locator(".thanks")).to_contain_text("taken back")
+    thanks(card, "taken back")
     assert (deleted[0].method, deleted[0].url.rsplit("/", 1)[1]) == ("DELETE", "20260504-a")
     assert visit.errors == []
 
@@ -178,7 +184,7 @@ def test_a_correction_takes_the_picture_along_with_consent(visit):
     card.get_by_label("What it is").select_option("other")
     card.get_by_label("Send this photograph too").check()
     card.get_by_role("button", name="Send", exact=True).click()
-    expect(card.locator(".thanks")).to_contain_text("The photograph was sent along.")
+    thanks(card, "The photograph was sent along.")
     assert parts(requests[0]) == {
         "answer_id": b"1.a",
         "correct": b"false",
