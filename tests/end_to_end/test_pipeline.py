@@ -31,6 +31,7 @@ NOTEBOOK = ROOT / "nbs" / "train.ipynb"
 TINY = {
     "backbone": "test_efficientnet",
     "pretrained": False,
+    "zero_shot_weight": 0.0,
     "image_size": 64,
     "freeze_epochs": 0,
     "epochs": 1,
@@ -69,9 +70,9 @@ def test_notebook_and_file_have_the_parameters_of_the_configuration():
     assert set(in_notebook) == names, "the parameters cell of nbs/train.ipynb is not RUN_PATHS and TrainConfig's fields"
     assert set(in_file) == names, "params.yaml is not RUN_PATHS and TrainConfig's fields"
     assert {name: in_notebook[name] for name in defaults} == defaults, "the notebook's defaults are not TrainConfig's"
-    # Stored views need a backbone of timm's EfficientNet family and pay on a CPU only: so they are in the file, which
-    # has such a backbone, and not in the defaults, which every backbone and a GPU share.
-    here = defaults | {"stored_views": 12}
+    # Stored views need a backbone of timm's EfficientNet family and pay on a CPU only, a zero-shot classifier needs
+    # classes that ImageNet knows: so they are in the file, which has both, and not in the defaults, which all share.
+    here = defaults | {"stored_views": 12, "zero_shot_weight": 0.5}
     assert {name: in_file[name] for name in defaults} == here, "the values of params.yaml are not TrainConfig's"
 
 

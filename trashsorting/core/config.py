@@ -68,6 +68,7 @@ class TrainConfig:
     augment: bool = True  # Crop, rotate, flip and relight the training photographs
     synthetic_fraction: _Fraction = 0.45  # How often a photograph's synthetic image, if there is one, is shown instead of it
     stored_views: NonNegativeInt = 0  # Random views of each photograph for which the frozen stages are computed once; 0: every look is new
+    zero_shot_weight: _Fraction = 0.0  # Of a zero-shot classifier from ImageNet's classes, which the trained one is interpolated with
     num_workers: NonNegativeInt = 2  # Processes that load photographs
     cache_gb: NonNegativeFloat = 2.0  # Most memory for decoded photographs, 10^9 bytes; the others are decoded each time
     seed: int = 0  # Of every random generator
@@ -80,6 +81,13 @@ class TrainConfig:
         "Refuse a run without epochs."
         if self.freeze_epochs + self.epochs == 0:
             raise ValueError("freeze_epochs and epochs are both 0: nothing would be trained")
+        return self
+
+    @model_validator(mode="after")
+    def check_zero_shot(self) -> "TrainConfig":
+        "Refuse a zero-shot classifier of a network without ImageNet's weights."
+        if self.zero_shot_weight and not self.pretrained:
+            raise ValueError("zero_shot_weight needs ImageNet's weights: set pretrained to true, or zero_shot_weight to 0")
         return self
 
 # %% ../../nbs/core/06_config.ipynb #89b50df3

@@ -32,6 +32,7 @@ from .backbone import backbone_preprocessing, create_backbone, split_parameters
 from .callbacks import ExponentialMovingAverage, FreezeNorm, RunLog, check_converging
 from .dataloaders import make_dataloaders, name_workers
 from .views import train_on_views
+from .zero_shot import blend_zero_shot, map_classes_to_imagenet
 
 # %% ../../nbs/training/05_learner.ipynb #cfd683cf
 def _set_seed(
@@ -83,6 +84,8 @@ def create_learner(
 ) -> Learner:  # Its `preprocessing`, `weights`, `synthetic` and `initialized_from` go into `run.json`
     "Loaders, network, loss and metrics in one fastai learner. Raises `DataError` or `ModelError`."
     _check_classes(manifest)
+    if config.zero_shot_weight:
+        map_classes_to_imagenet(manifest.labels)
     synthetic_note = describe_synthetic(synthetic) if synthetic else ""
     _set_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,6 +130,8 @@ def fit(
         if config.epochs:
             learn.fit_one_cycle(config.epochs, config.lr, cbs=cbs)
             check_converging(log.rows, config)
+        if config.zero_shot_weight:
+            blend_zero_shot(learn, config)
     written = learn.save("checkpoint.part", with_opt=False)
     if not rank_distrib():
         os.replace(written, written.with_name("checkpoint.pth"))

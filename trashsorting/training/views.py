@@ -54,9 +54,21 @@ class SplitNetwork(nn.Module):
         "Logits (n, n_classes)."
         if not self.training:
             return self.network(inputs)
+        return self.forward_head(self.forward_features(inputs))
+
+    def forward_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        "From the output of the frozen stages to the last feature maps, (n, channels, rows, columns)."
         for block in self.network.blocks[self.n_blocks :]:
             inputs = block(inputs)
-        return self.network.forward_head(self.network.bn2(self.network.conv_head(inputs)))
+        return self.network.bn2(self.network.conv_head(inputs))
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        "Logits (n, n_classes), or the pooled features (n, channels)."
+        return self.network.forward_head(features, pre_logits=pre_logits)
+
+    def get_classifier(self) -> nn.Module:
+        "The last layer."
+        return self.network.get_classifier()
 
 # %% ../../nbs/training/13_views.ipynb #386ac2c4
 _NOTE = "views.json"
@@ -146,7 +158,8 @@ class _ViewDataset:
         labels: Sequence[str],  # In the order of the logits
     ):
         self.paths = [_path_of(folder, entry) for entry in entries]
-        self.targets = [list(labels).index(entry.label) for entry in entries]
+        self.vocab = list(labels)
+        self.targets = [self.vocab.index(entry.label) for entry in entries]
 
     def __len__(self) -> int:
         return len(self.paths)
