@@ -143,15 +143,17 @@ def prepare(
     return python
 
 
-def ask(port: int, picture: bytes) -> dict | None:  # None: no answer, or a refusal
+HEAD = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+
+
+def predicted_class(port: int, picture: bytes) -> str | None:  # None: no answer, or a refusal
     "One prediction of any of the servers."
-    head = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         form = {"Content-Type": "multipart/form-data; boundary=edge"}
-        connection.request("POST", "/api/predict", head + picture + b"\r\n--edge--\r\n", form)
+        connection.request("POST", "/api/predict", HEAD + picture + b"\r\n--edge--\r\n", form)
         response = connection.getresponse()
-        return json.loads(response.read()) if response.status == 200 else None
+        return json.loads(response.read())["predicted_class"] if response.status == 200 else None
     except (OSError, http.client.HTTPException):
         return None
     finally:
@@ -179,7 +181,7 @@ def serve_other(
         command = [str(python), *words]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            while ask(port, pictures[0]) is None:
+            while predicted_class(port, pictures[0]) is None:
                 if process.poll() is not None or time.perf_counter() - start > 180:
                     raise SystemExit(f"{name} did not start:\n{Path(log.name).read_text(encoding='utf-8')[-2000:]}")
                 time.sleep(0.2)

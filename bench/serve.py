@@ -6,8 +6,8 @@ compared with those of another machine. A shared machine changes its speed withi
 load stands between two measurements of the limit and is compared with their mean. A ratio is the median of the rounds,
 with the lowest and the highest.
 
-`--against` compares with other servers instead: a plain FastAPI app, LitServe and BentoML with the same model and the same
-pictures, each installed once in an environment of its own (`--cache`). All run at once and are loaded in turns.
+`--against` compares with other servers instead: a plain FastAPI app, LitServe and BentoML with the same model and the
+same pictures, each installed once in an environment of its own (`--cache`). All run at once and are loaded in turns.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from others import OTHERS, ask, prepare, serve_other
+from others import OTHERS, predicted_class, prepare, serve_other
 from pictures import large_pictures, small_pictures
 
 from trashsorting.core.settings import read_settings
@@ -283,17 +283,13 @@ def compare_servers(files: Sequence[Path], options: argparse.Namespace, connecti
     pictures, model = [file.read_bytes() for file in files], Path(read_settings().model)
     pythons = {name: prepare(name, options.cache) for name in OTHERS}
     rates = {(name, number): [] for number in connections for name in ("ours", *OTHERS)}
-    last, same = {}, {}
+    last = {}
     with ExitStack() as running:
         ports = {"ours": running.enter_context(service(options.workers, pictures[0]))[0]}
         for name, python in pythons.items():
             ports[name] = free_port()
             running.enter_context(serve_other(name, python, ports[name], options.workers, model, pictures))
-        answers = {
-            name: [(ask(port, picture) or {}).get("predicted_class") for picture in pictures]
-            for name, port in ports.items()
-        }
-        same = {name: sum(map(str.__eq__, map(str, answers["ours"]), map(str, rows))) for name, rows in answers.items()}
+        classes = {name: [predicted_class(port, picture) for picture in pictures] for name, port in ports.items()}
         for turn in range(options.rounds + 1):  # the first warms up
             for name, number in rates:
                 url = f"http://127.0.0.1:{ports[name]}/api/predict"
@@ -303,8 +299,9 @@ def compare_servers(files: Sequence[Path], options: argparse.Namespace, connecti
     for name, number in rates:
         ratios = [ours / other for ours, other in zip(rates["ours", number], rates[name, number], strict=True)]
         ratio, words = median_and_range(ratios)
+        same = sum(label == ours for label, ours in zip(classes[name], classes["ours"], strict=True))
         lines.append(
-            f"| {name} | {number} | {describe(last[name, number])} | {ratio:.2f}{words} | {same[name]} of {len(files)} |"
+            f"| {name} | {number} | {describe(last[name, number])} | {ratio:.2f}{words} | {same} of {len(files)} |"
         )
     return lines
 
