@@ -135,8 +135,9 @@ def prepare(
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         print(f"installing {name} in {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
+        venv.create(folder, clear=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+        command = [*pip, "install", "-q", "--no-compile", *wanted]
         if subprocess.run(command).returncode:
             raise SystemExit(f"bench: {name} could not be installed: see above")
         (folder / "installed").touch()
