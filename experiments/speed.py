@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,6 +109,7 @@ def make_ways(models: Sequence[Path], options: argparse.Namespace, folder: Path)
     return ways
 
 
+@cache
 def memory(file: Path) -> float:
     "Megabytes that opening a file and one prediction add to a process."
     code = (
