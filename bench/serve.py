@@ -5,6 +5,9 @@ the same pictures, without HTTP. Everything runs on one machine, the load genera
 compared with those of another machine. A shared machine changes its speed within a minute, so the two take turns: each
 load stands between two measurements of the limit and is compared with their mean. A ratio is the median of the rounds,
 with the lowest and the highest.
+
+`--against` compares with other servers instead: a plain FastAPI app, LitServe and BentoML with the same model and the
+same pictures, each installed once in an environment of its own (`--cache`). All run at once and are loaded in turns.
 """
 
 import argparse
@@ -18,13 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from others import OTHERS, predicted_class, prepare, serve_other
 from pictures import large_pictures, small_pictures
 
 from trashsorting.core.settings import read_settings
@@ -274,6 +278,34 @@ def measure(name: str, files: Sequence[Path], options: argparse.Namespace, conne
     return rows
 
 
+def compare_servers(files: Sequence[Path], options: argparse.Namespace, connections: Sequence[int]) -> list[str]:
+    "A table of our service and others, loaded in turns: lines of Markdown."
+    pictures, model = [file.read_bytes() for file in files], Path(read_settings().model)
+    pythons = {name: prepare(name, options.cache) for name in OTHERS}
+    rates = {(name, number): [] for number in connections for name in ("ours", *OTHERS)}
+    last = {}
+    with ExitStack() as running:
+        ports = {"ours": running.enter_context(service(options.workers, pictures[0]))[0]}
+        for name, python in pythons.items():
+            ports[name] = free_port()
+            running.enter_context(serve_other(name, python, ports[name], options.workers, model, pictures))
+        classes = {name: [predicted_class(port, picture) for picture in pictures] for name, port in ports.items()}
+        for turn in range(options.rounds + 1):  # the first warms up
+            for name, number in rates:
+                url = f"http://127.0.0.1:{ports[name]}/api/predict"
+                last[name, number] = finish(start_wrk(url, number, options.seconds if turn else 1, files))
+                rates[name, number] += [last[name, number]["rate"]] if turn else []
+    lines = ["| server | connections | last round | ours : this | the same classes |", "|---|---|---|---|---|"]
+    for name, number in rates:
+        ratios = [ours / other for ours, other in zip(rates["ours", number], rates[name, number], strict=True)]
+        ratio, words = median_and_range(ratios)
+        same = sum(label == ours for label, ours in zip(classes[name], classes["ours"], strict=True))
+        lines.append(
+            f"| {name} | {number} | {describe(last[name, number])} | {ratio:.2f}{words} | {same} of {len(files)} |"
+        )
+    return lines
+
+
 def measure_start(picture: bytes, times: int) -> Row:
     "Start to first prediction with one worker, against the imports that cannot be avoided."
     imports, starts = [], []
@@ -297,6 +329,9 @@ def main() -> None:
     sizes = ["small", "large"]
     parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, help="of the pictures; default: both")
     parser.add_argument("--count", type=int, default=12, help="pictures of each size")
+    parser.add_argument("--against", action="store_true", help="other servers, instead of the limit of this machine")
+    cache = Path.home() / ".cache" / "trashsorting" / "bench"
+    parser.add_argument("--cache", type=Path, default=cache, help="where --against keeps the others' environments")
     parser.add_argument("--quick", action="store_true", help="under a minute, to see that it works")
     options = parser.parse_args()
     if not shutil.which("wrk"):
@@ -305,7 +340,8 @@ def main() -> None:
         options.seconds, options.count, options.rounds = 2, 3, 1
     connections = options.connections or ((1, 8) if options.quick else CONNECTIONS)
     small = small_pictures(options.photos, options.count)
-    rows = [measure_start(small[0], 1 if options.quick else 5)]
+    rows = [] if options.against else [measure_start(small[0], 1 if options.quick else 5)]
+    print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}")
     with TemporaryDirectory() as folder:
         for size in options.sizes:
             pictures = small if size == "small" else large_pictures(small)
@@ -313,10 +349,13 @@ def main() -> None:
             for file, picture in zip(files, pictures, strict=True):
                 file.write_bytes(picture)
             name = f"{size}, {statistics.mean(map(len, pictures)) / 1e6:.2g} MB"
+            if options.against:
+                print("\n".join(["", f"{name}:", "", *compare_servers(files, options, connections)]), flush=True)
+                continue
             rows += measure(name, files, options, connections)
-    print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}\n")
-    print("| what | pictures | measured | ratio | target | |\n|---|---|---|---|---|---|")
-    print("\n".join(row.line() for row in rows))
+    if rows:
+        print("\n| what | pictures | measured | ratio | target | |\n|---|---|---|---|---|---|")
+        print("\n".join(row.line() for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Benchmarks and experiments run and print their tables; no time is asserted."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import call
 
+from trashsorting.core.card import read_card
+from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_sample
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -36,6 +40,40 @@ def test_serve():
     ):
         assert f"| {what}" in table
     assert "refused" not in table and "failed" not in table
+
+
+def test_the_servers_of_the_comparison_are_pinned(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    others = importlib.import_module("others")
+    for server in others.OTHERS.values():
+        assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", name) for name in (*server.requirements, *others.ONNX))
+        compile(server.app, "app.py", "exec")
+    compile(others.MODEL, "model.py", "exec")
+
+
+def test_speed(tmp_path):
+    photos = draw_sample(tmp_path, per_class=2)
+    options = ["--data", str(photos), "--sides", "96", "--factors", "1", "--count", "4"]
+    table = run("experiments/speed.py", str(SHIPPED_MODEL), *options)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| trashnet.onnx")]
+    names = [f"trashnet.onnx, {side} pixels, factor {factor}" for side in (224, 96) for factor in (2, 1)]
+    assert [row[0] for row in rows] == names and rows[0][6:10:3] == ["1.00", "0"]
+    assert all(float(value) >= 0 for row in rows for value in row[1:9])
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("torch_pruning"),
+    reason="!!! torch-pruning is missing: experiments/prune.py was not run",
+)
+def test_prune(tmp_path):
+    photos = draw_sample(tmp_path / "sample", per_class=6)
+    words = "-p backbone mobilenetv2_050 -p pretrained false -p image_size 64 -p epochs 1 -p freeze_epochs 0".split()
+    done = call("train", "--data", photos, "--out", tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    options = ["--data", str(photos), "--out", str(tmp_path / "pruned"), "--amounts", "0.3", "--epochs", "1"]
+    table = run("experiments/prune.py", str(tmp_path / "run"), *options)
+    assert re.search(r"^\| 30% \| \d\d% \| \d\.\d \|", table, re.M)
+    assert read_card(tmp_path / "pruned" / "0.3" / "model.onnx").provenance.parameters["pruned_channels"] == 0.3
 
 
 def test_decode():

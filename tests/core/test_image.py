@@ -509,6 +509,17 @@ def test_a_truncated_jpeg_is_reported_when_reduced():
         open_rgb(data[: len(data) // 2], min_side=LEAST)
 
 
+def test_a_fast_model_decodes_small_photographs_at_half_their_size_too():
+    fast = PREPROCESSING.model_copy(update={"input_size": 192, "decode_factor": 1.0})
+    picture = draw_picture("metal", 1, (512, 384))
+    data = encode(picture, "JPEG", quality=95)
+    reduced = open_rgb(data, min_side=min_side(fast))
+    assert reduced.size == (256, 192)
+    assert np.abs(to_input(reduced, fast) - to_input(picture, fast)).mean() < 0.05
+    of_an_old_card = {name: value for name, value in PREPROCESSING.model_dump().items() if name != "decode_factor"}
+    assert min_side(type(PREPROCESSING)(**of_an_old_card)) == LEAST == 448
+
+
 @pytest.mark.parametrize("size", [(512, 384), (384, 512), (640, 480), (511, 4000)])
 def test_small_photographs_are_not_reduced(size):
     data = encode(draw_picture("paper", 2, size), "JPEG")

@@ -616,15 +616,37 @@ def export(run: Path, held_out_sources: Path | None, install: bool) -> None:
     help="INT8 file of one fold of a cross-validation; may be repeated: all folds are compared together.",
 )
 @click.option(
+    "--float-convolutions",
+    type=click.IntRange(0),
+    default=9,
+    show_default=True,
+    help="Convolutions at the network's start that stay in float. Fewer: faster with VNNI, and less accurate.",
+)
+@click.option(
+    "--decode-factor",
+    type=click.FloatRange(1, 16),
+    help="Decode a JPEG at a half, a quarter or an eighth while it has this many times the network's input size. "
+    "1: fastest; default: as MODEL's card says, usually 2.",
+)
+@click.option(
     "--install", "install", is_flag=True, help="Put file and card into the package, if it meets the criteria."
 )
 @logged
-def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple[Path, ...], install: bool) -> None:
+def quantize(
+    model: Path,
+    data: str,
+    split: Path | None,
+    out: Path,
+    folds: tuple[Path, ...],
+    float_convolutions: int,
+    decode_factor: float | None,
+    install: bool,
+) -> None:
     """Make the INT8 file of an exported model, and compare the two.
 
     MODEL is an ONNX file with its card beside it. Its ranges are taken from training photographs. Both files then
     predict the held-out photographs, and their speeds are compared. The comparison is in the card. A MODEL that learned
-    from all photographs is compared by its folds alone: name each one's INT8 file with --fold.
+    from all photographs is compared by its folds alone: name each one's INT8 file, made with the same options, with --fold.
     """
     need("fastai", "Quantizing", "train")
     from trashsorting.core.card import read_card
@@ -638,7 +660,9 @@ def quantize(model: Path, data: str, split: Path | None, out: Path, folds: tuple
     with TemporaryDirectory() as folder, step("quantizing"):
         manifest = load_manifest(data, Path(folder) / "data", split, seed, on_all=not before.provenance.n_valid)
         report_skipped(manifest)
-        card = export_int8(model, manifest, out, folds, progress=True)
+        card = export_int8(
+            model, manifest, out, folds, progress=True, first=float_convolutions, decode_factor=decode_factor
+        )
     click.echo(
         f"{comparison_text(card)}\n{out}: {card.file_bytes / 1e6:.1f} MB, before {model.stat().st_size / 1e6:.1f} MB"
     )

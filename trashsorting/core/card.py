@@ -51,6 +51,13 @@ class Preprocessing(Card):
     interpolation: Literal["bilinear", "bicubic"] = Field(description="Pillow's filter of that name, antialiased")
     mean: tuple[float, float, float] = Field(description="subtracted from RGB in 0..1")
     std: tuple[float, float, float] = Field(description="then divided by")
+    decode_factor: float = Field(
+        2.0,
+        ge=1,
+        le=16,
+        repr=False,
+        description="a JPEG may be decoded at a half, a quarter or an eighth while its crop has this many times input_size",
+    )
 
 # %% ../../nbs/core/01_card.ipynb #f6350464
 Interval = tuple[float, float]  # Lower and upper end

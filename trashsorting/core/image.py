@@ -595,17 +595,20 @@ def to_input(
     preprocessing: Preprocessing,  # From the model card
 ) -> np.ndarray:  # float32, (3, input_size, input_size), channels R, G, B
     "The network's input array: resized, scaled to 0..1, mean subtracted, divided by std."
-    pixels = np.asarray(resize(picture, preprocessing)).transpose(2, 0, 1).astype(np.float32, order="C") / 255
+    pixels = np.asarray(resize(picture, preprocessing)).transpose(2, 0, 1).astype(np.float32, order="C")
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    return (pixels - mean) / std
+    pixels /= 255
+    pixels -= mean
+    pixels /= std
+    return pixels
 
 # %% ../../nbs/core/05_image.ipynb #d9ff5eea
-MIN_FACTOR = 2  # Of the input size
-_MIN_SIDE = 256  # Pixels
+MIN_FACTOR = 2  # Of the size of a picture for training
+_MIN_INPUT = 128  # Pixels; a smaller input is decoded as if it had as many
 
 # %% ../../nbs/core/05_image.ipynb #3054ca18
 def min_side(
     preprocessing: Preprocessing,  # From the model card
 ) -> int:  # Pixels, for `decode` and `open_rgb`
-    "How small the shorter side of a photograph may be decoded without changing the prediction."
-    return max(_MIN_SIDE, math.ceil(MIN_FACTOR * preprocessing.input_size / preprocessing.crop_pct))
+    "How small the shorter side of a photograph may be decoded."
+    return math.ceil(preprocessing.decode_factor * max(_MIN_INPUT, preprocessing.input_size / preprocessing.crop_pct))

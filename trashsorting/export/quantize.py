@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from pydantic import ValidationError
 from scipy.stats import quantile_test
 from threadpoolctl import threadpool_limits
 
@@ -443,12 +444,15 @@ def measure_speedup(
 # %% ../../nbs/export/01_quantize.ipynb #09743a16
 def _out_of_fold_comparison(
     folds: Sequence[Path],  # INT8 files with their cards, of networks that held out different photographs
+    preprocessing: Preprocessing,  # That each was compared with
 ) -> PairedComparison:
-    "Their comparisons together. Raises `ModelError` for a float file, or two with the same photographs held out."
+    "Their comparisons together. Raises `ModelError` for a file that does not fit the others."
     cards = [read_card(file) for file in folds]
     for file, card in zip(folds, cards, strict=True):
         if card.quantization is None:
             raise ModelError(f"{file} is no INT8 file: make one of it first, with its own comparison in the card")
+        if card.preprocessing != preprocessing:
+            raise ModelError(f"{file} was compared with another preprocessing: make it again, with the same options")
     if len({card.provenance.manifest_sha256 for card in cards}) < len(cards):
         raise ModelError("two of the folds held out the same photographs: they would be counted twice")
     return _pool_comparisons([card.quantization.comparison for card in cards if card.quantization])
@@ -461,6 +465,8 @@ def export_int8(
     folds: Sequence[Path] = (),  # INT8 files of a cross-validation, whose comparisons are pooled
     n: int = N_CALIBRATION,  # Photographs to calibrate with, at most
     progress: bool = False,  # Show a bar
+    first: int = FLOAT_CONVOLUTIONS,  # How many convolutions at the start stay in float
+    decode_factor: float | None = None,  # For the new card's preprocessing; None: as the float file's
 ) -> ModelCard:  # Of the INT8 file
     "Make an INT8 file, compare it, and write its card. Raises `DataError` for other photographs, `ModelError`."
     for source in (file, *folds):
@@ -470,13 +476,15 @@ def export_int8(
         raise DataError(
             f"{manifest.root}: not the photographs that {file} was made from, or not divided as they were then"
         )
-    pooled = _out_of_fold_comparison(folds) if folds else None
+    preprocessing = _with_decode_factor(card.preprocessing, decode_factor)
+    pooled = _out_of_fold_comparison(folds, preprocessing) if folds else None
     if not card.provenance.n_valid and not pooled:
         raise ModelError(f"{file} learned from all photographs: name the INT8 files of its folds, which can be compared")
     chosen = choose_photographs(manifest, n)
-    quantize(file, chosen, out)
+    quantize(file, chosen, out, first)
     if card.provenance.n_valid:
-        before, after, targets = _predict_held_out(file, out, card, manifest, progress)
+        files = {file: card.preprocessing, out: preprocessing}
+        before, after, targets = _predict_held_out(files, card, manifest, progress)
         pooled = pooled or compare(before, after, targets)
         revised = revised_card(card, out, after, targets)
     else:
@@ -488,14 +496,27 @@ def export_int8(
         comparison=pooled,
         speedups=_measure_speedups(file, out, load_inputs(chosen[:1], card.preprocessing)),
     )
-    revised = revised.model_copy(update={"name": f"{card.name}-int8", "quantization": quantization})
+    fields = {"name": f"{card.name}-int8", "preprocessing": preprocessing, "quantization": quantization}
+    revised = revised.model_copy(update=fields)
     write_card(out, revised)
     return revised
 
+# %% ../../nbs/export/01_quantize.ipynb #f25ee12f
+def _with_decode_factor(
+    preprocessing: Preprocessing,  # Of the float file
+    decode_factor: float | None,  # None: the same
+) -> Preprocessing:
+    "Preprocessing with another decode factor. Raises `ModelError` for one that cannot be."
+    if decode_factor is None:
+        return preprocessing
+    try:
+        return Preprocessing(**preprocessing.model_dump() | {"decode_factor": decode_factor})
+    except ValidationError as error:
+        raise ModelError(f"decode factor {decode_factor}: {error.errors()[0]['msg']}") from None
+
 
 def _predict_held_out(
-    first: Path,  # An ONNX file
-    second: Path,  # Another one of the same network
+    files: Mapping[Path, Preprocessing],  # Two ONNX files of one network, each with its preprocessing
     card: ModelCard,  # Of both
     manifest: Manifest,  # With the subset "val"
     progress: bool,  # Show a bar
@@ -504,7 +525,8 @@ def _predict_held_out(
     entries = manifest.subset("val").entries
     paths = [manifest.root / entry.file for entry in entries]
     before, after = (
-        score(open_session(file), card.preprocessing, paths, progress, card.temperature)[0] for file in (first, second)
+        score(open_session(file), preprocessing, paths, progress, card.temperature)[0]
+        for file, preprocessing in files.items()
     )
     return before, after, np.array([card.classes.index(entry.label) for entry in entries])
 
