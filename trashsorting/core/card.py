@@ -10,6 +10,7 @@ __all__ = ['LEAST_OF_SOURCE', 'Preprocessing', 'ClassMetrics', 'Bootstrap', 'Eva
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
+from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -221,7 +222,7 @@ class Reference(Card):
     predicted: dict[str, int] = Field(description="by class: photographs that were predicted as it")
     note: str = Field(description="where photographs and predictions came from")
 
-# %% ../../nbs/core/01_card.ipynb #ba857490
+# %% ../../nbs/core/01_card.ipynb #2f60b0d6
 class FeatureSample(Card):
     "Features and logits of some photographs of the model's classes."
 
@@ -229,16 +230,9 @@ class FeatureSample(Card):
     low: float = Field(description="the value of byte 0", allow_inf_nan=False)
     high: float = Field(description="the value of byte 255", allow_inf_nan=False)
     features: str = Field(repr=False, description="base64 of a byte for each feature, one photograph after the other")
-    logits: tuple[tuple[_Finite, ...], ...] = Field(repr=False, description="by photograph, in the order of the classes")
+    logits: str = Field(repr=False, description="base64 of 4 bytes (float32, little-endian) for each class, photograph by photograph")
 
-    @model_validator(mode="after")
-    def check_rows(self) -> "FeatureSample":
-        "Check that there is a row for each photograph."
-        if len(self.logits) != self.n:
-            raise ValueError(f"{len(self.logits)} rows of logits for {self.n} photographs")
-        return self
-
-# %% ../../nbs/core/01_card.ipynb #e00615be
+# %% ../../nbs/core/01_card.ipynb #ce832df0
 class TaughtClass(Card):
     "A class that was added to a finished file, and how that was measured."
 
@@ -335,8 +329,9 @@ class ModelCard(Card):
             raise ValueError(f"the taught classes {sorted(taught)} are not among the card's {self.classes}")
         if self.reference and tuple(sorted(self.reference.predicted)) != self.classes:
             raise ValueError(f"the reference's classes {sorted(self.reference.predicted)} are not the card's {self.classes}")
-        if self.feature_sample and any(len(row) != len(self.classes) for row in self.feature_sample.logits):
-            raise ValueError(f"the feature sample has not {len(self.classes)} logits for each photograph")
+        sample = self.feature_sample
+        if sample and len(b64decode(sample.logits)) != 4 * sample.n * len(self.classes):
+            raise ValueError(f"the feature sample has not {len(self.classes)} logits for each of its {sample.n} photographs")
         return self
 
 # %% ../../nbs/core/01_card.ipynb #4fbfa6ba

@@ -24,7 +24,7 @@ from ..core.image import ImageError, min_side, open_rgb, to_input
 from ..core.log import log, progress_bar
 from ..data.archive import unpack
 from ..data.duplicates import is_duplicate, pack_hashes, perceptual_hash, unpack_hashes
-from ..data.listing import list_folder
+from ..data.listing import SUFFIXES, list_folder
 from ..evaluation.metrics import wilson
 from trashsorting.inference.features import (
     FEATURES_OUTPUT,
@@ -36,11 +36,11 @@ from trashsorting.inference.features import (
 from ..inference.predictor import Predictor
 from ..inference.session import Session, open_session, run_network, softmax
 
-# %% ../../nbs/export/02_teach.ipynb #b46fb4fc
+# %% ../../nbs/export/02_teach.ipynb #3bce88c0
 _PENALTY = 1e-5  # Of half the squared length of the row, for features of mean length 1
 _MOST_STEPS = 50
 
-# %% ../../nbs/export/02_teach.ipynb #29c770db
+# %% ../../nbs/export/02_teach.ipynb #3ae629f3
 @dataclass(frozen=True, eq=False)
 class _Problem:
     "A regression with an offset, in the dual form: as many unknowns as photographs."
@@ -70,7 +70,7 @@ class _Problem:
         margins = self.signs * (self.kernel @ dual + bias + self.offsets)
         return float(self.weights() @ np.logaddexp(0, -margins) + _PENALTY / 2 * dual @ self.kernel @ dual)
 
-# %% ../../nbs/export/02_teach.ipynb #2c7c7d1a
+# %% ../../nbs/export/02_teach.ipynb #9a9056b3
 def _newton_step(
     problem: _Problem,
     dual: np.ndarray,  # (n,)
@@ -106,9 +106,9 @@ def _minimize(
         value = lower
     return dual, bias
 
-# %% ../../nbs/export/02_teach.ipynb #4965e2c4
+# %% ../../nbs/export/02_teach.ipynb #7c53ec9d
 @dataclass(frozen=True, eq=False)
-class _Photographs:
+class Features:
     "What the network says about photographs."
 
     features: np.ndarray  # (n, n_features)
@@ -119,9 +119,9 @@ class _Photographs:
         "The negative logarithm of the sum of exponentials of the logits."
         return -np.logaddexp.reduce(self.logits, axis=1)
 
-    def __add__(self, other: "_Photographs") -> "_Photographs":
+    def __add__(self, other: "Features") -> "Features":
         "Both, one after the other."
-        return _Photographs(
+        return Features(
             np.concatenate([self.features, other.features]), np.concatenate([self.logits, other.logits])
         )
 
@@ -130,7 +130,7 @@ class _Photographs:
         "The largest probability of a known class, without the new one."
         return np.exp(self.logits.max(axis=1) + self.offsets)
 
-# %% ../../nbs/export/02_teach.ipynb #9cadc296
+# %% ../../nbs/export/02_teach.ipynb #7ac118ad
 @dataclass(frozen=True, eq=False)
 class NewRow:
     "A row of the classifier; its logit is divided by the temperature, too."
@@ -145,7 +145,7 @@ class NewRow:
         "The new logit of photographs."
         return features @ self.weights + self.bias
 
-# %% ../../nbs/export/02_teach.ipynb #64161262
+# %% ../../nbs/export/02_teach.ipynb #0fe83aa7
 def _scaled(
     new: np.ndarray,  # (k, n_features)
     known: np.ndarray,  # (n, n_features)
@@ -157,37 +157,45 @@ def _scaled(
     return rows / scale, centre, scale
 
 
-def fit_row(
-    new: _Photographs,  # Of the new class, one or more
-    known: _Photographs,  # Of the other classes
-) -> tuple[NewRow, np.ndarray]:  # And (k + n,) the odds of the new class for each photograph, by a row that did not see it
-    "The row of a class, and how it does on photographs that are left out."
-    rows, centre, scale = _scaled(new.features, known.features)
+def _pose(
+    new: Features,  # Of the new class
+    known: Features,  # Of the other classes
+    rows: np.ndarray,  # (k + n, n_features) of `_scaled`
+) -> _Problem:
+    "The regression for a new class."
     signs = np.repeat([1, -1], [len(new.features), len(known.features)])
-    problem = _Problem(rows @ rows.T, np.concatenate([new.offsets, known.offsets]), signs)
-    dual, bias = _minimize(problem, np.zeros(len(rows)))
-    weights = rows.T @ dual / scale
-    return NewRow(weights, bias - float(centre @ weights)), _left_out_odds(problem, dual, bias)
+    return _Problem(rows @ rows.T, np.concatenate([new.offsets, known.offsets]), signs)
 
-# %% ../../nbs/export/02_teach.ipynb #f25c0b87
-def _left_out_odds(
-    problem: _Problem,
-    dual: np.ndarray,  # (n,) its solution
-    bias: float,
-) -> np.ndarray:  # (n,) logarithm of the odds of the new class, by the other n - 1 photographs
+# %% ../../nbs/export/02_teach.ipynb #7d1824a7
+def fit_row(
+    new: Features,  # Of the new class, one photograph or more
+    known: Features,  # Of the other classes
+) -> NewRow:
+    "The row of a new class."
+    rows, centre, scale = _scaled(new.features, known.features)
+    dual, bias = _minimize(_pose(new, known, rows), np.zeros(len(rows)))
+    weights = rows.T @ dual / scale
+    return NewRow(weights, bias - float(centre @ weights))
+
+# %% ../../nbs/export/02_teach.ipynb #54e3da27
+def left_out_odds(
+    new: Features,  # Of the new class, two photographs or more
+    known: Features,  # Of the other classes
+) -> np.ndarray:  # (k + n,) logarithm of the odds of the new class, each by the other photographs
     "Leave one out."
-    odds, every = np.full(len(dual), -np.inf), np.arange(len(dual))
+    problem = _pose(new, known, _scaled(new.features, known.features)[0])
+    dual, bias = _minimize(problem, np.zeros(len(problem.signs)))
+    odds, every = np.zeros(len(dual)), np.arange(len(dual))
     for left_out in every:
         others = every[every != left_out]
-        if (problem.signs[others] > 0).any():
-            part, its_bias = _minimize(problem.rows(others), dual[others], bias)
-            odds[left_out] = problem.kernel[left_out, others] @ part + its_bias + problem.offsets[left_out]
+        part, its_bias = _minimize(problem.rows(others), dual[others], bias)
+        odds[left_out] = problem.kernel[left_out, others] @ part + its_bias + problem.offsets[left_out]
     return odds
 
-# %% ../../nbs/export/02_teach.ipynb #ee248fce
-def _recalibrate(
+# %% ../../nbs/export/02_teach.ipynb #c025f648
+def recalibrate(
     unsure_below: float | None,  # The card's threshold
-    known: _Photographs,
+    known: Features,
     row: NewRow,
 ) -> float | None:  # At most the card's
     "The largest threshold that answers as many known photographs as before."
@@ -197,7 +205,7 @@ def _recalibrate(
     after = np.sort(known.confidence * (1 - probability))[::-1]
     return min(unsure_below, float(after[answered - 1]))
 
-# %% ../../nbs/export/02_teach.ipynb #614c2892
+# %% ../../nbs/export/02_teach.ipynb #9719a97f
 def add_features_output(
     model: onnx.ModelProto,  # That is changed, unless it has the output already
     n_classes: int,
@@ -221,7 +229,7 @@ def add_features_output(
     shape = [batch.dim_param or batch.dim_value, n_features]
     model.graph.output.append(helper.make_tensor_value_info(FEATURES_OUTPUT, onnx.TensorProto.FLOAT, shape))
 
-# %% ../../nbs/export/02_teach.ipynb #31a58196
+# %% ../../nbs/export/02_teach.ipynb #896f42df
 def _open_model(
     model: onnx.ModelProto,
     file: Path,  # For errors
@@ -245,7 +253,7 @@ def open_with_features(
         raise ModelError(f"{file}: {error}") from None
     return model, _open_model(model, file)
 
-# %% ../../nbs/export/02_teach.ipynb #a93f0f28
+# %% ../../nbs/export/02_teach.ipynb #348128d3
 _RESHAPES = {"Identity", "Flatten", "Reshape", "Squeeze"}
 _MEANS = {"ReduceMean", "GlobalAveragePool"}
 
@@ -262,7 +270,7 @@ def _find_grid(
         raise ModelError("it cannot be taught: it has activation maps, but its features are no mean over cells")
     return maker.input[0]
 
-# %% ../../nbs/export/02_teach.ipynb #bd5d2b71
+# %% ../../nbs/export/02_teach.ipynb #661c65fe
 def _rename(
     model: onnx.ModelProto,  # That is changed
     old: str,  # A tensor
@@ -278,7 +286,7 @@ def _rename(
         if value.name == old:
             value.name = new
 
-# %% ../../nbs/export/02_teach.ipynb #b6b75b22
+# %% ../../nbs/export/02_teach.ipynb #de3a70ee
 def _insert(
     model: onnx.ModelProto,  # That is changed
     output: str,  # "logits" or "evidence"
@@ -300,7 +308,7 @@ def _insert(
     )
     classes.dim_value = n + 1
 
-# %% ../../nbs/export/02_teach.ipynb #0707feb8
+# %% ../../nbs/export/02_teach.ipynb #f68a609e
 def _append_row(
     model: onnx.ModelProto,  # With the output `features`; it is changed
     row: NewRow,
@@ -328,7 +336,7 @@ def _append_row(
         if output == "logits" or maps:
             _insert(model, output, new[addition], index)
 
-# %% ../../nbs/export/02_teach.ipynb #a634c322
+# %% ../../nbs/export/02_teach.ipynb #18039e19
 LEAST, MOST = 5, 50
 
 
@@ -339,7 +347,7 @@ class _Pictures:
     inputs: list[np.ndarray]  # float32, (3, input_size, input_size) each
     hashes: np.ndarray  # (n, 8, 2) uint64
 
-# %% ../../nbs/export/02_teach.ipynb #65d416b3
+# %% ../../nbs/export/02_teach.ipynb #68db33f6
 def find_photographs(
     source: Path,  # A folder, or a zip or tar of one
     into: Path,  # Where an archive is unpacked
@@ -348,18 +356,18 @@ def find_photographs(
     source = Path(source)
     root = source if source.is_dir() else unpack(source, Path(into) / "photographs", str(source))
     listing = list_folder(root)
-    for item in [*listing.others, *listing.unread]:
-        log.warning("skipped: %s: %s", item.file, item.reason)
     folders = sorted({path.parent for path in listing.pictures})
     if len(folders) > 1:
         names = ", ".join(folder.relative_to(root).as_posix() for folder in folders[:5])
         raise DataError(f"{source}: its photographs lie in {len(folders)} folders ({names}): name the folder of the new class")
     if not folders:
-        raise DataError(f"{source}: there are no photographs in it")
+        raise DataError(f"{source}: there are no photographs in it ({', '.join(SUFFIXES)})")
+    for item in [*listing.others, *listing.unread]:
+        log.warning("skipped: %s: %s", item.file, item.reason)
     inner = folders[0] != root or source.is_dir()
     return listing.pictures, normalize("NFC", folders[0].resolve().name if inner else source.stem)
 
-# %% ../../nbs/export/02_teach.ipynb #c02889b9
+# %% ../../nbs/export/02_teach.ipynb #24aa90ac
 def _read_pictures(
     paths: Sequence[Path],  # Photographs
     card: ModelCard,
@@ -384,7 +392,7 @@ def _read_pictures(
         log.warning("skipped: %s", line)
     return _Pictures(inputs, np.stack(hashes))
 
-# %% ../../nbs/export/02_teach.ipynb #ed0d99b5
+# %% ../../nbs/export/02_teach.ipynb #0bdf6dee
 def _check_name(
     name: str,  # Of the new class
     classes: Sequence[str],  # The model's
@@ -402,13 +410,13 @@ def _check_name(
         )
     return label
 
-# %% ../../nbs/export/02_teach.ipynb #daac2eb8
-def _known_photographs(
+# %% ../../nbs/export/02_teach.ipynb #351f2551
+def _known_features(
     card: ModelCard,
     session: Session,  # With the output `features`
     known: Path | None,  # A folder with photographs of the model's classes
     progress: bool,  # Show a bar
-) -> _Photographs:
+) -> Features:
     "Photographs of the other classes. Raises `ModelError` if there are none, or what `sample_features` raises."
     sample = card.feature_sample
     if known:
@@ -419,9 +427,9 @@ def _known_photographs(
             "some of their photographs with --known, or write them into the card with `trashsorting reference`"
         )
     features, logits = unpack_features(sample)
-    return _Photographs(features, logits / card.temperature)
+    return Features(features, logits / card.temperature)
 
-# %% ../../nbs/export/02_teach.ipynb #fa4ba3f7
+# %% ../../nbs/export/02_teach.ipynb #3ced2492
 _METHOD = (
     "one row was added to the classifier, on frozen features: logistic regression with the known logits as offset; the other "
     "rows were not touched"
@@ -430,14 +438,13 @@ _METHOD = (
 
 def _measure(
     label: str,
-    new: _Photographs,
-    known: _Photographs,
-    odds: np.ndarray,  # (k + n,) of `fit_row`
+    new: Features,
+    known: Features,
     unsure_below: float | None,  # Of the new card
 ) -> TaughtClass:
     "How a new class does on photographs that were left out."
     k, n = len(new.features), len(known.features)
-    every = np.concatenate([new.logits, known.logits])
+    odds, every = left_out_odds(new, known), np.concatenate([new.logits, known.logits])
     is_new = odds + np.logaddexp.reduce(every, axis=1) > every.max(axis=1)
     sure = 1 / (1 + np.exp(-odds.clip(-500, 500))) >= (unsure_below or 0)
     recognized, lost = int(is_new[:k].sum()), int(is_new[k:].sum())
@@ -453,7 +460,7 @@ def _measure(
         lost_interval=wilson(lost, n),
     )
 
-# %% ../../nbs/export/02_teach.ipynb #de606116
+# %% ../../nbs/export/02_teach.ipynb #ebdf5268
 def _note(
     card: ModelCard,
     label: str,
@@ -470,7 +477,7 @@ def _taught_card(
     file: Path,  # The new file
     taught: TaughtClass,
     unsure_below: float | None,
-    known: _Photographs,  # With the new class in the logits
+    known: Features,  # With the new class in the logits
     hashes: np.ndarray,  # (k, 8, 2) of the new photographs
 ) -> ModelCard:
     "The card of the new file."
@@ -491,14 +498,14 @@ def _taught_card(
         fields["perceptual_hashes"] = pack_hashes(np.concatenate([trained_on, hashes[:, 0]])[:, None])
     return ModelCard.model_validate(card.model_dump() | fields)
 
-# %% ../../nbs/export/02_teach.ipynb #3df3bce0
+# %% ../../nbs/export/02_teach.ipynb #704f13bb
 def _with_row(
-    part: _Photographs,
+    part: Features,
     row: NewRow,
     index: int,  # Of the new class
-) -> _Photographs:
+) -> Features:
     "Photographs with the logit of the new class among the others."
-    return _Photographs(part.features, np.insert(part.logits, index, row.logits(part.features), axis=1))
+    return Features(part.features, np.insert(part.logits, index, row.logits(part.features), axis=1))
 
 
 def _write_model(
@@ -517,7 +524,7 @@ def _write_model(
             raise ModelError(f"{out}: the new file does not answer as it was computed; nothing was written")
         os.replace(temporary, out)
 
-# %% ../../nbs/export/02_teach.ipynb #29760fba
+# %% ../../nbs/export/02_teach.ipynb #92a54cdf
 def _open_source(
     source: Path,  # As for `teach`
     name: str | None,  # As for `teach`
@@ -530,7 +537,7 @@ def _open_source(
         label = _check_name(folder_name if name is None else name, card.classes)
         return label, _read_pictures(paths, card, progress)
 
-# %% ../../nbs/export/02_teach.ipynb #2637505a
+# %% ../../nbs/export/02_teach.ipynb #dbf0f0a3
 def teach(
     file: Path,  # An exported ONNX file with its card
     source: Path,  # A folder with photographs of one new class, or a zip of it
@@ -544,21 +551,21 @@ def teach(
     card = Predictor(file).card
     label, pictures = _open_source(source, name, card, progress)
     model, session = open_with_features(file, len(card.classes))
-    old = _known_photographs(card, session, known, progress)
+    old = _known_features(card, session, known, progress)
     shown = progress_bar(pictures.inputs, "features", progress, len(pictures.inputs))
     features, logits = compute_features(session, shown)
-    new = _Photographs(features, logits / card.temperature)
-    row, odds = fit_row(new, old)
+    new = Features(features, logits / card.temperature)
+    row = fit_row(new, old)
     index = sorted([*card.classes, label]).index(label)
     _append_row(model, row, index, f"taught{len(card.taught)}", card.temperature)
     _write_model(model, out, pictures.inputs, card.temperature * _with_row(new, row, index).logits)
-    unsure_below = _recalibrate(card.unsure_below, old, row)
-    measured = _measure(label, new, old, odds, unsure_below)
+    unsure_below = recalibrate(card.unsure_below, old, row)
+    measured = _measure(label, new, old, unsure_below)
     revised = _taught_card(card, out, measured, unsure_below, _with_row(old + new, row, index), pictures.hashes)
     write_card(out, revised)
     return revised
 
-# %% ../../nbs/export/02_teach.ipynb #5710c264
+# %% ../../nbs/export/02_teach.ipynb #120f787d
 def taught_text(
     card: ModelCard,  # Of a file that was taught
 ) -> str:  # Lines for a terminal

@@ -18,7 +18,7 @@ from ..core.image import min_side, open_rgb, to_input
 from ..core.log import progress_bar
 from .session import Session, run_network
 
-# %% ../../nbs/inference/04_features.ipynb #c8e5c55e
+# %% ../../nbs/inference/04_features.ipynb #6feb1bfd
 FEATURES_OUTPUT = "features"
 
 
@@ -29,7 +29,7 @@ def has_features(
     outputs = {value.name: value.shape for value in session.get_outputs()}
     return len(outputs.get(FEATURES_OUTPUT, ())) == 2
 
-# %% ../../nbs/inference/04_features.ipynb #b5522fba
+# %% ../../nbs/inference/04_features.ipynb #e39dd263
 def compute_features(
     session: Session,  # Of a file with the output `features`
     inputs: Iterable[np.ndarray],  # float32, (3, input_size, input_size) each, from `to_input`
@@ -39,7 +39,7 @@ def compute_features(
     features, logits = zip(*rows, strict=True)
     return np.concatenate(features).astype(np.float64), np.concatenate(logits).astype(np.float64)
 
-# %% ../../nbs/inference/04_features.ipynb #97d184d6
+# %% ../../nbs/inference/04_features.ipynb #d7069513
 def pack_features(
     features: np.ndarray,  # (n, n_features)
     logits: np.ndarray,  # (n, n_classes)
@@ -47,21 +47,22 @@ def pack_features(
     "Features and logits as they stand in a card."
     low, high = float(features.min()), float(features.max())
     levels = np.rint((features - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
-    rows = tuple(tuple(float(f"{value:.6g}") for value in row) for row in logits)
-    return FeatureSample(n=len(rows), low=low, high=high, features=b64encode(levels.tobytes()).decode(), logits=rows)
+    texts = [b64encode(array.tobytes()).decode() for array in (levels, logits.astype("<f4"))]
+    return FeatureSample(n=len(levels), low=low, high=high, features=texts[0], logits=texts[1])
 
-# %% ../../nbs/inference/04_features.ipynb #9c2456ef
+# %% ../../nbs/inference/04_features.ipynb #fa35f81e
 def unpack_features(
     sample: FeatureSample,
 ) -> tuple[np.ndarray, np.ndarray]:  # Features (n, n_features) and logits (n, n_classes)
     "The arrays of a card's sample. Raises `ModelError` if it is damaged."
     try:
         levels = np.frombuffer(b64decode(sample.features, validate=True), np.uint8).reshape(sample.n, -1)
+        logits = np.frombuffer(b64decode(sample.logits, validate=True), "<f4").reshape(sample.n, -1)
     except ValueError:
         raise ModelError("the feature sample of the card is damaged: write it again with `trashsorting reference`") from None
-    return sample.low + levels / 255 * (sample.high - sample.low), np.array(sample.logits, np.float64)
+    return sample.low + levels / 255 * (sample.high - sample.low), logits.astype(np.float64)
 
-# %% ../../nbs/inference/04_features.ipynb #af3ca852
+# %% ../../nbs/inference/04_features.ipynb #38300f99
 N_SAMPLE = 120
 
 
@@ -85,7 +86,7 @@ def _evenly(
     "At most n indices at equal steps."
     return np.unique(np.linspace(0, length - 1, min(n, length)).astype(int))
 
-# %% ../../nbs/inference/04_features.ipynb #36e751b6
+# %% ../../nbs/inference/04_features.ipynb #c614052a
 def sample_features(
     session: Session,  # Of a file with the output `features`
     preprocessing: Preprocessing,  # From the model card
