@@ -115,7 +115,7 @@ class _WithActivationMaps(torch.nn.Module):
         features = self.network.forward_head(cells, pre_logits=True)
         return layer(features), maps.unflatten(2, cells.shape[2:]), features
 
-# %% ../../nbs/export/00_onnx.ipynb #c26288f9
+# %% ../../nbs/export/00_onnx.ipynb #11753221
 class _WithFeatures(torch.nn.Module):
     "A network with the input of its classifier as a second output."
 
@@ -131,7 +131,7 @@ class _WithFeatures(torch.nn.Module):
         features = self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
         return self.network.get_classifier()(features), features
 
-# %% ../../nbs/export/00_onnx.ipynb #40b219cd
+# %% ../../nbs/export/00_onnx.ipynb #5bc1e47a
 def _has_features(
     model: torch.nn.Module,  # In evaluation mode, on the CPU
     input_size: int,  # Side of its input, pixels
