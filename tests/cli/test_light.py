@@ -58,6 +58,7 @@ NEEDS = [
     ("average run run --out new", "train"),
     ("export run", "train"),
     ("quantize {model} --data photos --out new.onnx", "train"),
+    ("teach --add photos/glass --name bottle --out new.onnx", "teach"),
     ("job train --image {image} {places} --dry-run", "cloud"),
     ("job train --image {image} {places} {project}", "cloud"),
     ("job train --image {image} --bucket gs://bucket {places} --dry-run", "cloud"),
@@ -144,6 +145,16 @@ def test_other_commands_name_the_extra(words, extra, light, folder):
         rf"trashsorting: .+ needs the '{extra}' extra: pip install 'trashsorting\[{extra}\]'\n", done.stderr
     )
     assert sorted(folder.rglob("*")) == before  # the check comes before any work
+
+
+def test_teach_needs_onnx_and_no_torch(light, tmp_path):
+    (tmp_path / "onnx-only").mkdir()
+    for name in ("onnx", "protobuf", "ml_dtypes"):
+        link_package(name, tmp_path / "onnx-only")
+    draw_sample(tmp_path / "photos", 6, ("glass",))
+    with_onnx = light | {"PYTHONPATH": os.pathsep.join([light["PYTHONPATH"], str(tmp_path / "onnx-only")])}
+    done = call("teach --add photos/glass --name bottle --out new.onnx", with_onnx, tmp_path)
+    assert done.returncode == 0 and "'bottle' from " in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("word", ["promote", "rollback"])

@@ -62,6 +62,7 @@ def test_every_command_has_help():
         (["sweep", "--data", "nowhere", "--out", "{empty}/sweep"], "nowhere: no such folder"),
         (["evaluate", "nowhere", "--json", "{empty}/new/x.json"], "nowhere: no such folder"),
         (["data", "check", "nowhere", "--out", "{empty}/new/tables"], "nowhere: no such folder"),
+        (["teach", "--add", "{sample}/glass", "--out", "{empty}/new.onnx"], "the model knows a class 'glass' already"),
         (["data", "sample", "{sample}"], "there is something in it already"),
         (["data", "manifest", "{sample}/glass"], "no sub-folders"),
         (

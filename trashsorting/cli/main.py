@@ -21,7 +21,7 @@ from .. import __version__
 from .data import data
 from .job import job
 from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, check_written, logged, report_skipped
-from .train import average, crossval, export, quantize, sweep, train
+from .train import average, crossval, export, quantize, sweep, teach, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up
 from ..core.settings import MAX_FILE_BYTES, SHIPPED_MODEL, Settings, read_settings
@@ -41,10 +41,11 @@ def cli() -> None:
     trashsorting data check photos              are there duplicates or label issues?
     trashsorting data import photos             prepare them for versioning
     trashsorting train --data photos --out run  train a model of my own
+    trashsorting teach --add photos/battery     add a class from ten photographs
     """
 
 
-for command in (train, sweep, crossval, average, export, quantize, data, job):
+for command in (train, sweep, crossval, average, export, quantize, teach, data, job):
     cli.add_command(command)
 
 # %% ../../nbs/cli/04_main.ipynb #a605eab4
@@ -406,6 +407,30 @@ def robustness(
         detection = {name: asdict(score) for name, score in scores.items()}
         write_json(json_file, {"robustness": asdict(accuracies), "detection": detection})
 
+# %% ../../nbs/cli/04_main.ipynb #30ffb0b5
+def _sample_classes(
+    predictor,  # A `Predictor`
+    data: Path,  # A folder with photographs
+):  # A `FeatureSample` of those in folders that are named like a class, or what the card has
+    "The features of known photographs, for `trashsorting teach`. Raises what `open_rgb` raises, or `ModelError`."
+    from importlib.util import find_spec
+
+    from trashsorting.data.listing import list_folder
+    from trashsorting.inference.features import has_features, sample_features
+
+    card, session = predictor.card, predictor.session
+    pictures = [path for path in list_folder(data).pictures if path.parent.name in card.classes]
+    if not has_features(session) and find_spec("onnx"):
+        from trashsorting.export.teach import open_with_features
+
+        try:
+            session = open_with_features(predictor.model, len(card.classes))[1]
+        except ModelError:
+            return card.feature_sample
+    if not pictures or not has_features(session):
+        return card.feature_sample
+    return sample_features(session, card.preprocessing, pictures, progress=True)
+
 # %% ../../nbs/cli/04_main.ipynb #184c7b4f
 @cli.command()
 @click.argument("model", type=FILE, default=SHIPPED_MODEL)
@@ -421,7 +446,8 @@ def reference(model: Path, data: Path, predictions: Path | None) -> None:
 
     MODEL is an ONNX file with its card beside it, by default the shipped one. The service and `trashsorting drift` compare
     photographs with this reference. DIR has 100 photographs or more that MODEL was not trained on: of a data set, or from
-    the place where it is used, once its accuracy there is known. With --predictions, DIR is the training data.
+    the place where it is used, once its accuracy there is known. With --predictions, DIR is the training data. If DIR has
+    folders that are named like MODEL's classes, the features of 120 photographs in them are written for `trashsorting teach`.
     """
     from trashsorting.core.card import write_card
     from trashsorting.evaluation.drift import out_of_fold_reference, photographs_reference
@@ -433,7 +459,8 @@ def reference(model: Path, data: Path, predictions: Path | None) -> None:
     else:
         files = [Path(file) for file, reason in _list_pictures(str(data)) if not reason]
         made = photographs_reference(predictor, files, progress=True)
-    write_card(model, predictor.card.model_copy(update={"reference": made}))
+    sample = _sample_classes(predictor, data)
+    write_card(model, predictor.card.model_copy(update={"reference": made, "feature_sample": sample}))
     click.echo(f"{model.with_suffix('.json')}: reference of {made.note}")
 
 # %% ../../nbs/cli/04_main.ipynb #642c06f2

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_SOURCE', 'Preprocessing', 'ClassMetrics', 'Bootstrap', 'Evaluation', 'PairedComparison', 'Speedup',
-           'Quantization', 'Source', 'Provenance', 'CrossValidation', 'Reference', 'SourceMetrics', 'mean_over_sources',
-           'OutOfDistribution', 'ModelCard', 'card_path', 'file_sha256', 'read_card', 'write_card']
+           'Quantization', 'Source', 'Provenance', 'CrossValidation', 'Reference', 'FeatureSample', 'TaughtClass',
+           'SourceMetrics', 'mean_over_sources', 'OutOfDistribution', 'ModelCard', 'card_path', 'file_sha256',
+           'read_card', 'write_card']
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
+from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -227,6 +229,30 @@ class Reference(Card):
     predicted: dict[str, int] = Field(description="by class: photographs that were predicted as it")
     note: str = Field(description="where photographs and predictions came from")
 
+# %% ../../nbs/core/01_card.ipynb #2f60b0d6
+class FeatureSample(Card):
+    "Features and logits of some photographs of the model's classes."
+
+    n: int = Field(gt=0, description="photographs")
+    low: float = Field(description="the value of byte 0", allow_inf_nan=False)
+    high: float = Field(description="the value of byte 255", allow_inf_nan=False)
+    features: str = Field(repr=False, description="base64 of a byte for each feature, one photograph after the other")
+    logits: str = Field(repr=False, description="base64 of 4 bytes (float32, little-endian) for each class, photograph by photograph")
+
+# %% ../../nbs/core/01_card.ipynb #ce832df0
+class TaughtClass(Card):
+    "A class that was added to a finished file, and how that was measured."
+
+    name: str = Field(description="one of the classes")
+    n: int = Field(gt=0, description="photographs that it was made from")
+    method: str = Field(description="how, in words")
+    recognized: int = Field(ge=0, description="of the n: predicted as this class by a classifier made without it")
+    recall_interval: Interval = Field(description="95 % Wilson score interval of recognized / n")
+    answered: int = Field(ge=0, description="of the recognized: not 'unsure'")
+    n_known: int = Field(gt=0, description="photographs of the other classes, from the sample in the card")
+    lost: int = Field(ge=0, description="of the n_known: predicted as this class by a classifier made without it")
+    lost_interval: Interval = Field(description="95 % Wilson score interval of lost / n_known")
+
 # %% ../../nbs/core/01_card.ipynb #91e2d754
 class SourceMetrics(Card):
     "The accuracy on the photographs of one source."
@@ -291,17 +317,28 @@ class ModelCard(Card):
     provenance: Provenance
     quantization: Quantization | None = Field(None, description="of an INT8 file: the comparison with its float file")
     reference: Reference | None = Field(None, repr=False, description="what drift is measured against; null: none")
+    taught: tuple[TaughtClass, ...] = Field((), description="classes that `trashsorting teach` added, the oldest first")
+    feature_sample: FeatureSample | None = Field(
+        None, repr=False, description="features of known photographs, for `trashsorting teach`; null: none"
+    )
     perceptual_hashes: str = Field(
         "", repr=False, description="of the training photographs: base64 of 16 bytes each, sorted; empty: not known"
     )
 
     @model_validator(mode="after")
     def check_classes(self) -> "ModelCard":
-        "Check that evaluation and reference are about the card's classes."
-        if self.evaluation.classes != self.classes:
-            raise ValueError(f"the evaluation's classes {self.evaluation.classes} are not the card's {self.classes}")
+        "Check that evaluation, reference and sample are about the card's classes."
+        taught = {item.name for item in self.taught}
+        measured = tuple(label for label in self.classes if label not in taught)
+        if self.evaluation.classes != measured:
+            raise ValueError(f"the evaluation's classes {self.evaluation.classes} are not the card's {measured}")
+        if not taught.issubset(self.classes):
+            raise ValueError(f"the taught classes {sorted(taught)} are not among the card's {self.classes}")
         if self.reference and tuple(sorted(self.reference.predicted)) != self.classes:
             raise ValueError(f"the reference's classes {sorted(self.reference.predicted)} are not the card's {self.classes}")
+        sample = self.feature_sample
+        if sample and len(b64decode(sample.logits)) != 4 * sample.n * len(self.classes):
+            raise ValueError(f"the feature sample has not {len(self.classes)} logits for each of its {sample.n} photographs")
         return self
 
 # %% ../../nbs/core/01_card.ipynb #4fbfa6ba

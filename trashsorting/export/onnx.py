@@ -76,10 +76,11 @@ def to_onnx(
     path: Path,  # Where the file goes; replaced only once the new one is whole
 ) -> Path:  # The same path
     "Export a network, with activation maps if it has them."
-    example, outputs = torch.zeros(2, 3, input_size, input_size), ["logits"]
-    has_maps, network = _has_activation_maps(model, input_size), _simplify(model, input_size)
-    if has_maps:
-        network, outputs = _WithActivationMaps(network), ["logits", "evidence"]
+    example, network, outputs = torch.zeros(2, 3, input_size, input_size), _simplify(model, input_size), ["logits"]
+    if _has_activation_maps(model, input_size):
+        network, outputs = _WithActivationMaps(network), ["logits", "evidence", "features"]
+    elif _has_features(model, input_size):
+        network, outputs = _WithFeatures(network), ["logits", "features"]
     return _write_onnx(network, example, path, outputs)
 
 # %% ../../nbs/export/00_onnx.ipynb #3990e805
@@ -91,15 +92,32 @@ def _has_activation_maps(
     noise = torch.rand(2, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
-            logits, maps = _WithActivationMaps(model)(noise)
-            same = torch.allclose(model(noise), logits, rtol=1e-3, atol=1e-4)
+            logits, maps, _ = _WithActivationMaps(model)(noise)
     except Exception:  # Other architectures miss a method or an axis: each raises something else.
         return False
-    return same and maps.ndim == 4
+    return maps.ndim == 4 and torch.allclose(maps.mean((2, 3)), logits, rtol=1e-3, atol=1e-4)
 
 # %% ../../nbs/export/00_onnx.ipynb #3a28216a
 class _WithActivationMaps(torch.nn.Module):
-    "A network with its class activation maps as a second output."
+    "A network with its class activation maps and features as further outputs."
+
+    def __init__(
+        self,
+        network: torch.nn.Module,  # A timm model
+    ):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "Logits (n, n_classes), activation maps (n, n_classes, h, w), and features (n, n_features)."
+        cells, layer = self.network.forward_features(pixels), self.network.get_classifier()
+        maps = layer.weight @ cells.flatten(2) + layer.bias[:, None]
+        features = self.network.forward_head(cells, pre_logits=True)
+        return layer(features), maps.unflatten(2, cells.shape[2:]), features
+
+# %% ../../nbs/export/00_onnx.ipynb #11753221
+class _WithFeatures(torch.nn.Module):
+    "A network with the input of its classifier as a second output."
 
     def __init__(
         self,
@@ -109,10 +127,24 @@ class _WithActivationMaps(torch.nn.Module):
         self.network = network
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Logits (n, n_classes), and activation maps (n, n_classes, h, w)."
-        features, layer = self.network.forward_features(pixels), self.network.get_classifier()
-        maps = layer.weight @ features.flatten(2) + layer.bias[:, None]
-        return maps.mean(2), maps.unflatten(2, features.shape[2:])
+        "Logits (n, n_classes), and features (n, n_features)."
+        features = self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
+        return self.network.get_classifier()(features), features
+
+# %% ../../nbs/export/00_onnx.ipynb #5bc1e47a
+def _has_features(
+    model: torch.nn.Module,  # In evaluation mode, on the CPU
+    input_size: int,  # Side of its input, pixels
+) -> bool:
+    "Whether a network's classifier is one linear layer on its features, tried on noise."
+    noise = torch.rand(2, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            (logits, features), expected = _WithFeatures(model)(noise), model(noise)
+    except Exception:  # Other architectures miss a method: each raises something else.
+        return False
+    linear = isinstance(model.get_classifier(), torch.nn.Linear)
+    return linear and features.ndim == 2 and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 # %% ../../nbs/export/00_onnx.ipynb #77d0f3c1
 def _simplify(
