@@ -25,9 +25,10 @@ def test_only_classes_that_imagenet_knows_are_changed(manifest, tmp_path):
         train(manifest, TrainConfig(zero_shot_weight=weight, **SHORT), out).tracker.finish()
         weights.append(load_run(out).model.state_dict())
     before, after = weights
-    assert [name for name in before if not torch.equal(before[name], after[name])] == ["classifier.weight", "classifier.bias"]
+    different = [name for name in before if not torch.equal(before[name], after[name])]
+    assert different == ["classifier.weight", "classifier.bias"]
     changed = (before["classifier.weight"] != after["classifier.weight"]).any(1)
-    assert dict(zip(manifest.labels, changed.tolist(), strict=True)) == {label: label != "trash" for label in manifest.labels}
+    assert changed.tolist() == [label != "trash" for label in manifest.labels]
 
 
 def test_without_imagenets_weights_it_is_refused():
@@ -39,5 +40,5 @@ def test_other_classes_are_refused_in_words(tmp_path):
     folder = draw_sample(tmp_path / "sample", per_class=4)
     for number, path in enumerate(sorted(folder.iterdir())):
         path.rename(folder / f"kind{number}")
-    with pytest.raises(ModelError, match="needs two classes of cardboard, glass.*set it to 0"):
+    with pytest.raises(ModelError, match="needs two classes of cardboard, glass"):
         train(split_by_hash(read_folder(folder)), TrainConfig(zero_shot_weight=0.5, **SHORT), tmp_path / "run")

@@ -92,7 +92,7 @@ def _has_activation_maps(
     noise = torch.rand(2, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
-            logits, maps = _WithActivationMaps(model)(noise)
+            logits, maps, _ = _WithActivationMaps(model)(noise)
             same = torch.allclose(model(noise), logits, rtol=1e-3, atol=1e-4)
     except Exception:  # Other architectures miss a method or an axis: each raises something else.
         return False
@@ -109,11 +109,12 @@ class _WithActivationMaps(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Logits (n, n_classes), and activation maps (n, n_classes, h, w)."
-        features, layer = self.network.forward_features(pixels), self.network.get_classifier()
-        maps = layer.weight @ features.flatten(2) + layer.bias[:, None]
-        return maps.mean(2), maps.unflatten(2, features.shape[2:])
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "Logits (n, n_classes), activation maps (n, n_classes, h, w), and features (n, n_features)."
+        cells, layer = self.network.forward_features(pixels), self.network.get_classifier()
+        maps = layer.weight @ cells.flatten(2) + layer.bias[:, None]
+        features = self.network.forward_head(cells, pre_logits=True)
+        return maps.mean(2), maps.unflatten(2, cells.shape[2:]), features
 
 # %% ../../nbs/export/00_onnx.ipynb #11753221
 class _WithFeatures(torch.nn.Module):

@@ -34,7 +34,7 @@ from trashsorting.inference.features import (
     unpack_features,
 )
 from ..inference.predictor import Predictor
-from ..inference.session import Session, open_session, run_network, softmax
+from ..inference.session import Session, open_session, run_network
 
 # %% ../../nbs/export/02_teach.ipynb #d99a3baf
 _PENALTY = 1e-5  # Of half the squared length of the row, for features of mean length 1
