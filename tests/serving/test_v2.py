@@ -3,7 +3,9 @@
 import base64
 import json
 import os
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import httpx
 import numpy as np
@@ -335,6 +337,17 @@ def test_a_swapped_model_has_another_version(predictor, model):
     assert "no answer that can be used" in error_of(client.post(f"{model}/infer", json={"inputs": [zeros]}), 503)
     assert failures == []
     assert outputs(client.post(f"{model}/infer", json=tensor)) and len(failures) == 1
+
+
+def test_probes_are_answered_beyond_the_connection_limit(serve, model):
+    "Platforms ask these addresses. Whoever asks for more is refused in the protocol's form."
+    with serve(TRASHSORTING_CONNECTIONS="5") as server, ExitStack() as stack:
+        port = int(server.url.rpartition(":")[2])
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert httpx.get(server.url + path, timeout=60).status_code == 200
+        assert "too many connections" in error_of(httpx.get(server.url + model, timeout=60), 503)
 
 
 # Hostile requests
