@@ -329,7 +329,8 @@ def test_a_swapped_model_has_another_version(predictor, model):
     shadow = Shadow(0.0, lambda outcome: None)
     before = Serving(predictor, None, lambda failed, error: None, shadow)
     app.state.predictor = Serving(newer, before, lambda failed, error: failures.append(error), shadow)
-    assert "it is version '000000000000'" in error_of(client.post(f"{model}/versions/{old}/infer", json=tensor), 404)
+    refused = client.post(f"{model}/versions/{old}/infer", json=tensor)
+    assert "the model is version '000000000000'" in error_of(refused, 404)
     assert client.post(f"{model}/infer", json=tensor).json()["model_version"] == 12 * "0"
 
     newer.session = BrokenSession(newer.session)

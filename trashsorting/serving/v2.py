@@ -460,11 +460,11 @@ def _make_outputs(
     rows = [[prediction.all_probabilities[label] for label in classes] for prediction in predictions]
     probabilities = np.array(rows, "<f4")
     labels, number = [prediction.predicted_class for prediction in predictions], len(predictions)
-    encoded = [label.encode() for label in labels]
+    encoded = [len(label.encode()).to_bytes(4, "little") + label.encode() for label in labels]
     unsure = [prediction.unsure for prediction in predictions]
     return {
         "probabilities": _Output(list(probabilities.shape), probabilities.ravel().tolist(), probabilities.tobytes()),
-        "predicted_class": _Output([number], labels, b"".join(len(text).to_bytes(4, "little") + text for text in encoded)),
+        "predicted_class": _Output([number], labels, b"".join(encoded)),
         "unsure": _Output([number], unsure, bytes(unsure)),
     }
 
@@ -557,12 +557,12 @@ def _asked_model(
     request: Request,
 ) -> Predictor:
     "The model of the address. Raises `_V2Error` if there is no such model, `ApiError` if there is none at all."
-    predictor, name, version = loaded_predictor(request), request.path_params["name"], request.path_params.get("version")
-    card = predictor.card
+    predictor, asked = loaded_predictor(request), request.path_params
+    card, name, version = predictor.card, asked["name"], asked.get("version")
     if name != card.name:
         raise _V2Error(f"there is no model '{name[:100]}'; the server has '{card.name}'", 404)
     if version not in (None, _model_version(card)):
-        raise _V2Error(f"there is no version '{version[:100]}' of the model; it is version '{_model_version(card)}'", 404)
+        raise _V2Error(f"there is no version '{version[:100]}'; the model is version '{_model_version(card)}'", 404)
     return predictor
 
 
