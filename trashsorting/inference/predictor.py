@@ -126,12 +126,19 @@ class Predictor:
             picture = open_rgb(picture)
         return to_input(picture, self.card.preprocessing)[None]
 
+    def predict_inputs(
+        self,
+        inputs: np.ndarray,  # float32, (n, 3, input_size, input_size), from `to_input`
+    ) -> list[Prediction]:  # n
+        "Classify photographs that are input arrays already. Raises `ModelError` for an output that is not finite."
+        return [_to_prediction(self.card, row) for row in run_logits(self.session, inputs)]
+
     def predict_image(
         self,
         picture: Image.Image,  # Upright, any mode, any size
     ) -> Prediction:
         "Classify a decoded photograph. Raises `EmptyImage`, or `ModelError` for an output that is not finite."
-        return _to_prediction(self.card, run_logits(self.session, self._prepare(picture))[0])
+        return self.predict_inputs(self._prepare(picture))[0]
 
     def observe(
         self,

@@ -37,6 +37,7 @@ from .page import add_docs, add_page
 from .reload import Serving, open_models, refresh_for_ever
 from .routes import api, check_key, probes
 from .schemas import ApiError
+from .v2 import V2ErrorMiddleware, add_v2
 
 # %% ../../nbs/serving/07_app.ipynb #83c3471c
 def _make_queue(
@@ -153,7 +154,7 @@ def _add_middleware(
     declared = (*api.routes, *probes.routes, *app.routes)
     paths = {route.path for route in declared if isinstance(route, Route | Mount)}
     state, settings = app.state, app.state.settings
-    larger = {"/api/predict/batch": settings.max_batch_bytes}
+    larger = dict.fromkeys(("/api/predict/batch", "/v2/models/"), settings.max_batch_bytes)
     limits = {"max_bytes": settings.max_bytes, "seconds": settings.upload_seconds, "larger": larger}
     app.add_middleware(BodyLimitMiddleware, in_flight=state.in_flight, **limits)
     app.add_middleware(HeadMiddleware)
@@ -168,6 +169,7 @@ def _add_middleware(
         draining=lambda: state.in_flight.draining,
         paths=paths,
     )
+    app.add_middleware(V2ErrorMiddleware)
 
 # %% ../../nbs/serving/07_app.ipynb #7cc0e7e9
 def create_app(
@@ -192,6 +194,7 @@ def create_app(
     guard = [Depends(check_key)] if settings.api_key else []
     app.include_router(api, dependencies=guard, responses=error_responses(401) if guard else {})
     app.include_router(probes)
+    add_v2(app, guard)
     _add_metrics(app, guard)
     add_page(app)
     add_docs(app)

@@ -138,7 +138,7 @@ class BodyLimitMiddleware:
         max_bytes: int,  # The largest accepted file; a body may have `FORM_OVERHEAD` more
         seconds: float = 60,  # From a request's head to the end of its body
         in_flight: InFlight | None = None,  # Where to count requests and their bytes
-        larger: dict[str, int] | None = None,  # Path -> another limit that holds there
+        larger: dict[str, int] | None = None,  # How a path begins -> another limit that holds there
     ):
         self.app, self.max_bytes, self.seconds = app, max_bytes, seconds
         self.in_flight, self.larger = in_flight or InFlight(), larger or {}
@@ -148,7 +148,8 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path, deadline = own_path(scope), asyncio.get_running_loop().time() + self.seconds
-        limit, what = (self.larger[path], "batch") if path in self.larger else (self.max_bytes, "file")
+        larger = next((limit for start, limit in self.larger.items() if path.startswith(start)), None)
+        limit, what = (larger, "batch") if larger else (self.max_bytes, "file")
         body = _Body(receive, limit + FORM_OVERHEAD, deadline, _too_many_bytes(limit, what), self.in_flight)
         try:
             body.check(_declared_bytes(scope))

@@ -275,14 +275,16 @@ class _Pipelining(_DiscardBody):
         super().connection_lost(error)
 
 # %% ../../nbs/serving/08_server.ipynb #83b25b68
-_PROBES = ("/api/health", "/api/ready")
+_PROBES = ("/api/health", "/api/ready", "/v2/health/live", "/v2/health/ready")
 
 
 def _probes_only(
     app: ASGIApp,
 ) -> ASGIApp:  # Answers 503 at every other address
     "An application of which only the probes can be reached."
-    refuse = problem_response(ApiError("too-many-connections"))
+    from trashsorting.serving.v2 import V2ErrorMiddleware  # a worker has it already; the supervisor needs no numpy
+
+    refuse = V2ErrorMiddleware(problem_response(ApiError("too-many-connections")))
 
     async def reserve(scope: Scope, receive: Receive, send: Send) -> None:
         await (app if scope["path"] in _PROBES else refuse)(scope, receive, send)
