@@ -36,7 +36,14 @@ from ..core.settings import Settings
 from ..inference.predictor import Predictor
 from .errors import image_api_error
 from .limits import FORM_OVERHEAD, Job, Queue, listen_for_disconnect, own_path
-from .routes import Classified, classify_upload, count_prediction, loaded_predictor, open_queue, ready
+from trashsorting.serving.routes import (
+    Classified,
+    classify_upload,
+    count_prediction,
+    loaded_predictor,
+    open_queue,
+    ready,
+)
 from .schemas import Timing
 
 # %% ../../nbs/serving/12_v2.ipynb #8e0123f2
