@@ -41,7 +41,28 @@ def input_grey(
 ) -> np.ndarray:  # float32, (height, width), 0..255
     "The grey picture of a network's input."
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return np.tensordot(255 * _LUMA * std, inputs, 1) + 255 * (_LUMA @ mean)
+    grey = (255 * _LUMA * std) @ inputs.reshape(3, -1) + 255 * (_LUMA @ mean)
+    return grey.reshape(inputs.shape[1:])
+
+# %% ../../nbs/core/08_drift.ipynb #59a989bc
+def _second_differences(
+    values: np.ndarray,  # (n, m)
+) -> np.ndarray:  # (ceil((n - 2) / 4), m)
+    "Second differences along the first axis, at every fourth place."
+    first, middle, last = (values[start : len(values) - 2 + start : 4] for start in range(3))
+    return (last - middle) - (middle - first)
+
+# %% ../../nbs/core/08_drift.ipynb #a4e73d84
+def _median(
+    values: np.ndarray,  # Any shape, finite
+) -> float:  # 0 for no values
+    "The median. `np.median` gives the same and takes five times as long for some thousand values."
+    if not values.size:
+        return 0.0
+    half = values.size // 2
+    parted = np.partition(values, half, axis=None)
+    upper = parted[half]
+    return float(upper if values.size % 2 else (parted[:half].max() + upper) / 2)
 
 # %% ../../nbs/core/08_drift.ipynb #e0f05e92
 def image_features(
@@ -49,9 +70,8 @@ def image_features(
     size: tuple[int, int],  # Width and height of the photograph, pixels
 ) -> np.ndarray:  # (5,), in the order of `IMAGE_FEATURES`
     "Features of a photograph: mean and standard deviation of its grey, median second difference, width / height, shorter side."
-    coarse = grey[::2, ::2]
-    differences = np.abs(np.diff(np.diff(grey, 2, axis=0), 2, axis=1)[::4, ::4])
-    sharpness = np.median(differences) if differences.size else 0.0
+    coarse = grey[::2, ::2].copy()
+    sharpness = _median(np.abs(_second_differences(_second_differences(grey).T)))
     return np.array([coarse.mean(), coarse.std(), sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
 
 # %% ../../nbs/core/08_drift.ipynb #95537f7c
