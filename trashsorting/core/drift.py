@@ -6,6 +6,7 @@
 __all__ = ['ks_statistic', 'ks_p_value', 'fisher_p_value', 'holm', 'estimate_accuracy', 'find_drift']
 
 # %% ../../nbs/core/08_drift.ipynb #92cf4e74
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,7 +33,7 @@ def output_features(
     return np.column_stack([ranked[:, -1], ranked[:, -1] - ranked[:, -2], energy])
 
 # %% ../../nbs/core/08_drift.ipynb #772cfacd
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
 def input_grey(
@@ -40,8 +41,9 @@ def input_grey(
     preprocessing: Preprocessing,  # From the model card
 ) -> np.ndarray:  # float32, (height, width), 0..255
     "The grey picture of a network's input."
-    mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
-    grey = (255 * _LUMA * std) @ inputs.reshape(3, -1) + 255 * (_LUMA @ mean)
+    weights = [255 * luma * std for luma, std in zip(_LUMA, preprocessing.std, strict=True)]
+    grey = np.array(weights, np.float32) @ inputs.reshape(3, -1)
+    grey += 255 * sum(luma * mean for luma, mean in zip(_LUMA, preprocessing.mean, strict=True))
     return grey.reshape(inputs.shape[1:])
 
 # %% ../../nbs/core/08_drift.ipynb #59a989bc
@@ -70,9 +72,12 @@ def image_features(
     size: tuple[int, int],  # Width and height of the photograph, pixels
 ) -> np.ndarray:  # (5,), in the order of `IMAGE_FEATURES`
     "Features of a photograph: mean and standard deviation of its grey, median second difference, width / height, shorter side."
-    coarse = grey[::2, ::2].copy()
+    coarse = grey[::2, ::2].ravel()
+    brightness = coarse.mean()
+    coarse -= brightness
+    contrast = math.sqrt(coarse @ coarse / coarse.size)
     sharpness = _median(np.abs(_second_differences(_second_differences(grey).T)))
-    return np.array([coarse.mean(), coarse.std(), sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
+    return np.array([brightness, contrast, sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
 
 # %% ../../nbs/core/08_drift.ipynb #95537f7c
 @dataclass(frozen=True, eq=False)
