@@ -257,7 +257,7 @@ def _open_window() -> np.ndarray:  # (WINDOW, len(_ROW)) float64; a row without 
     if not (folder := os.environ.get(_FOLDER)):
         return np.zeros(shape)
     try:
-        return np.memmap(_claim_window(Path(folder)), np.float64, "r+", shape=shape)
+        return np.asarray(np.memmap(_claim_window(Path(folder)), np.float64, "r+", shape=shape))  # quicker to index
     except (OSError, ValueError) as error:
         _log_once(f"this worker keeps its window alone: {_FOLDER}: {error}")
         return np.zeros(shape)

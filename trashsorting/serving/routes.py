@@ -135,7 +135,8 @@ def _count_prediction(
     with counting():
         metrics.predictions.labels(prediction.predicted_class).inc()
         metrics.confidence.observe(prediction.confidence)
-        metrics.unsure.inc(prediction.unsure)
+        if prediction.unsure:
+            metrics.unsure.inc()
         metrics.window.add(card, prediction.predicted_class, features)
         metrics.queue_seconds.observe(timing.queue_ms / 1000)
         metrics.decode_seconds.observe(timing.decode_ms / 1000)
@@ -178,6 +179,7 @@ probes = APIRouter(prefix="/api", responses=error_responses(500))
 # %% ../../nbs/serving/05_routes.ipynb #b7e22973
 _TopK = Annotated[int | None, Query(ge=1, le=1000, description="name only the K most probable classes", examples=[3])]
 _PLACE = Query(
+    alias="place",
     max_length=64,
     description="name the bin in this place: an id or a name of /api/places",
     examples=["dk-copenhagen"],
@@ -195,17 +197,17 @@ def _form_schema(
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 # %% ../../nbs/serving/05_routes.ipynb #2430aa9b
-async def asked_place(
-    place: Annotated[str | None, _PLACE] = None,
-) -> Place | None:  # None: the client asks for no bin
-    "The place of the query. Raises `ApiError` for an unknown one."
+_PlaceName = Annotated[str | None, _PLACE]
+
+
+def asked_place(
+    name: str | None,  # An id or a name of a place; None: the client asks for no bin
+) -> Place | None:
+    "The place of a query. Raises `ApiError` for an unknown one."
     try:
-        return None if place is None else find_place(place)
+        return None if name is None else find_place(name)
     except PlaceError as error:
         raise ApiError("unknown-place", str(error)) from None
-
-# %% ../../nbs/serving/05_routes.ipynb #c48f5f34
-_AskedPlace = Annotated[Place | None, Depends(asked_place)]
 
 # %% ../../nbs/serving/05_routes.ipynb #6151a415
 @api.post(
@@ -217,11 +219,12 @@ _AskedPlace = Annotated[Place | None, Depends(asked_place)]
 async def predict(
     request: Request,
     response: Response,
-    place: _AskedPlace,
+    place_name: _PlaceName = None,
     top_k: _TopK = None,
     timing: _WithTiming = False,
 ) -> Answer:
     "Say which class a photograph is of, and how sure the model is of it and of every other class."
+    place = asked_place(place_name)
     state, predictor, queue = request.app.state, _loaded_predictor(request), _open_queue(request)
     async with sent_file(request) as file:
         job = queue.submit(partial(_classify, predictor, state.settings, file))
@@ -265,11 +268,12 @@ async def _batch_item(
 )
 async def predict_batch(
     request: Request,
-    place: _AskedPlace,
+    place_name: _PlaceName = None,
     top_k: _TopK = None,
     timing: _WithTiming = False,
 ) -> BatchAnswer:
     "Say the same of several photographs: one entry each, in their order, each with its own status."
+    place = asked_place(place_name)
     state, predictor, queue = request.app.state, _loaded_predictor(request), _open_queue(request)
 
     def answer(prediction: Prediction, measured: Timing) -> Answer:
