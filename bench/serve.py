@@ -20,17 +20,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from itertools import chain
+from itertools import chain, cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pictures import large_pictures, small_pictures
 
+from trashsorting.core.image import min_side, open_rgb
 from trashsorting.core.settings import read_settings
 from trashsorting.core.system import count_cores
 from trashsorting.inference.predictor import Predictor
 from trashsorting.serving.client import Client, ClientError
+from trashsorting.serving.monitor import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("load.lua")
@@ -287,6 +289,31 @@ def measure_start(picture: bytes, times: int) -> Row:
     return Row("start to first prediction : imports", "", f"{start:.2f} s : {imported:.2f} s", start / imported, most=2)
 
 
+def spent(function: Callable[[bytes], object], picture: bytes) -> float:
+    "Processor milliseconds of a call."
+    start = time.process_time()
+    function(picture)
+    return 1000 * (time.process_time() - start)
+
+
+def measure_drift(pictures: Sequence[bytes], times: int) -> Row:
+    "What the service computes and keeps of a photograph to notice drift, in turns with a prediction without it."
+    predictor, window = Predictor(read_settings().model, threads=1), Window()
+    card, side = predictor.card, min_side(predictor.card.preprocessing)
+
+    def observe(picture: bytes) -> None:
+        prediction, features = predictor.observe(open_rgb(picture, min_side=side))
+        window.add(card, prediction.predicted_class, features)
+
+    pairs = [
+        (spent(predictor.predict_one, picture), spent(observe, picture)) for picture in islice(cycle(pictures), times)
+    ]
+    prediction = statistics.median(first for first, _ in pairs)
+    drift = statistics.median(second - first for first, second in pairs)
+    words = f"{drift:.2f} ms : {prediction:.1f} ms"
+    return Row("processor time of drift : prediction", "small", words, drift / prediction, most=0.02)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
@@ -305,7 +332,7 @@ def main() -> None:
         options.seconds, options.count, options.rounds = 2, 3, 1
     connections = options.connections or ((1, 8) if options.quick else CONNECTIONS)
     small = small_pictures(options.photos, options.count)
-    rows = [measure_start(small[0], 1 if options.quick else 5)]
+    rows = [measure_start(small[0], 1 if options.quick else 5), measure_drift(small, 60 if options.quick else 600)]
     with TemporaryDirectory() as folder:
         for size in options.sizes:
             pictures = small if size == "small" else large_pictures(small)

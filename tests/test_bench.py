@@ -33,6 +33,7 @@ def test_serve():
         "p99 : median at 70 % load",
         "start to first prediction",
         "memory of a worker",
+        "processor time of drift : prediction",
     ):
         assert f"| {what}" in table
     assert "refused" not in table and "failed" not in table
