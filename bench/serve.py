@@ -1,4 +1,4 @@
-"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, 11 minutes, a table of ratios.
+"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, 12 minutes, a table of ratios.
 
 The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
 the same pictures, without HTTP. Everything runs on one machine, the load generator included, so only the ratios can be
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from itertools import chain, cycle, islice
 from multiprocessing.connection import Connection
@@ -133,11 +133,11 @@ def predicts(port: int, picture: bytes) -> bool:
 
 
 @contextmanager
-def service(workers: int, picture: bytes, modules: str = "") -> Iterator[tuple[int, int, float]]:
+def service(workers: int, picture: bytes, modules: str = "", **variables: str) -> Iterator[tuple[int, int, float]]:
     "Run the service from this working tree: its port, its process, and seconds from start to first prediction."
     port, threads = free_port(), str(max(1, count_cores() // workers))
     path = os.pathsep.join(filter(None, [modules, str(ROOT)]))  # `modules` is a folder that is searched first
-    environment = {**os.environ, "PYTHONPATH": path, "TRASHSORTING_THREADS": threads}
+    environment = {**os.environ, "PYTHONPATH": path, "TRASHSORTING_THREADS": threads, **variables}
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
     start = time.perf_counter()
     with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+", encoding="utf-8") as log:
@@ -314,6 +314,22 @@ def measure_drift(pictures: Sequence[bytes], times: int) -> Row:
     return Row("processor time of drift : prediction", "small", words, drift / prediction, most=0.02)
 
 
+def measure_shadow(picture: bytes, options: argparse.Namespace) -> Row:
+    "The tail of one client with a candidate in the shadow of every photograph, against the tail without it, in turns."
+    candidate = {"TRASHSORTING_SHADOW_MODEL": str(read_settings().model), "TRASHSORTING_SHADOW_FRACTION": "1"}
+    single = {"TRASHSORTING_THREADS": "1"}  # so that a core is free for the candidate
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        file = Path(folder) / "photo.jpg"
+        file.write_bytes(picture)
+        ports = [stack.enter_context(service(1, picture, **single, **more))[0] for more in ({}, candidate)]
+        urls, tails = [f"http://127.0.0.1:{port}/api/predict" for port in ports], []
+        for _ in range(options.rounds):
+            tails.append([finish(start_wrk(url, 1, options.seconds, [file]))["p95"] for url in urls])
+    ratio, words = median_and_range([shadowed / plain for plain, shadowed in tails])
+    words = f"{tails[-1][1]:.1f} ms : {tails[-1][0]:.1f} ms{words}"
+    return Row("one client's p95, with a shadow : without", "small", words, ratio, most=1.05)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
@@ -333,6 +349,7 @@ def main() -> None:
     connections = options.connections or ((1, 8) if options.quick else CONNECTIONS)
     small = small_pictures(options.photos, options.count)
     rows = [measure_start(small[0], 1 if options.quick else 5), measure_drift(small, 60 if options.quick else 600)]
+    rows.append(measure_shadow(small[0], options))
     with TemporaryDirectory() as folder:
         for size in options.sizes:
             pictures = small if size == "small" else large_pictures(small)

@@ -34,6 +34,7 @@ def test_serve():
         "start to first prediction",
         "memory of a worker",
         "processor time of drift : prediction",
+        "one client's p95, with a shadow : without",
     ):
         assert f"| {what}" in table
     assert "refused" not in table and "failed" not in table
