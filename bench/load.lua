@@ -31,8 +31,8 @@ end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '\n{"seconds": %f, "answers": %d, "refused": %d, "failed": %d, "p50": %f, "p99": %f}\n',
+    '\n{"seconds": %f, "answers": %d, "refused": %d, "failed": %d, "p50": %f, "p95": %f, "p99": %f}\n',
     summary.duration / 1e6, summary.requests, errors.status,
     errors.connect + errors.read + errors.write + errors.timeout,
-    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3))
 end

@@ -1,4 +1,4 @@
-"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, 11 minutes, a table of ratios.
+"""The service against the limit of its machine: `python bench/serve.py --photos DIR`, 12 minutes, a table of ratios.
 
 The limit is what as many processes as there are cores reach when each loops over decode, preprocess and inference on
 the same pictures, without HTTP. Everything runs on one machine, the load generator included, so only the ratios can be
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
-from itertools import chain
+from itertools import chain, cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,10 +31,12 @@ from tempfile import TemporaryDirectory
 from others import OTHERS, predicted_class, prepare, serve_other
 from pictures import large_pictures, small_pictures
 
+from trashsorting.core.image import min_side, open_rgb
 from trashsorting.core.settings import read_settings
 from trashsorting.core.system import count_cores
 from trashsorting.inference.predictor import Predictor
 from trashsorting.serving.client import Client, ClientError
+from trashsorting.serving.monitor import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("load.lua")
@@ -135,11 +137,11 @@ def predicts(port: int, picture: bytes) -> bool:
 
 
 @contextmanager
-def service(workers: int, picture: bytes, modules: str = "") -> Iterator[tuple[int, int, float]]:
+def service(workers: int, picture: bytes, modules: str = "", **variables: str) -> Iterator[tuple[int, int, float]]:
     "Run the service from this working tree: its port, its process, and seconds from start to first prediction."
     port, threads = free_port(), str(max(1, count_cores() // workers))
     path = os.pathsep.join(filter(None, [modules, str(ROOT)]))  # `modules` is a folder that is searched first
-    environment = {**os.environ, "PYTHONPATH": path, "TRASHSORTING_THREADS": threads}
+    environment = {**os.environ, "PYTHONPATH": path, "TRASHSORTING_THREADS": threads, **variables}
     command = [sys.executable, "-m", "trashsorting", "serve", "--port", str(port), "--workers", str(workers)]
     start = time.perf_counter()
     with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+", encoding="utf-8") as log:
@@ -317,6 +319,47 @@ def measure_start(picture: bytes, times: int) -> Row:
             starts.append(seconds)
     start, imported = statistics.median(starts), statistics.median(imports)
     return Row("start to first prediction : imports", "", f"{start:.2f} s : {imported:.2f} s", start / imported, most=2)
+
+
+def spent(function: Callable[[bytes], object], picture: bytes) -> float:
+    "Processor milliseconds of a call."
+    start = time.process_time()
+    function(picture)
+    return 1000 * (time.process_time() - start)
+
+
+def measure_drift(pictures: Sequence[bytes], times: int) -> Row:
+    "What the service computes and keeps of a photograph to notice drift, in turns with a prediction without it."
+    predictor, window = Predictor(read_settings().model, threads=1), Window()
+    card, side = predictor.card, min_side(predictor.card.preprocessing)
+
+    def observe(picture: bytes) -> None:
+        prediction, features = predictor.observe(open_rgb(picture, min_side=side))
+        window.add(card, prediction.predicted_class, features)
+
+    pairs = [
+        (spent(predictor.predict_one, picture), spent(observe, picture)) for picture in islice(cycle(pictures), times)
+    ]
+    prediction = statistics.median(first for first, _ in pairs)
+    drift = statistics.median(second - first for first, second in pairs)
+    words = f"{drift:.2f} ms : {prediction:.1f} ms"
+    return Row("processor time of drift : prediction", "small", words, drift / prediction, most=0.02)
+
+
+def measure_shadow(picture: bytes, options: argparse.Namespace) -> Row:
+    "The tail of one client with a candidate in the shadow of every photograph, against the tail without it, in turns."
+    candidate = {"TRASHSORTING_SHADOW_MODEL": str(read_settings().model), "TRASHSORTING_SHADOW_FRACTION": "1"}
+    single = {"TRASHSORTING_THREADS": "1"}  # so that a core is free for the candidate
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        file = Path(folder) / "photo.jpg"
+        file.write_bytes(picture)
+        ports = [stack.enter_context(service(1, picture, **single, **more))[0] for more in ({}, candidate)]
+        urls, tails = [f"http://127.0.0.1:{port}/api/predict" for port in ports], []
+        for _ in range(options.rounds):
+            tails.append([finish(start_wrk(url, 1, options.seconds, [file]))["p95"] for url in urls])
+    ratio, words = median_and_range([shadowed / plain for plain, shadowed in tails])
+    words = f"{tails[-1][1]:.1f} ms : {tails[-1][0]:.1f} ms{words}"
+    return Row("one client's p95, with a shadow : without", "small", words, ratio, most=1.05)
 
 
 def main() -> None:

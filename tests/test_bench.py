@@ -37,6 +37,8 @@ def test_serve():
         "p99 : median at 70 % load",
         "start to first prediction",
         "memory of a worker",
+        "processor time of drift : prediction",
+        "one client's p95, with a shadow : without",
     ):
         assert f"| {what}" in table
     assert "refused" not in table and "failed" not in table

@@ -6,6 +6,7 @@
 __all__ = ['Predictor']
 
 # %% ../../nbs/inference/02_predictor.ipynb #2eedaa62
+import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.card import NO_ACTIVATION_MAP, ModelCard, Preprocessing, read_card
-from ..core.drift import image_features, input_grey, output_features
+from ..core.drift import image_features, input_grey
 from ..core.errors import ModelError, TrashsortingError
 from ..core.image import ImageError, ImageSource, min_side, open_rgb, to_input
 from ..core.log import progress_bar
@@ -147,9 +148,11 @@ class Predictor:
         "Classify a decoded photograph, with the features that show drift. Raises as `predict_image`."
         inputs = self._prepare(picture)
         logits = run_logits(self.session, inputs)
+        prediction = _to_prediction(self.card, logits[0])
+        confidence, second = list(prediction.all_probabilities.values())[:2]
+        energy = float(logits.max()) / self.card.temperature - math.log(confidence)
         image = image_features(input_grey(inputs[0], self.card.preprocessing), picture.size)
-        features = np.concatenate([output_features(logits, self.card.temperature)[0], image])
-        return _to_prediction(self.card, logits[0]), features
+        return prediction, np.array([confidence, confidence - second, energy, *image])
 
     def predict_one(
         self,

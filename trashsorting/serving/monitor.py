@@ -39,6 +39,7 @@ from .limits import own_path
 
 # %% ../../nbs/serving/02_monitor.ipynb #b67910d0
 _REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+_ENCODER = json.JSONEncoder(default=str)  # `json.dumps` would make one for each line
 
 
 class _JsonLines(logging.Formatter):
@@ -51,7 +52,7 @@ class _JsonLines(logging.Formatter):
         line |= {"message": record.getMessage().rstrip(), "request_id": _REQUEST_ID.get(), **getattr(record, "fields", {})}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({key: value for key, value in line.items() if value is not None}, default=str)
+        return _ENCODER.encode({key: value for key, value in line.items() if value is not None})
 
 # %% ../../nbs/serving/02_monitor.ipynb #837f4b8a
 def json_handler() -> logging.Handler:
@@ -257,7 +258,7 @@ def _open_window() -> np.ndarray:  # (WINDOW, len(_ROW)) float64; a row without 
     if not (folder := os.environ.get(_FOLDER)):
         return np.zeros(shape)
     try:
-        return np.memmap(_claim_window(Path(folder)), np.float64, "r+", shape=shape)
+        return np.asarray(np.memmap(_claim_window(Path(folder)), np.float64, "r+", shape=shape))  # quicker to index
     except (OSError, ValueError) as error:
         _log_once(f"this worker keeps its window alone: {_FOLDER}: {error}")
         return np.zeros(shape)
