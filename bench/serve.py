@@ -383,8 +383,11 @@ def main() -> None:
         options.seconds, options.count, options.rounds = 2, 3, 1
     connections = options.connections or ((1, 8) if options.quick else CONNECTIONS)
     small = small_pictures(options.photos, options.count)
-    rows = [] if options.against else [measure_start(small[0], 1 if options.quick else 5)]
     print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}")
+    rows = []
+    if not options.against:
+        rows = [measure_start(small[0], 1 if options.quick else 5), measure_drift(small, 60 if options.quick else 600)]
+        rows.append(measure_shadow(small[0], options))
     with TemporaryDirectory() as folder:
         for size in options.sizes:
             pictures = small if size == "small" else large_pictures(small)

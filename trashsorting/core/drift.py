@@ -81,10 +81,12 @@ def image_features(
     size: tuple[int, int],  # Width and height of the photograph, pixels
 ) -> np.ndarray:  # (5,), in the order of `IMAGE_FEATURES`
     "Features of a photograph: mean and standard deviation of its grey, median second difference, width / height, shorter side."
-    coarse = grey[::2, ::2]
-    differences = np.abs(_second_differences(_second_differences(grey).T))
-    sharpness = np.median(differences) if differences.size else 0.0
-    return np.array([coarse.mean(), coarse.std(), sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
+    coarse = grey[::2, ::2].ravel()
+    brightness = coarse.mean()
+    coarse -= brightness
+    contrast = math.sqrt(coarse @ coarse / coarse.size)
+    sharpness = _median(np.abs(_second_differences(_second_differences(grey).T)))
+    return np.array([brightness, contrast, sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
 
 # %% ../../nbs/core/08_drift.ipynb #95537f7c
 @dataclass(frozen=True, eq=False)

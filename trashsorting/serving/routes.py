@@ -135,7 +135,8 @@ def count_prediction(
     with counting():
         metrics.predictions.labels(prediction.predicted_class).inc()
         metrics.confidence.observe(prediction.confidence)
-        metrics.unsure.inc(prediction.unsure)
+        if prediction.unsure:
+            metrics.unsure.inc()
         metrics.queue_seconds.observe(timing.queue_ms / 1000)
         metrics.inference_seconds.observe(timing.inference_ms / 1000)
         if features is not None:
@@ -224,6 +225,7 @@ async def predict(
     timing: _WithTiming = False,
 ) -> Answer:
     "Say which class a photograph is of, and how sure the model is of it and of every other class."
+    place = asked_place(place_name)
     state, predictor, queue = request.app.state, loaded_predictor(request), open_queue(request)
     async with sent_file(request) as file:
         job = queue.submit(partial(classify_upload, predictor, state.settings, file))
@@ -272,6 +274,7 @@ async def predict_batch(
     timing: _WithTiming = False,
 ) -> BatchAnswer:
     "Say the same of several photographs: one entry each, in their order, each with its own status."
+    place = asked_place(place_name)
     state, predictor, queue = request.app.state, loaded_predictor(request), open_queue(request)
 
     def answer(prediction: Prediction, measured: Timing) -> Answer:
