@@ -6,6 +6,7 @@
 __all__ = ['fetch', 'folder_for']
 
 # %% ../../nbs/data/00_storage.ipynb #19448b09
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def open_store(
     "Find the client of a store."
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors become sentences, and need no traceback
     store, path = fsspec.core.url_to_fs(address)
     return store, path.rstrip("/")
 
