@@ -8,6 +8,7 @@ __all__ = ['ScoringTask', 'Part', 'score_on_processes', 'Summary', 'Progress', '
 # %% ../../nbs/inference/04_score.ipynb #06e81253
 import io
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -295,11 +296,13 @@ class _RayActor:
     def __init__(
         self,
         task: ScoringTask,
-        files: tuple[bytes, bytes],  # The model and its card
+        files: list,  # A reference to the bytes of the model and of its card
     ):
+        import ray
+
         with TemporaryDirectory(prefix="trashsorting-model-") as folder:
             model = Path(folder) / "model.onnx"
-            for path, data in zip((model, card_path(model)), files, strict=True):
+            for path, data in zip((model, card_path(model)), ray.get(files[0]), strict=True):
                 path.write_bytes(data)
             local = ScoringTask(task.read, model, task.max_pixels)
             self.score, self.card = local.open(), Predictor(model, 1).card
@@ -321,11 +324,11 @@ def start_ray(
 
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=None if address else False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrashsortingError(f"no Ray cluster at {address}: {reason}; `ray start --head` starts one") from None
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    except Exception as error:  # Ray raises `Exception` itself
+        reason, place = str(error).splitlines()[0], f"no Ray cluster at {address}" if address else "Ray does not start"
+        raise TrashsortingError(f"{place}: {reason}; `ray status` shows a cluster, `ray start --head` starts one") from None
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return int(ray.cluster_resources().get("CPU", 1))
 
 # %% ../../nbs/inference/04_score.ipynb #a1e7ebbb
@@ -343,11 +346,12 @@ def score_on_ray(
     import ray
 
     blocks = [ray.put(pa.table({"part": [pickle.dumps(part)]})) for part in parts]
-    files = (task.model.read_bytes(), card_path(task.model).read_bytes())
+    files = ray.put((task.model.read_bytes(), card_path(task.model).read_bytes()))
     actors = min(processes or int(ray.cluster_resources()["CPU"]), max(1, len(blocks)))
-    pool: dict[str, Any] = {"fn_constructor_args": (task, files), "concurrency": actors, "num_cpus": 1, "batch_size": 1}
+    pool = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_cpus": 1, "batch_size": 1}
+    data = ray.data.from_arrow_refs(blocks).map_batches(_RayActor, fn_constructor_args=(task, [files]), **pool)
     try:
-        for row in ray.data.from_arrow_refs(blocks).map_batches(_RayActor, **pool).iter_rows():
+        for row in data.iter_rows():
             part = pickle.loads(row["part"])  # noqa: S301 - from this program
             advance(part.rows)
             yield part
