@@ -15,6 +15,7 @@ import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from command import call
@@ -240,12 +241,12 @@ def test_memory_does_not_grow_with_the_number(tmp_path, tiny, capsys):
 
 @contextmanager
 def ray_cluster(folder: Path):
-    "Two nodes on loopback, each with one core; yields the address."
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    "Two nodes on loopback, each with one core; yields the address. The folder's path is short: it holds sockets."
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
     size = ["--object-store-memory", "100000000", "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)]
     head = [*start, "--head", "--port", "0", *size, "--include-dashboard", "false", "--disable-usage-stats"]
-    log = (folder.parent / f"{folder.name}.log").open("w+", encoding="utf-8")
+    log = (folder / "log").open("w+", encoding="utf-8")
     nodes = [subprocess.Popen(head, stdout=log, stderr=log, env=environment)]
     try:
         address = ""
@@ -274,7 +275,7 @@ def test_two_nodes_give_the_same_parts(photos, tmp_path):
         "import ray, time; ray.init('{}', log_to_driver=False)\n"
         "while sum(node['Alive'] for node in ray.nodes()) < 2: time.sleep(0.2)"
     )
-    with ray_cluster(tmp_path / "ray") as address:
+    with TemporaryDirectory(prefix="ray-") as folder, ray_cluster(Path(folder)) as address:
         subprocess.run([sys.executable, "-c", wait.format(address)], check=True, timeout=180)
         ray_words = command(*words, "--out", tmp_path / "ray-out", "--engine", "ray", "--ray-address", address)
         done = subprocess.run(ray_words, capture_output=True, text=True, timeout=600)
