@@ -9,7 +9,6 @@ neither. Ray is measured where the extra `ray` is installed, on one machine.
 import argparse
 import importlib.util
 import resource
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +69,9 @@ def run_once(files: Sequence[Path], count: int, engine: Callable, processes: int
         return clock.rate(), processor_seconds() - before
 
 
-def measure(name: str, files: Sequence[Path], engine: Callable, processes: int, options: argparse.Namespace) -> list[Row]:
+def measure(
+    name: str, files: Sequence[Path], engine: Callable, processes: int, options: argparse.Namespace
+) -> list[Row]:
     "The rows of one engine."
     ratios, spent, short = [], [], 16 * processes * 4
     rate, pace = 0.0, Pace(0, 0, 0)
@@ -88,7 +89,8 @@ def measure(name: str, files: Sequence[Path], engine: Callable, processes: int, 
     rows = [Row(f"{name}, {processes} : limit", "small", f"{rate:.1f}/s : {pace.rate:.1f}/s{words}", ratio, least)]
     if spent:
         ratio, words = median_and_range(spent)
-        rows.append(Row(f"processor time, limit : {name}, {processes}", "small", f"{pace.spent:.1f} ms{words}", ratio, least))
+        words = f"{pace.spent:.1f} ms{words}"
+        rows.append(Row(f"processor time, limit : {name}, {processes}", "small", words, ratio, least))
     return rows
 
 

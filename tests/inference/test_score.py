@@ -146,7 +146,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path, tiny):
     assert len(children) >= 2 and not any(map(is_running, children)), "the processes end with the program"
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"{len(before) * size:,} of them before" in done.stdout, done.stderr
-    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "what was done is not done again"
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "no part is done twice"
     rows = read_all(tmp_path / "out")
     files = sorted(str(path) for path in photos.rglob("*.png"))
     assert [row["file"] for row in rows] == files and not any(row["error"] for row in rows)
@@ -221,7 +221,8 @@ def test_errors_are_sentences(photos, tmp_path, tiny):
 
 def peak_memory(photos: Path, out: Path, model: Path) -> float:
     "The largest resident memory of a run, megabytes: of the program, or of its process where that has more."
-    process = subprocess.Popen(command(photos, "--out", out, "--model", model, "--processes", "1"), stdout=subprocess.DEVNULL)
+    words = command(photos, "--out", out, "--model", model, "--processes", "1")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     return usage.ru_maxrss / 1e3
@@ -242,43 +243,47 @@ def test_memory_does_not_grow_with_the_number(tmp_path, tiny, capsys):
 @contextmanager
 def ray_cluster(folder: Path):
     "Two nodes on loopback, each with one core; yields the address. The folder's path is short: it holds sockets."
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
-    size = ["--object-store-memory", "100000000", "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)]
-    head = [*start, "--head", "--port", "0", *size, "--include-dashboard", "false", "--disable-usage-stats"]
-    log = (folder / "log").open("w+", encoding="utf-8")
-    nodes = [subprocess.Popen(head, stdout=log, stderr=log, env=environment)]
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
+    words += ["--object-store-memory", "100000000", "--disable-usage-stats", "--node-ip-address"]
+    head = ["127.0.0.2", "--head", "--port", "0", "--include-dashboard", "false", "--temp-dir", str(folder)]
+    nodes, log = [], (folder / "log").open("w+", encoding="utf-8")
     try:
-        address = ""
-        deadline = time.monotonic() + 180
+        nodes.append(subprocess.Popen([*words, *head], stdout=log, stderr=log))
+        deadline, address = time.monotonic() + 180, None
         while not address and nodes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
-            found = re.search(r"--address='([\d.:]+)'", Path(log.name).read_text(encoding="utf-8"))
-            address = found[1] if found else ""
-        assert address, Path(log.name).read_text(encoding="utf-8")
-        nodes.append(subprocess.Popen([*start, "--address", address], stdout=log, stderr=log, env=environment))
-        yield address
+            address = re.search(r"--address='([\d.:]+)'", (folder / "log").read_text(encoding="utf-8"))
+        assert address, (folder / "log").read_text(encoding="utf-8")
+        nodes.append(subprocess.Popen([*words, "127.0.0.3", "--address", address[1]], stdout=log, stderr=log))
+        yield address[1]
     finally:
         for node in reversed(nodes):
             node.terminate()
         for node in nodes:
             node.wait(timeout=60)
+        log.close()
 
 
-@pytest.mark.skipif("CHECK_RAY" not in os.environ, reason="CHECK_RAY is unset: a Ray cluster belongs to make check-long")
+WAIT = """
+import ray, time
+ray.init("{}", log_to_driver=False)
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.skipif("CHECK_RAY" not in os.environ, reason="CHECK_RAY is unset: a cluster belongs to make check-long")
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="!!! ray is missing (the extra `ray`): no cluster was started"
 )
-def test_two_nodes_give_the_same_parts(photos, tmp_path):
+def test_two_nodes_give_the_same_parts(photos, tmp_path, monkeypatch):
     words = [*[photos] * 4, "--processes", "2"]
-    wait = (
-        "import ray, time; ray.init('{}', log_to_driver=False)\n"
-        "while sum(node['Alive'] for node in ray.nodes()) < 2: time.sleep(0.2)"
-    )
-    with TemporaryDirectory(prefix="ray-") as folder, ray_cluster(Path(folder)) as address:
-        subprocess.run([sys.executable, "-c", wait.format(address)], check=True, timeout=180)
-        ray_words = command(*words, "--out", tmp_path / "ray-out", "--engine", "ray", "--ray-address", address)
-        done = subprocess.run(ray_words, capture_output=True, text=True, timeout=600)
+    with TemporaryDirectory(prefix="ray-") as folder:
+        monkeypatch.setenv("HOME", folder)  # Ray writes a token there, which the nodes and the program share
+        with ray_cluster(Path(folder)) as address:
+            subprocess.run([sys.executable, "-c", WAIT.format(address)], check=True, timeout=240)
+            ray_words = command(*words, "--out", tmp_path / "ray-out", "--engine", "ray", "--ray-address", address)
+            done = subprocess.run(ray_words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 3 and "classified 48 of 64" in done.stdout, done.stdout + done.stderr
     assert subprocess.run(command(*words, "--out", tmp_path / "out"), capture_output=True).returncode == 3
     assert read_all(tmp_path / "ray-out") == read_all(tmp_path / "out")
