@@ -84,7 +84,7 @@ test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" g
 
 check-long: setup ## What each notebook shows, then the tests with tens of thousands of hostile uploads
 	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
-	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 CHECK_ALARMS=1 CHECK_SWAPS=100 \
+	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 CHECK_ALARMS=1 CHECK_SWAPS=100 CHECK_SCORE=100000 CHECK_RAY=1 \
 		$(with_args) pytest
 
 lint: setup ## Rules, layout, types, dead code, dependencies, which package may import which, rules of places
@@ -92,7 +92,7 @@ lint: setup ## Rules, layout, types, dead code, dependencies, which package may 
 	$(BIN)/ruff format --check $(wildcard bench experiments tests tools) setup.py tools/quarto
 	$(BIN)/mypy
 	$(BIN)/vulture
-	@sed -n 's/^\(train_\|cloud_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared
+	@sed -n 's/^\(train_\|cloud_\|score_\|ray_\)\{0,1\}requirements = //p' settings.ini | tr ' ' '\n' | sed 's/;.*//' > .venv/.declared
 	$(BIN)/deptry . --requirements-files .venv/.declared
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/rules.py check

@@ -15,8 +15,10 @@ build = tomllib.loads(pathlib.Path("../pyproject.toml").read_text())["build-syst
 folder = pathlib.Path(sys.argv[1])
 (folder / "serve.in").write_text(need("requirements"))
 (folder / "cloud.in").write_text(need("requirements", "cloud_requirements"))
-(folder / "train.in").write_text(need("requirements", "train_requirements", "cloud_requirements"))
-(folder / "dev.in").write_text(need("requirements", "train_requirements", "cloud_requirements", "dev_requirements"))
+(folder / "train.in").write_text(need("requirements", "train_requirements", "cloud_requirements", "score_requirements"))
+(folder / "dev.in").write_text(
+    need("requirements", "train_requirements", "cloud_requirements", "score_requirements", "dev_requirements")
+)
 (folder / "build.in").write_text("\n".join(build))  # what makes the wheel in the images
 (folder / "uv.in").write_text("uv")  # what `make setup` installs the rest with
 (folder / "docs.in").write_text("smalldocs>=0.5")  # no extra: it wants fastcore 2, nbdev 2 wants less, so it lives alone

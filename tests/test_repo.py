@@ -71,8 +71,8 @@ def pins(lock: str) -> dict[str, set[str]]:
 LOCKS = {
     "serve.txt": ["requirements"],
     "cloud.txt": ["requirements", "cloud_requirements"],
-    "train.txt": ["requirements", "train_requirements", "cloud_requirements"],
-    "dev.txt": ["requirements", "train_requirements", "cloud_requirements", "dev_requirements"],
+    "train.txt": ["requirements", "train_requirements", "cloud_requirements", "score_requirements"],
+    "dev.txt": ["requirements", "train_requirements", "cloud_requirements", "score_requirements", "dev_requirements"],
 }
 
 

@@ -130,6 +130,22 @@ def test_the_weekly_report_is_created_and_updated(fake, monkeypatch):
     assert job["template"] == printed["template"] and "/bucket/data/photographs/$week" in json.dumps(printed)
 
 
+def test_the_scoring_job_is_created_and_updated(fake, monkeypatch):
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN", fake.address)
+    words = ["job", "score", "gs://bkt/photos", "gs://bkt/list.txt", "--out", "gs://bkt/answers", "--tasks", "50"]
+    words += ["--image", "europe-docker.pkg.dev/p/r/train:1", "--cores", "4", *WHERE]
+    first = invoke(*words).stdout
+    assert first.split()[:3] == ["created", "job", "trashsorting-score"]
+    assert "gcloud run jobs execute trashsorting-score --project my-project --region europe-west4 --wait" in first
+    assert invoke(*words).stdout.split()[0] == "updated"
+    (job,) = [document for path, document in fake.answers[0].documents.items() if path.startswith("/v2/")]
+    assert job["template"] == yaml.safe_load(invoke(*words, "--dry-run").stdout)["template"]
+    (container,) = job["template"]["template"]["containers"]
+    assert container["command"][:4] == ["trashsorting", "score", "gs://bkt/photos", "gs://bkt/list.txt"]
+    assert container["resources"]["limits"] == {"cpu": "4", "memory": "8192Mi"} and job["template"]["taskCount"] == 50
+    assert "--out gs://bkt/photos/a lies in" in error_of(*words[:3], "--out", "gs://bkt/photos/a", *words[8:])
+
+
 def test_errors_are_sentences(login):  # noqa: F811
     assert "--url: got 'http://x', wanted an address https://HOST" in error_of(
         *COMMAND[:2], "--url", "http://x", *WHERE

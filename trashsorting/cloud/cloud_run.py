@@ -27,7 +27,7 @@ DECODE_BYTES = 21  # Per pixel, while an image is decoded
 _MEMORY_MIB = (512, 1024, 2048, 4096, 8192)  # Sizes to choose from
 
 
-def _memory_mib(
+def memory_mib(
     workers: int,  # One for each core
     requests: int,  # At a time
     settings: Settings,  # With the limits of an upload
@@ -84,7 +84,7 @@ class Service(Plan):
     def check_limits(self) -> "Service":
         "The limits of the service are within those of Cloud Run."
         settings = _cloud_settings(self.requests)
-        _memory_mib(self.cores, self.requests, settings)
+        memory_mib(self.cores, self.requests, settings)
         if settings.grace_seconds >= _TERMINATION_SECONDS or settings.max_batch_bytes >= _REQUEST_BYTES:
             raise ValueError("the service would wait longer, or accept more, than Cloud Run does")
         return self
@@ -93,7 +93,7 @@ class Service(Plan):
 def memory_bytes() -> int:
     "Memory of an instance of a service with the defaults."
     cores, requests = (Service.model_fields[name].default for name in ("cores", "requests"))
-    return _memory_mib(cores, requests, _cloud_settings(requests)) * 2**20
+    return memory_mib(cores, requests, _cloud_settings(requests)) * 2**20
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #0a2216f7
 def _probe(
@@ -116,7 +116,7 @@ def _container(
     if service.api_key_secret:
         key = {"secretKeyRef": {"name": service.api_key_secret, "key": "latest"}}
         env.append({"name": "TRASHSORTING_API_KEY", "valueFrom": key})
-    memory = _memory_mib(service.cores, service.requests, settings)
+    memory = memory_mib(service.cores, service.requests, settings)
     return {
         "name": "api",
         "image": service.image,

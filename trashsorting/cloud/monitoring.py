@@ -572,6 +572,24 @@ def drift_schedule(
     target = {"uri": f"https://run.googleapis.com/v2/{parent}:run", "httpMethod": "POST", "oauthToken": token}
     return {"name": parent, "schedule": "0 6 * * 1", "timeZone": "Etc/UTC", "httpTarget": target}
 
+# %% ../../nbs/cloud/02_monitoring.ipynb #c3c10ef0
+def write_named(
+    client: CloudClient,
+    kind: str,  # "job" or "schedule", for the line
+    url: str,  # Of the collection
+    name: str,  # projects/PROJECT/locations/REGION/jobs/NAME
+    document: dict[str, Any],
+    query: str = "",  # Of the request that creates one
+) -> str:  # "created    job  NAME"
+    "Create or update one document. Raises `CloudError`."
+    short = name.rpartition("/")[2]
+    present = [known for known in send_request(client, "GET", url).get("jobs", []) if known["name"].endswith(f"/{short}")]
+    if present:
+        send_request(client, "PATCH", f"{url}/{short}", document | {"name": name})
+    else:
+        send_request(client, "POST", f"{url}{query}", document, idempotent=False)
+    return f"{'updated' if present else 'created':10} {kind}  {short}"
+
 # %% ../../nbs/cloud/02_monitoring.ipynb #79d7a56e
 def apply_drift(
     client: CloudClient,
@@ -579,17 +597,8 @@ def apply_drift(
 ) -> list[str]:  # A line for the job and one for its schedule
     "Create or update both. Raises `CloudError`."
     place = f"projects/{client.project}/locations/{client.region}/jobs"
-    job, schedule = f"{client.run}/v2/{place}", f"{client.cloudscheduler}/v1/{place}"
-    named = {"name": f"{place}/{_REPORT}"}
-    lines = []
-    for kind, url, create, document in (
-        ("job", job, f"{job}?jobId={_REPORT}", drift_job(report)),
-        ("schedule", schedule, schedule, drift_schedule(client, report)),
-    ):
-        present = [known for known in send_request(client, "GET", url).get("jobs", []) if known["name"].endswith(f"/{_REPORT}")]
-        if present:
-            send_request(client, "PATCH", f"{url}/{_REPORT}", document | named)
-        else:
-            send_request(client, "POST", create, document, idempotent=False)
-        lines.append(f"{'updated' if present else 'created':10} {kind}  {_REPORT}")
-    return lines
+    name, job, schedule = f"{place}/{_REPORT}", drift_job(report), drift_schedule(client, report)
+    return [
+        write_named(client, "job", f"{client.run}/v2/{place}", name, job, f"?jobId={_REPORT}"),
+        write_named(client, "schedule", f"{client.cloudscheduler}/v1/{place}", name, schedule),
+    ]

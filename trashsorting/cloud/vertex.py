@@ -62,6 +62,7 @@ _EXPECTED = {  # By field
     "image": "an image with a tag other than latest, or with a digest",
     "data": "an address gs://BUCKET/FOLDER",
     "out": "an address gs://BUCKET/FOLDER",
+    "sources": "an address gs://BUCKET/FOLDER",
     "region": "a region like europe-west4",
     "project": "a project's id (not its name)",
     "service_account": "NAME@PROJECT.iam.gserviceaccount.com",

@@ -88,7 +88,7 @@ class _Member:
     info: zipfile.ZipInfo | tarfile.TarInfo  # From `zipfile` or `tarfile`
 
 # %% ../../nbs/data/01_archive.ipynb #1784fad8
-def _open_zip(
+def open_zip(
     archive: Path,  # A zip
 ) -> zipfile.ZipFile:
     "Open a zip with names in UTF-8, with or without the flag, or in the old code page."
@@ -160,7 +160,7 @@ _DAMAGED = (
 
 
 @contextmanager
-def _archive_errors(
+def archive_errors(
     name: str,  # Of the archive
 ) -> Iterator[None]:
     "Turn the errors of `zipfile` and `tarfile` into a `DataError`."
@@ -184,7 +184,7 @@ def _extract(
 ) -> None:
     "Unpack all files. Raises `DataError` for an archive that is refused, and what `zipfile` and `tarfile` raise."
     if _archive_kind(archive, name) == "zip":
-        with _open_zip(archive) as zipped:
+        with open_zip(archive) as zipped:
             for member in progress_bar(list(_check_members(_zip_members(zipped), name)), "unpacking", progress):
                 member.info.filename = member.path
                 zipped.extract(member.info, into)
@@ -244,7 +244,7 @@ def unpack(
     "Unpack an archive. Raises `DataError` if it is not one, is refused or damaged, or if other files are in `into`."
     name, into = name or str(archive), Path(into)
     is_new = not into.exists()
-    with _archive_errors(name):
+    with archive_errors(name):
         into.mkdir(parents=True, exist_ok=True)
         try:
             with TemporaryDirectory(dir=into, prefix=".unpacking-") as folder:

@@ -6,6 +6,8 @@
 __all__ = ['fetch', 'folder_for']
 
 # %% ../../nbs/data/00_storage.ipynb #19448b09
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ _CLOUD_SCHEMES = ("gs", "gcs", "http", "https")  # their clients come with the `
 
 
 @contextmanager
-def _store_errors(
+def store_errors(
     address: str,  # The address that is used inside
 ) -> Iterator[None]:
     "Turn the errors of a store's client into `DataError`, and a client that is not installed into `MissingExtra`."
@@ -38,12 +40,13 @@ def _store_errors(
         raise DataError(f"{address} cannot be used: {reason}; {hint}") from None
 
 # %% ../../nbs/data/00_storage.ipynb #3dc18560
-def _open_store(
+def open_store(
     address: str,
 ) -> tuple:  # fsspec's file system, and the path in it without a slash at the end
     "Find the client of a store."
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors become sentences, and need no traceback
     store, path = fsspec.core.url_to_fs(address)
     return store, path.rstrip("/")
 
@@ -52,8 +55,8 @@ def exists(
     address: str,
 ) -> bool:
     "Whether something is there. Raises `DataError` if the store cannot be used, `MissingExtra` without its client."
-    with _store_errors(address):
-        store, path = _open_store(address)
+    with store_errors(address):
+        store, path = open_store(address)
         return store.exists(path)
 
 # %% ../../nbs/data/00_storage.ipynb #b5735bf2
@@ -63,8 +66,8 @@ def fetch(
     file_into: Path | None = None,  # The folder for a file, where it is another one
 ) -> Path:  # The copy
     "Copy a folder or a file from a store. Raises `DataError`, or `MissingExtra` without the store's client."
-    with _store_errors(address):
-        store, path = _open_store(address)
+    with store_errors(address):
+        store, path = open_store(address)
         if not store.exists(path):
             raise FileNotFoundError
         is_file = store.isfile(path)
@@ -90,8 +93,8 @@ def _upload(
     files = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] != "data"
     ]
-    with _store_errors(address):
-        store, path = _open_store(address)
+    with store_errors(address):
+        store, path = open_store(address)
         if files:
             store.put(
                 [str(file) for file in files], [f"{path}/{file.relative_to(folder).as_posix()}" for file in files]
@@ -112,3 +115,54 @@ def folder_for(
             yield Path(folder)
         finally:
             _upload(Path(folder), out)
+
+# %% ../../nbs/data/00_storage.ipynb #a59ba17b
+def _write_whole(
+    path: Path,
+    data: bytes,
+) -> None:
+    "Write a file under another name, onto the disk, then rename it. Raises `DataError`."
+    hidden = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(hidden, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(hidden, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; choose a place with room that you may write to") from None
+
+# %% ../../nbs/data/00_storage.ipynb #896ce8af
+class ResultFolder:
+    "A folder for results, on this machine or in a store. Its methods raise `DataError`, or `MissingExtra`."
+
+    def __init__(
+        self,
+        place: str,  # A folder, made if it is not there, or the address of one
+    ):
+        self.place = place.rstrip("/") or "/"
+
+    def names(self) -> set[str]:
+        "The names of the files in it."
+        if not is_remote(self.place):
+            return {path.name for path in Path(self.place).iterdir()} if Path(self.place).is_dir() else set()
+        with store_errors(self.place):
+            store, path = open_store(self.place)
+            return {name.rsplit("/", 1)[-1] for name in store.ls(path, detail=False, refresh=True)} if store.exists(path) else set()
+
+    def read(self, name: str) -> bytes:
+        "The content of a file."
+        if not is_remote(self.place):
+            return (Path(self.place) / name).read_bytes()
+        with store_errors(f"{self.place}/{name}"):
+            store, path = open_store(f"{self.place}/{name}")
+            return store.cat_file(path)
+
+    def write(self, name: str, data: bytes) -> None:
+        "Write a file, or replace it."
+        if not is_remote(self.place):
+            return _write_whole(Path(self.place) / name, data)
+        with store_errors(f"{self.place}/{name}"):
+            store, path = open_store(f"{self.place}/{name}")
+            store.pipe_file(path, data)
