@@ -21,14 +21,7 @@ from trashsorting.core.settings import read_settings
 from trashsorting.core.system import count_cores
 from trashsorting.data.entries import EntryList, read_entry
 from trashsorting.data.storage import ResultFolder
-from trashsorting.inference.score import (
-    Progress,
-    ScoringTask,
-    score_all,
-    score_on_processes,
-    score_on_ray,
-    start_ray,
-)
+from trashsorting.inference.score import Progress, ScoringTask, score_all, score_on_processes, score_on_ray, start_ray
 
 
 class Clock(Progress):
