@@ -100,7 +100,7 @@ def _interface_to(
     "The network interface that leads to a machine. Raises `TrashsortingError` if there is none."
     import psutil
 
-    host, port = _ENDPOINT.fullmatch(endpoint).groups()
+    host, _, port = endpoint.rpartition(":")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
