@@ -22,6 +22,7 @@ from trashsorting.cloud.vertex import CloudClient, CloudError, TrainingJob, get_
 from trashsorting.core.errors import TrashsortingError
 from trashsorting.core.settings import read_settings
 from trashsorting.data.dvc import tracked_version
+from trashsorting.training.launch import find_nodes, process_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).parent / "trashsorting"
@@ -207,9 +208,36 @@ def test_the_request_in_full(tmp_path, monkeypatch):
     assert yaml.safe_load(invoke(*words).stdout)["labels"]["commit"] == f"{head}-dirty"
 
 
+def test_replicas_are_two_pools_with_the_same_container(login):
+    with google(custom_job("PENDING")) as server:
+        login(server.address)
+        assert invoke(*TRAIN, "--replicas", "4").exit_code == 0
+    ((_, _, _, body),) = server.requests
+    chief, workers = body["jobSpec"]["workerPoolSpecs"]
+    assert (chief.pop("replicaCount"), workers.pop("replicaCount")) == ("1", "3") and chief == workers
+    assert body["jobSpec"]["scheduling"]["restartJobOnWorkerRestart"], "all machines start again together"
+
+
+def test_each_replica_finds_its_place(monkeypatch):
+    "By the variable that Vertex AI sets, whatever stands in those that torchrun sets."
+    pools = {"workerpool0": ["chief-0:2222"], "workerpool1": ["worker-0:2222", "worker-1:2222", "worker-2:2222"]}
+    monkeypatch.setenv("RANK", "7")
+    for rank, (pool, index) in enumerate([("workerpool0", 0), *(("workerpool1", number) for number in range(3))]):
+        spec = {"cluster": pools, "environment": "cloud", "task": {"type": pool, "index": index, "trial": ""}}
+        monkeypatch.setenv("CLUSTER_SPEC", json.dumps(spec))
+        nodes = find_nodes()
+        assert (nodes.nnodes, nodes.node_rank, nodes.rdzv_endpoint) == (4, rank, "chief-0:2222")
+        assert process_rank(nodes) == rank
+    alone = {"cluster": {"workerpool0": ["chief-0:2222"]}, "task": {"type": "workerpool0", "index": 0}}
+    monkeypatch.setenv("CLUSTER_SPEC", json.dumps(alone))
+    assert find_nodes().world_size == 1
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--replicas", "3"], "--replicas 3: batch_size=32 must be a multiple of it (-p batch_size 48)"),
+        (["--replicas", "0"], "--replicas: "),
         (
             ["--machine", "e2-standard-4", "--accelerator", "NVIDIA_TESLA_T4"],
             "does not carry NVIDIA_TESLA_T4; it goes with n1-",

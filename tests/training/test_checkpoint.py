@@ -232,10 +232,7 @@ def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
 def test_two_processes_train_like_one(tmp_path):
     "With frozen batch-norm statistics, which torch cannot synchronise on a CPU."
     single, two = train_here(tmp_path / "one", FreezeNorm()), tmp_path / "two"
-    # `--cpu` starts one process without MPI; this starts two, which find no GPU and use gloo.
-    launch = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-    command = [*map(str, launch), *options, "-m", "trashsorting", *train_command(two)]
+    command = [COMMAND, *train_command(two, "--nproc-per-node", "2")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
     for row, expected in zip(history(two), single, strict=True):

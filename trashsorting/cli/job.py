@@ -75,6 +75,13 @@ def _plan_training(
 )
 @click.option("--accelerator", metavar="NAME", help="One accelerator, by Vertex's name: NVIDIA_TESLA_T4, NVIDIA_L4 ...")
 @click.option(
+    "--replicas",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Machines of this type that train together; batch_size must be a multiple.",
+)
+@click.option(
     "--spot/--no-spot",
     default=True,
     show_default=True,

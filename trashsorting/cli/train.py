@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -124,7 +124,7 @@ def _make_folder(
 
 # %% ../../nbs/cli/01_train.ipynb #328bde74
 def _notebook_of(
-    rank: int,  # Of this process among those that train together; 0: the first, or the only one
+    rank: int,  # Of this process in the run; 0: the first, or the only one
     folder: Path,  # Where another process than the first keeps its copy
 ) -> Path:
     "The training notebook; for other processes than the first it ends after training."
@@ -179,7 +179,7 @@ _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "
 # %% ../../nbs/cli/01_train.ipynb #101e7717
 def _describe_failure(
     error: Exception,  # Of papermill, or of what it calls
-    executed: str,  # Where the executed notebook goes
+    executed: str | None,  # Where the executed notebook goes; None: it is not kept
 ) -> TrashsortingError:
     "The error of a run that failed, with the path of its notebook."
     from nbclient.exceptions import DeadKernelError
@@ -187,39 +187,37 @@ def _describe_failure(
 
     if isinstance(error, PapermillExecutionError):
         named = f"{error.ename}: " if hasattr(builtins, error.ename) or not error.evalue else ""
-        return TrashsortingError(f"{named}{error.evalue}\nThe notebook with the error in it: {executed}")
-    if isinstance(error, DeadKernelError):
+        reason, what = f"{named}{error.evalue}", "with the error in it"
+    elif isinstance(error, DeadKernelError):
         reason = "the notebook's process died (killed, or out of memory): after a whole epoch it goes on with --resume"
-        return TrashsortingError(f"{reason}\nThe notebook up to there: {executed}")
-    first_line = (str(error).strip() or "no reason was given").partition("\n")[0]
-    return TrashsortingError(
-        f"the training notebook could not be run ({type(error).__name__}: {first_line})\n"
-        f"The notebook up to there, if it was begun: {executed}"
-    )
+        what = "up to there"
+    else:
+        first_line = (str(error).strip() or "no reason was given").partition("\n")[0]
+        reason = f"the training notebook could not be run ({type(error).__name__}: {first_line})"
+        what = "up to there, if it was begun"
+    return TrashsortingError(f"{reason}\nThe notebook {what}: {executed}" if executed else reason)
 
 # %% ../../nbs/cli/01_train.ipynb #6884b9db
 def run_notebook(
     folder: Path,  # Of the run, on this machine
-    executed: str,  # Where the executed notebook goes, cell by cell: a file, or an address in a bucket
+    executed: str | None,  # Where the executed notebook goes, cell by cell: a file, or an address in a bucket; None: nowhere
     parameters: dict,  # By name
+    rank: int = 0,  # Of this process in the run
 ) -> None:
     "Execute the training notebook. Raises `TrashsortingError` for a cell that fails."
     import papermill
 
     from trashsorting.core.log import log, step
 
-    rank = int(os.environ.get("RANK", 0))  # set by `accelerate launch`
-    scratch = Path(mkdtemp()) if rank else folder
-    executed = str(scratch / "train.ipynb") if rank else executed
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # the kernel's; they are for the libraries' authors
     for name, value in _KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
-    streams = {"stdout_file": sys.stdout} if log.isEnabledFor(logging.WARNING) else {}
+    streams = {"stdout_file": sys.stdout} if log.isEnabledFor(logging.WARNING) and not rank else {}
     streams |= {"stderr_file": sys.stderr} if log.isEnabledFor(logging.INFO) else {}
     streams |= {"extra_arguments": ["--log-level=ERROR"]}  # the kernel's own log: it warns of sockets on this machine
     _check_notebook(training_notebook())
     kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": _own_kernel()}
-    notebooks = _literal(str(_notebook_of(rank, scratch))), _literal(executed)
+    notebooks = _literal(str(_notebook_of(rank, folder))), executed and _literal(executed)
     try:
         with step("training") as notes:
             notes.append(", ".join(f"{name}={value}" for name, value in parameters.items()))
@@ -252,6 +250,20 @@ PARAMETERS_OPTION = click.option(
     help="Set a parameter of nbs/train.ipynb, such as: epochs 8. May be repeated; a misspelt name prints the list.",
 )
 
+# %% ../../nbs/cli/01_train.ipynb #31e4d585
+def _node_options(
+    command,
+):  # The same command
+    "Give a command the options that say which machines take part."
+    for name, options in {
+        "--nproc-per-node": {"type": click.IntRange(1), "default": 1, "help": "Processes on each machine, such as its number of GPUs."},
+        "--rdzv-endpoint": {"metavar": "HOST:PORT", "help": "Address of the first machine with a free port, where all meet."},
+        "--node-rank": {"type": click.IntRange(0), "metavar": "R", "help": "Number of this machine, from 0; the first one writes RUN."},
+        "--nnodes": {"type": click.IntRange(1), "metavar": "N", "help": "Machines that train together.  [default: one; on Vertex AI, the job's]"},
+    }.items():
+        command = click.option(name, **options)(command)
+    return command
+
 # %% ../../nbs/cli/01_train.ipynb #eb17331e
 @click.command()
 @click.option(
@@ -276,9 +288,17 @@ PARAMETERS_OPTION = click.option(
     help="YAML with parameters and paths, such as params.yaml.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in RUN, which was cut off; everything else as it was.")
+@_node_options
 @logged
 def train(
-    parameters: tuple[tuple[str, str], ...], file: Path | None, resume: bool, **paths: Path | str | None
+    parameters: tuple[tuple[str, str], ...],
+    file: Path | None,
+    resume: bool,
+    nnodes: int | None,
+    node_rank: int | None,
+    rdzv_endpoint: str | None,
+    nproc_per_node: int,
+    **paths: Path | str | None,
 ) -> None:
     """Train a model on photographs.
 
@@ -286,17 +306,28 @@ def train(
     (model.onnx) with its card (model.json). DIR, FOLDER and RUN may lie in a bucket: gs://bucket/folder. Try it on
     drawn pictures: --data sample --out RUN -p epochs 1
 
-    A run that was cut off goes on with the same command and --resume. On several devices: accelerate launch
-    --num_processes 2 -m trashsorting train --data DIR --out RUN
+    A run that was cut off goes on with the same command and --resume. With several GPUs: --nproc-per-node 2. With
+    several machines, the same command on each, with its own --node-rank; DIR must be on each of them, RUN is written on
+    the first.
     """
     for module in ("papermill", "fastai"):
         need(module, "Training", "train")
-    values = resolve_paths(_read_parameters(file, parameters), **paths)
+    from trashsorting.training.launch import find_nodes, is_launched, launch, process_rank
+
+    nodes = find_nodes(nnodes, node_rank, rdzv_endpoint, nproc_per_node)
+    values, rank = resolve_paths(_read_parameters(file, parameters), **paths), process_rank(nodes)
     out = values["out"]
-    _check_out(out, resume)
-    with folder_for(out) as folder:
-        _make_folder(folder)
-        run_notebook(folder.resolve(), f"{out}/train.ipynb", values | {"out": str(folder.resolve())})
+    if not rank:
+        _check_out(out, resume)
+    if nodes.world_size > 1 and not is_launched():
+        launch(nodes, sys.argv[1:])
+        return
+    with TemporaryDirectory(prefix="trashsorting-process-") if rank else folder_for(out) as folder:
+        _make_folder(Path(folder))
+        folder = Path(folder).resolve()
+        run_notebook(folder, None if rank else f"{out}/train.ipynb", values | {"out": str(folder)}, rank)
+    if rank:
+        return
     shown = str(paths["out"] or out).rstrip("/")
     click.echo(f"the model: {shown}/model.onnx\ntry it:    trashsorting predict --model {shown}/model.onnx PHOTO")
 

@@ -142,6 +142,18 @@ def _check_machine(
         problem = f"needs --accelerator {fitting[0]}" if fitting else "is no machine for one device"
         raise ValueError(f"{machine} {problem}")
 
+# %% ../../nbs/cloud/00_vertex.ipynb #0bcd99a1
+def _check_replicas(
+    replicas: int,
+    parameters: dict[str, Value],  # Of the training notebook
+) -> None:
+    "Raise `ValueError` for parameters that this number of machines refuses."
+    config = check_config(**{name: value for name, value in parameters.items() if name not in RUN_PATHS})
+    if config.batch_size % replicas:
+        raise ValueError(f"--replicas {replicas}: batch_size={config.batch_size} must be a multiple of it (-p batch_size {replicas * 16})")
+    if replicas > 1 and config.stored_views:
+        raise ValueError(f"--replicas {replicas}: stored_views is for one machine, leave it out")
+
 # %% ../../nbs/cloud/00_vertex.ipynb #ff914d58
 class TrainingJob(Plan):
     "A run of the training notebook on Vertex AI."
@@ -152,6 +164,7 @@ class TrainingJob(Plan):
     out: Bucket = Field(description="where the executed notebook, the model and its card go")
     machine: str = "n1-standard-4"
     accelerator: str | None = None
+    replicas: int = Field(1, ge=1, le=64, description="machines that train together")
     spot: bool = Field(True, description="cheaper capacity that Vertex may take away")
     hours: float = Field(4, gt=0, le=168, allow_inf_nan=False, description="time limit")
     parameters: dict[str, Value] = Field({}, description="of the training notebook, by name")
@@ -160,8 +173,9 @@ class TrainingJob(Plan):
 
     @model_validator(mode="after")
     def check_fit(self) -> "TrainingJob":
-        "Machine and accelerator fit, and the output does not lie in the data."
+        "Machine, accelerator and replicas fit, and the output does not lie in the data."
         _check_machine(self.machine, self.accelerator)
+        _check_replicas(self.replicas, self.parameters)
         if f"{self.out.rstrip('/')}/".startswith(f"{self.data.rstrip('/')}/"):
             raise ValueError(f"--out {self.out} lies in --data {self.data}")
         return self
@@ -185,11 +199,12 @@ def job_request(
     if job.accelerator:
         machine |= {"acceleratorType": job.accelerator, "acceleratorCount": 1}
     container = {"imageUri": job.image, "args": _container_arguments(job)}
-    pool = {"machineSpec": machine, "replicaCount": "1", "containerSpec": container}
+    counts = [1, job.replicas - 1] if job.replicas > 1 else [1]  # the chief, the other workers
+    pools = [{"machineSpec": machine, "replicaCount": str(count), "containerSpec": container} for count in counts]
     scheduling: dict[str, Any] = {"strategy": "STANDARD", "timeout": f"{round(job.hours * 3600)}s"}
     if job.spot:
         scheduling |= {"strategy": "SPOT", "restartJobOnWorkerRestart": True}
-    spec = {"workerPoolSpecs": [pool], "scheduling": scheduling}
+    spec = {"workerPoolSpecs": pools, "scheduling": scheduling}
     if job.service_account:
         spec["serviceAccount"] = job.service_account
     return {"displayName": job.name, "jobSpec": spec, "labels": job.labels}

@@ -11,7 +11,6 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from fastcore.foundation import L
 from ..core.config import TrainConfig
 from ..core.errors import DataError, TrashsortingError
 from ..data.manifest import Manifest
+from .distributed import from_first, gather_all
 
 # %% ../../nbs/training/07_checkpoint.ipynb #f3c99b98
 _MARGIN_BYTES = 20_000_000  # Executed notebook, pictures, log
@@ -145,6 +145,19 @@ def _read_state(
             raise TrashsortingError(f"{path.parent} holds a run that was cut off with {name}={before!r}, not {value!r}: {advice}")
     return state
 
+# %% ../../nbs/training/07_checkpoint.ipynb #fb01b0cf
+def _check_same(
+    identities: list[dict],  # Parameters and data of each process
+) -> None:
+    "Raise `TrashsortingError` unless all are equal."
+    for rank, identity in enumerate(identities):
+        for name, value in identity.items():
+            if (first := identities[0][name]) != value:
+                raise TrashsortingError(
+                    f"process {rank} was started with {name}={value!r}, the first one with {first!r}: start each machine "
+                    "with the same parameters, photographs and split"
+                )
+
 # %% ../../nbs/training/07_checkpoint.ipynb #bbc90086
 class Checkpointer(Callback):
     "Write the state to `resume.pth` after each epoch; resume from it if it is there."
@@ -158,11 +171,12 @@ class Checkpointer(Callback):
         manifest: Manifest,
         learn: Learner,  # From `create_learner`, with the weights that it starts from
     ):
-        self.path, self.phase, self.saved = Path(folder) / FILE, -1, dict[str, Any]()
+        self.path, self.phase = Path(folder) / FILE, -1
         self.identity = asdict(config) | {"manifest_sha256": manifest.sha256, "processes": max(1, num_distrib())}
         self.identity |= {name: getattr(learn, name) for name in ("synthetic", "weights", "initialized_from")}
-        if self.path.exists():
-            self.saved = _read_state(self.path, self.identity)
+        _check_same(gather_all(self.identity))
+        is_writer = not rank_distrib()
+        self.saved = from_first(_read_state(self.path, self.identity) if is_writer and self.path.exists() else {})
 
     @property
     def stateful(self) -> dict[str, Callback]:

@@ -31,6 +31,7 @@ from ..data.manifest import Manifest
 from .backbone import backbone_preprocessing, create_backbone, split_parameters
 from .callbacks import ExponentialMovingAverage, FreezeNorm, RunLog, check_converging
 from .dataloaders import make_dataloaders, name_workers
+from .distributed import processes_here
 from .views import train_on_views
 from .zero_shot import blend_zero_shot, map_classes_to_imagenet
 
@@ -72,7 +73,7 @@ def _load(
         find_synthetic(synthetic, manifest.subset("train").entries) if synthetic else None,
         config.synthetic_fraction,
         min(config.train_size, config.image_size),
-        int(config.cache_gb * 1e9),
+        int(config.cache_gb * 1e9 / processes_here()),
     )
 
 # %% ../../nbs/training/05_learner.ipynb #bea9d1e2

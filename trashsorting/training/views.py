@@ -118,7 +118,7 @@ def store_views(
 ) -> Path:  # The same folder
     "Compute the views that are not there yet. Raises `TrashsortingError` for a store with other settings."
     if num_distrib() > 1:
-        raise TrashsortingError("stored_views is for one process: set it to 0 under `accelerate launch`")
+        raise TrashsortingError("stored_views is for one process: set it to 0 to train with several")
     if not config.freeze_norm or not config.frozen_stages:
         raise TrashsortingError("stored_views needs frozen stages with frozen statistics: frozen_stages 1 or more, freeze_norm true")
     _begin_folder(Path(folder), config, synthetic=learn.synthetic, weights=f"{learn.weights} {learn.initialized_from}".strip())
