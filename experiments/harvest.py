@@ -1,8 +1,8 @@
 """How many labels reach an accuracy, in the order of `data harvest` and in random order; and how much poison it stops.
 
-A linear probe on frozen features is trained on a few photographs of each class. Then rounds of labels are added: either
-the most valuable ones of the pool, by the present probe, or random ones. The test fifth is never ranked. A second table
-counts how many poisoned corrections are set apart, and how many honest ones.
+A linear probe on frozen features is trained on a few photographs of each class. Then rounds of labels are added: those
+that the order of `data harvest` puts first, or an order of the literature, or a random one. The test fifth is never
+ranked. A second table counts how many poisoned corrections are set apart, and how many honest ones.
 
     python experiments/harvest.py --data DIR              # class folders, such as TrashNet's images
 """
@@ -37,7 +37,6 @@ class Round:
     probabilities: np.ndarray  # (n, classes) of the pool, by the present probe
     pool: np.ndarray  # (n, features)
     known: np.ndarray  # (m, features) of the photographs that have a label
-    known_labels: list[str]
     rng: np.random.Generator
 
     @property
@@ -75,30 +74,14 @@ def at_random(state: Round) -> np.ndarray:
     return state.rng.permutation(len(state.pool))
 
 
-def weighted(*weights: float) -> Order:
-    "The order of `rank_by_value` with these weights of uncertainty, novelty and rarity."
-
-    def order(state: Round) -> np.ndarray:
-        names = sorted(set(state.known_labels))
-        labels = [names[index] for index in state.predicted]
-        known = (state.known, state.known_labels)
-        return rank_by_value(state.margins, labels, state.pool, *known, weights, ROUND)[0]
-
-    return order
-
-
 def by_margin(state: Round) -> np.ndarray:
     "Margin sampling (Scheffer et al. 2001)."
     return np.argsort(state.margins)
 
 
-def balanced_margin(state: Round) -> np.ndarray:
-    "The smallest margin of each predicted class in turn."
-    order, turns = np.argsort(state.margins), np.empty(len(state.pool), int)
-    for label in np.unique(state.predicted):
-        of_class = order[state.predicted[order] == label]
-        turns[of_class] = np.arange(len(of_class))
-    return np.lexsort([state.margins, turns])
+def of_the_package(state: Round) -> np.ndarray:
+    "The order of `data harvest`: the smallest margin of each predicted class in turn."
+    return rank_by_value(state.margins, state.predicted.tolist())
 
 
 def core_set(state: Round) -> np.ndarray:
@@ -154,7 +137,7 @@ def curve(features: np.ndarray, labels: np.ndarray, seed: int, order: Order, rou
         probe = fit(features[known], labels[known])
         points.append((ROUND * n, float((probe.predict(features[test]) == labels[test]).mean())))
         probabilities = probe.predict_proba(features[pool])
-        state = Round(probabilities, features[pool], features[known], labels[known].tolist(), rng)
+        state = Round(probabilities, features[pool], features[known], rng)
         chosen = pool[order(state)[:ROUND]]
         known, pool = np.concatenate([known, chosen]), np.setdiff1d(pool, chosen)
     return points
@@ -176,10 +159,8 @@ def interval(values: list[float]) -> str:
 
 def show_labels(features: np.ndarray, labels: np.ndarray, rounds: int, targets: list[float]) -> None:
     orders = {
-        "`data harvest`: uncertainty + novelty + rarity": weighted(1, 1, 1),
-        "uncertainty + rarity": weighted(1, 0, 1),
+        "`data harvest`: margin, classes in turn": of_the_package,
         "margin": by_margin,
-        "margin, classes in turn": balanced_margin,
         "core-set": core_set,
         "BADGE": badge,
         "TypiClust": typiclust,
