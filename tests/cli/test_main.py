@@ -17,6 +17,9 @@ from trashsorting.core.card import Evaluation, read_card
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.manifest import Entry
 from trashsorting.data.sample import draw_picture, draw_sample
+from trashsorting.evaluation.calibration import fit_temperature
+from trashsorting.evaluation.oof import load_predictions
+from trashsorting.inference.session import softmax
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 
@@ -297,3 +300,15 @@ def test_a_misspelt_parameter_is_refused_before_torch_loads(tmp_path):
     words = [sys.executable, "-c", code, "train", "--data", "sample", "--out", tmp_path / "run", "-p", "epoch", "3"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert "unknown parameter 'epoch'" in done.stderr and done.stdout == "False\n"
+
+
+def test_a_folder_that_is_sorted_by_class_does_not_drift(tmp_path):
+    classes = read_card(SHIPPED_MODEL).classes
+    folds = load_predictions(Path(__file__).parents[2] / "nbs" / "measured" / "out_of_fold.csv")
+    probabilities = softmax(folds.logits, fit_temperature(folds.logits, folds.targets))
+    rows = [",".join(f"probability:{label}" for label in classes)]
+    rows += [",".join(map(str, row)) for row in probabilities[np.argsort(folds.targets, kind="stable")].tolist()]
+    (tmp_path / "predictions.csv").write_text("\n".join(rows), encoding="utf-8")
+    done = call_here("drift", tmp_path / "predictions.csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("no alarm") and "1766 photographs" in done.stdout

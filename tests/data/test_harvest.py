@@ -167,7 +167,7 @@ def test_review_by_keyboard(browser, tmp_path):
     "Two are dropped, one that was set apart is kept, and the saved manifest says so."
     labels = ("glass", "paper", "<script>alert(1)", "metal")
     candidates = [
-        Candidate(f"{n}", correct(n, label, "glass", n, "glass"), value=9 - n) for n, label in enumerate(labels)
+        Candidate(f"{n}", correct(n, label, "glass", n, "glass"), rank=n + 1) for n, label in enumerate(labels)
     ]
     candidates.append(Candidate("apart", correct(9, "metal", "glass", 9), reason="people, and <b>others</b>, disagree"))
     with pytest.MonkeyPatch.context() as patch:

@@ -13,6 +13,7 @@ from time import sleep
 import pytest
 from conftest import encode
 
+from trashsorting.core.correction import Correction
 from trashsorting.data.sample import draw_picture
 from trashsorting.serving.client import Client, Refused, Unreachable
 from trashsorting.serving.schemas import ApiError
@@ -74,6 +75,45 @@ def test_api_key(serve):
         with pytest.raises(Refused) as refused:
             Client(server.url, key="battery staple").predict(GLASS)
     assert (refused.value.status, refused.value.code) == (401, "no-key")
+
+
+def test_feedback(serve, tmp_path):
+    place, path = tmp_path / "corrections", tmp_path / "bottle.png"
+    path.write_bytes(GLASS)
+    with serve(TRASHSORTING_FEEDBACK=str(place), TRASHSORTING_FEEDBACK_PER_DAY="4") as server:
+        client = Client(server.url)
+        right, wrong, pictured, last, late = (item.answer for item in client.predict_batch([GLASS] * 5))
+        label = next(label for label in right.all_probabilities if label != right.predicted_class)
+        receipts = [client.feedback(right), client.feedback(wrong, label), client.feedback(pictured, "other", path)]
+        assert [receipt.stored for receipt in receipts] == [False, False, True]
+        kept = [Correction.model_validate_json(file.read_bytes()) for file in place.rglob("[!.]*.json")]
+        assert {(each.label, each.picture is not None) for each in kept} == {
+            (right.predicted_class, False),
+            (label, False),
+            ("other", True),
+        }
+        for answer, wanted, code in [
+            (right, None, "already-given"),
+            (last, "glas", "unknown-class"),
+            (last.model_copy(update={"id": "a.b"}), None, "unknown-answer"),
+        ]:
+            with pytest.raises(Refused) as error:
+                client.feedback(answer, wanted)
+            assert error.value.code == code
+        client.feedback(last)
+        with pytest.raises(Refused, match="too many corrections came from this address today"):
+            client.feedback(late)
+        client.delete_feedback(receipts[2].token)
+        assert len(list(place.rglob("[!.]*.json"))) == 3
+        for token in (receipts[2].token, "../drift"):
+            with pytest.raises(Refused) as error:
+                client.delete_feedback(token)
+            assert error.value.status == 404
+
+
+def test_feedback_that_is_off(service_client):
+    with pytest.raises(Refused, match="this service takes no corrections"):
+        service_client.feedback(service_client.predict(GLASS))
 
 
 class Forwarding(BaseHTTPRequestHandler):

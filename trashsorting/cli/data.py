@@ -401,12 +401,12 @@ def _judge(
     from trashsorting.data.harvest import drop_copies, find_unlikely, hash_candidates, rank_candidates, set_apart
 
     hashes, known_embeddings, labels = known
-    candidates, embeddings, unlikely = drop_copies(candidates, hash_candidates(candidates), hashes), None, {}
+    candidates, unlikely = drop_copies(candidates, hash_candidates(candidates), hashes), {}
     if not hashes_only:
         embeddings = _embed([candidate.correction.picture for candidate in candidates])
         found = find_unlikely([each.correction for each in candidates], embeddings, known_embeddings, labels)
         unlikely = {candidates[at].name: label for at, label in found.items()}
-    return rank_candidates(set_apart(candidates, unlikely), embeddings, known_embeddings, labels)
+    return rank_candidates(set_apart(candidates, unlikely))
 
 # %% ../../nbs/cli/02_data.ipynb #383ba9ae
 @data.command()
@@ -414,7 +414,7 @@ def _judge(
 @click.option("--out", type=FOLDER, required=True, help="Folder for photographs, manifest.csv and review.html.")
 @click.option("--model", type=FILE, default=SHIPPED_MODEL, help="Model that answered.  [default: the shipped one]")
 @click.option("--against", type=MADE_FOLDER, help="Training photographs to compare with, in class folders.")
-@click.option("--hashes-only", is_flag=True, help="Without a network: neighbours and novelty do not count.")
+@click.option("--hashes-only", is_flag=True, help="Without a network: similar photographs are not asked.")
 @click.option("--licence", default=LICENCE, show_default=True, help="What the senders agreed to, for the manifest.")
 @click.option("--most", type=click.IntRange(1), default=500, show_default=True, help="Photographs on the page.")
 @logged

@@ -645,8 +645,8 @@ def drift(source: Path, place: Path | None, out: Path | None, json_file: Path | 
     """Do photographs differ from those that the model was measured on?
 
     FOLDER has photographs, in any sub-folders; no labels are needed. CSV is what `evaluate --predictions` wrote: of the
-    features it has confidence, margin and predicted class. All photographs, the last 50 and the last 20 are tested, as in
-    the service; the estimated accuracy is the mean confidence.
+    features it has confidence, margin and predicted class. The tests are those of the service, but of all photographs
+    together: a folder has no order in time. The estimated accuracy is the mean confidence.
     """
     from trashsorting.core.drift import find_drift
     from trashsorting.evaluation.drift import drift_table, plot_drift
@@ -659,7 +659,7 @@ def drift(source: Path, place: Path | None, out: Path | None, json_file: Path | 
     predictor = Predictor(model, read_settings().threads)
     compared = _read_reference(predictor, place)
     observations = _observe_source(predictor, source)
-    report = find_drift(predictor.card, observations, compared)
+    report = find_drift(predictor.card, observations, compared, looks=())
     click.echo(drift_table(report))
     if out:
         _write_drift_page(out, source, report, plot_drift(compared, observations))

@@ -308,6 +308,7 @@ _SERVICE_PANELS = (
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #9dec433c
 _SHADOW = "trashsorting_shadow_predictions_total"
+_PEOPLE = "sum(increase(trashsorting_feedback_confirmed_total[1d])) / sum(increase(trashsorting_feedback_total[1d]))"
 _QUALITY_PANELS = (
     Panel(
         title="Photographs by predicted class",
@@ -320,7 +321,11 @@ _QUALITY_PANELS = (
         unit="1",
         queries={"unsure": "sum(rate(trashsorting_unsure_total[1h])) / sum(rate(trashsorting_predictions_total[1h]))"},
     ),
-    Panel(title="Estimated accuracy", unit="1", queries={"{{instance}}": "trashsorting_estimated_accuracy"}),
+    Panel(
+        title="Accuracy: estimated, and right according to people in a day",
+        unit="1",
+        queries={"estimated {{instance}}": "trashsorting_estimated_accuracy", "people": _PEOPLE},
+    ),
     Panel(title="Drift: statistic by feature", queries={"{{feature}}": "max by (feature) (trashsorting_drift_statistic)"}),
     Panel(title="Drift: p-value by feature", queries={"{{feature}}": "min by (feature) (trashsorting_drift_p_value)"}),
     Panel(

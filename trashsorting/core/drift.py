@@ -195,7 +195,7 @@ def holm(
 LEVEL = 0.001  # Largest probability of a false alarm
 LEAST_DISTANCE = 0.2  # A smaller statistic is no drift
 _LEAST = 10  # Photographs to test
-_LOOKS = (20, 50)  # Last photographs that are tested beside all
+STREAM_LOOKS = (20, 50)  # Last photographs of a stream that are tested beside all
 _OF_THE_FILE = frozenset({"aspect", "size"})  # Scaled away before the network sees them
 
 
@@ -214,13 +214,16 @@ def _test_features(
     return [*tests, ("class", *_class_test(np.bincount(observations.predicted, minlength=len(counts)), counts))]
 
 # %% ../../nbs/core/08_drift.ipynb #15b1e59a
-def _compare_features(
+def compare_features(
     reference: Reference,
-    observations: Observations,  # `_LEAST` or more
-) -> list[FeatureDrift]:
+    observations: Observations,  # The latest last
+    looks: tuple[int, ...] = (),  # How many of the last photographs are tested beside all
+) -> list[FeatureDrift]:  # Empty for fewer than 10 photographs
     "Each feature's clearest test, corrected for all tests."
     n = len(observations.predicted)
-    sizes = sorted({min(size, n) for size in (*_LOOKS, n)}, reverse=True)
+    if n < _LEAST:
+        return []
+    sizes = sorted({min(size, n) for size in (*looks, n)}, reverse=True)
     tests = [(size, *test) for size in sizes for test in _test_features(reference, observations.last(size))]
     adjusted = holm(np.array([test[3] for test in tests]))
     clearest: dict[str, FeatureDrift] = {}
@@ -245,13 +248,14 @@ def find_drift(
     card: ModelCard,  # Of the model that answered
     observations: Observations,  # The latest last
     reference: Reference | None = None,  # None: the card's
+    looks: tuple[int, ...] = STREAM_LOOKS,  # How many of the last photographs are tested beside all; (): no stream
 ) -> DriftReport:
     "Compare photographs with a reference. Raises `ModelError` when there is none."
     reference = reference or card.reference
     if reference is None:
         raise ModelError(f"the card of {card.name} has no reference: add one with `trashsorting reference`")
     n, confidence = len(observations.predicted), observations.features[:, 0]
-    features = _compare_features(reference, observations) if n >= _LEAST else []
+    features = compare_features(reference, observations, looks)
     accuracy, interval = estimate_accuracy(confidence) if n else (None, None)
     return DriftReport(
         photographs=n,

@@ -38,7 +38,7 @@ class Candidate:
     correction: Correction
     reason: str = ""  # Why it is set apart; empty: nothing speaks against it
     dropped: bool = False  # Whether it is not shown at all, for that reason
-    value: float = 0.0  # Of a look at it, 0..3; from `rank_by_value`
+    rank: int = 0  # Its turn in the review, 1 is first; 0: not ranked yet, or dropped
 
     @property
     def file(self) -> str:
@@ -206,43 +206,18 @@ def set_apart(
         settled.append(replace(candidate, reason=reason))
     return tuple(settled)
 
-# %% ../../nbs/data/16_harvest.ipynb #9df4a27f
-def _nearest_cosine(
-    embeddings: np.ndarray,  # (n, d), unit length
-    known: np.ndarray,  # (m, d), unit length
-) -> np.ndarray:  # (n,); -1 where nothing is known
-    "How similar each photograph is to the most similar known one."
-    return (embeddings @ known.T).max(axis=1) if len(known) else np.full(len(embeddings), -1.0)
-
 # %% ../../nbs/data/16_harvest.ipynb #db8cde56
-_WEIGHTS = (1.0, 1.0, 1.0)  # Of uncertainty, novelty and rarity
-
-
 def rank_by_value(
     margins: np.ndarray,  # (n,) the model's, 0..1
     labels: Sequence[str],  # (n,)
-    embeddings: np.ndarray | None = None,  # (n, d); None: novelty does not count
-    known: np.ndarray | None = None,  # (m, d) of training photographs
-    known_labels: Sequence[str] = (),  # (m,) their classes
-    weights: tuple[float, float, float] = _WEIGHTS,
-    most: int | None = None,  # Only so many of them; None: all
-) -> tuple[np.ndarray, np.ndarray]:  # Indices, the most valuable first, and the value of each when it was chosen
-    "Order photographs by what a look at them is worth."
-    n, names = len(labels), sorted({*labels, *known_labels})
-    classes = np.array([names.index(label) for label in labels], int)
-    counts = np.array([Counter(known_labels)[name] for name in names], float)
-    unit = _to_unit(np.zeros((n, 1)) if embeddings is None else embeddings)
-    cosines = _nearest_cosine(unit, _to_unit(known) if known is not None else unit[:0])
-    scale, left, order, values = max(1e-12, float((1 - cosines).max(initial=0))), np.ones(n, bool), [], []
-    for _ in range(n if most is None else min(n, most)):
-        rarity = 1 - counts[classes] / (counts.max() + 1)
-        value = np.stack([1 - margins, (1 - cosines) / scale, rarity], axis=1) @ weights
-        at = int(np.where(left, value, -np.inf).argmax())
-        order.append(at)
-        values.append(float(value[at]))
-        counts[classes[at]] += 1
-        left[at], cosines = False, np.maximum(cosines, unit @ unit[at])
-    return np.array(order, int), np.array(values)
+) -> np.ndarray:  # Indices, the most valuable first
+    "Order photographs by what a look at them is worth: the smallest margin of each class in turn."
+    names, by_margin = np.asarray(labels), np.argsort(margins, kind="stable")
+    turns = np.empty(len(names), int)
+    for label in np.unique(names):
+        of_class = by_margin[names[by_margin] == label]
+        turns[of_class] = np.arange(len(of_class))
+    return np.lexsort([margins, turns])
 
 # %% ../../nbs/data/16_harvest.ipynb #5217363d
 _COLUMNS = ("file", "label", "source", "group", "licence")
@@ -314,7 +289,7 @@ def _review_page(
 
 # %% ../../nbs/data/16_harvest.ipynb #066d5360
 def write_harvest(
-    candidates: Sequence[Candidate],  # From `set_apart`, with values
+    candidates: Sequence[Candidate],  # From `rank_candidates`
     out: Path,  # A folder that is empty or not there
     licence: str = LICENCE,  # Under which the senders gave their photographs
     most: int = 500,  # Photographs on the page, at most
@@ -322,7 +297,7 @@ def write_harvest(
     "Write photographs, manifest and review page. Raises `DataError` if the folder holds something."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: there is something in it already: choose another folder")
-    shown = sorted((each for each in candidates if not each.dropped), key=lambda each: (bool(each.reason), -each.value))
+    shown = sorted((each for each in candidates if not each.dropped), key=lambda each: (bool(each.reason), each.rank))
     accepted = [each for each in shown if not each.reason]
     out.mkdir(parents=True, exist_ok=True)
     _write_photographs(shown, out)
@@ -332,19 +307,14 @@ def write_harvest(
 
 # %% ../../nbs/data/16_harvest.ipynb #e009bd7a
 def rank_candidates(
-    candidates: Sequence[Candidate],
-    embeddings: np.ndarray | None = None,  # (n, d), in their order
-    known: np.ndarray | None = None,  # (m, d) of training photographs
-    known_labels: Sequence[str] = (),  # (m,) their classes
-) -> tuple[Candidate, ...]:  # All of them, in their order; dropped ones have no value
-    "Set the value of each candidate."
-    margins = np.array([candidate.correction.margin for candidate in candidates])
-    labels = [candidate.correction.label for candidate in candidates]
-    open_ones = np.array([at for at, candidate in enumerate(candidates) if not candidate.dropped], int)
-    chosen = None if embeddings is None else embeddings[open_ones]
-    order, values = rank_by_value(margins[open_ones], [labels[at] for at in open_ones], chosen, known, known_labels)
-    value_of = dict(zip(open_ones[order].tolist(), values.tolist(), strict=True))
-    return tuple(replace(candidate, value=value_of.get(at, 0.0)) for at, candidate in enumerate(candidates))
+    candidates: Sequence[Candidate],  # From `set_apart`
+) -> tuple[Candidate, ...]:  # All of them, in their order; dropped ones have rank 0
+    "Set the rank of each candidate."
+    shown = [at for at, candidate in enumerate(candidates) if not candidate.dropped]
+    corrections = [candidates[at].correction for at in shown]
+    order = rank_by_value(np.array([each.margin for each in corrections]), [each.label for each in corrections])
+    ranks = {shown[index]: rank for rank, index in enumerate(order, 1)}
+    return tuple(replace(candidate, rank=ranks.get(at, 0)) for at, candidate in enumerate(candidates))
 
 # %% ../../nbs/data/16_harvest.ipynb #23321153
 def count_lines(

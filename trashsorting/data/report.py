@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.drift import FEATURES, IMAGE_FEATURES, Observations, compare_features, image_features, make_reference
 from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.system import count_cores
@@ -46,15 +47,23 @@ def _count_table(
     return _markdown_table(("class", *(split or "no subset" for split in splits), *sources, "all", "fraction"), rows)
 
 # %% ../../nbs/data/08_report.ipynb #87419cb3
-def brightness(
-    paths: Sequence[Path],  # Photographs
-) -> np.ndarray:  # (n,) mean grey, 0..255
-    "Brightness of photographs. Raises what `open_rgb` raises."
-    def mean_grey(path):
-        return np.asarray(open_rgb(path).convert("L").resize((16, 16))).mean()
+_SIDE = 224  # Pixels of the grey square in which brightness, contrast and sharpness are measured
+
+
+def _observe(
+    manifest: Manifest,  # With its photographs
+    classes: Sequence[str],  # Among which its classes are numbered
+) -> Observations:  # Without the features of a model
+    "Features of photographs. Raises what `open_rgb` raises."
+    def measure(entry):
+        grey = open_rgb(manifest.root / entry.file, min_side=_SIDE).convert("L").resize((_SIDE, _SIDE))
+        return image_features(np.asarray(grey, np.float32), (entry.width, entry.height))
 
     with ThreadPoolExecutor(count_cores()) as pool:
-        return np.array(list(pool.map(mean_grey, paths)))
+        rows = list(pool.map(measure, manifest.entries))
+    features = np.full((len(rows), len(FEATURES)), np.nan)
+    features[:, -len(IMAGE_FEATURES) :] = np.reshape(rows, (-1, len(IMAGE_FEATURES)))
+    return Observations(features, np.array([classes.index(entry.label) for entry in manifest.entries], int))
 
 # %% ../../nbs/data/08_report.ipynb #7757cf31
 def _new_figure(
@@ -70,7 +79,7 @@ def _new_figure(
 # %% ../../nbs/data/08_report.ipynb #fd807d52
 def _plot_overview(
     manifest: Manifest,
-    grey: np.ndarray,  # (n,) from `brightness`
+    brightness: np.ndarray,  # (n,) mean grey, 0..255
 ):  # A matplotlib figure
     "Counts, sizes and brightness, by class."
     figure = _new_figure(12, 3.4)
@@ -86,7 +95,7 @@ def _plot_overview(
     for size, n in Counter((entry.width, entry.height) for entry in manifest.entries).items():
         sizes.scatter(*size, s=20 + 200 * n / len(manifest.entries), alpha=0.5, color="C0")
     sizes.set(title="sizes", xlabel="width, pixels", ylabel="height, pixels")
-    of_class = [grey[[entry.label == label for entry in manifest.entries]] for label in labels]
+    of_class = [brightness[[entry.label == label for entry in manifest.entries]] for label in labels]
     light.boxplot(of_class, tick_labels=labels)
     light.set(title="brightness", ylim=(0, 255))
     light.tick_params(axis="x", rotation=45)
@@ -124,7 +133,6 @@ class _Drift:
     relabelled: tuple[tuple[str, str, str], ...]  # File, class before, class now; same bytes
     moved: tuple[tuple[str, str, str], ...]  # File, subset before, subset now; same bytes
     fractions: dict[str, tuple[float, float]]  # By class: before and now, 0..1
-    distance: float  # Between the fractions, 0..1
 
 # %% ../../nbs/data/08_report.ipynb #1e80c520
 def _compare_classes(
@@ -144,7 +152,6 @@ def _compare(
     "What has changed since a manifest."
     then, now = ({entry.sha256: entry for entry in side.entries} for side in (before, manifest))
     both = [(then[sha], now[sha]) for sha in sorted(then.keys() & now.keys(), key=lambda sha: now[sha].file)]
-    fractions = _compare_classes(manifest, before)
     return _Drift(
         added=tuple(entry.file for entry in manifest.entries if entry.sha256 not in then),
         removed=tuple(entry.file for entry in before.entries if entry.sha256 not in now),
@@ -152,9 +159,32 @@ def _compare(
         moved=tuple(
             (new.file, old.split, new.split) for old, new in both if old.split and new.split and old.split != new.split
         ),
-        fractions=fractions,
-        distance=sum(abs(old - new) for old, new in fractions.values()) / 2,
+        fractions=_compare_classes(manifest, before),
     )
+
+# %% ../../nbs/data/08_report.ipynb #00036e31
+_LEAST_BEFORE = 100  # Photographs that a reference needs
+
+
+def _feature_table(
+    before: Observations,  # From `_observe`, with the same classes
+    now: Observations,
+    classes: tuple[str, ...],
+) -> str:  # Markdown
+    "Medians of the features before and now, and the tests of both."
+    tests = {}
+    if len(before.predicted) >= _LEAST_BEFORE:
+        tests = {test.name: test for test in compare_features(make_reference(before, classes, "before"), now)}
+    rows: list[tuple[str, ...]] = []
+    for name in (*IMAGE_FEATURES, "class"):
+        sides = [] if name == "class" else [each.features[:, FEATURES.index(name)] for each in (before, now)]
+        medians = [f"{np.median(values):.4g}" for values in sides] or ["", ""]
+        test = tests.get(name)
+        result = (f"{test.statistic:.3f}", f"{test.p_value:.2g}", "drift" if test.drift else "") if test else ("", "", "")
+        rows.append((name, *medians, *result))
+    table = _markdown_table(("feature", "median before", "median now", "statistic", "p-value", ""), rows)
+    few = f"Not tested: that needs {_LEAST_BEFORE} photographs before and 10 now."
+    return table if tests else f"{table}\n\n{few}"
 
 # %% ../../nbs/data/08_report.ipynb #48b20677
 _MAX_LISTED = 20
@@ -172,25 +202,21 @@ def _bullet_list(
 # %% ../../nbs/data/08_report.ipynb #1205478d
 def _drift_section(
     drift: _Drift,
-    grey: tuple[np.ndarray, np.ndarray] | None = None,  # Brightness before and now; None: not known
+    features: str = "",  # From `_feature_table`; empty: the photographs before are not there
 ) -> str:  # Markdown
     "The drift in words and tables."
     rows = [(label, f"{old:.1%}", f"{new:.1%}", f"{new - old:+.1%}") for label, (old, new) in drift.fractions.items()]
     sections = [
         f"{len(drift.added)} photographs added, {len(drift.removed)} removed, {len(drift.relabelled)} in another "
-        f"class, {len(drift.moved)} in another subset. Distance of the class fractions: {drift.distance:.3f} "
-        "(0 equal, 1 disjoint).",
+        f"class, {len(drift.moved)} in another subset.",
         _markdown_table(("class", "before", "now", "change"), rows),
+        features,
     ]
-    if grey:
-        deciles = [np.quantile(values, (0.5, 0.1, 0.9)) for values in grey]
-        before, now = (f"{median:.0f} ({low:.0f} to {high:.0f})" for median, low, high in deciles)
-        sections.append(f"Brightness, median (10 % to 90 %): before {before}, now {now}.")
     moves = [f"{file}: {old} -> {new}" for file, old, new in drift.moved]
     labels = [f"{file}: {old} -> {new}" for file, old, new in drift.relabelled]
     lists = {"Added": drift.added, "Removed": drift.removed, "Another class": labels, "Another subset": moves}
     sections += [f"{title}:\n\n{_bullet_list(items)}" for title, items in lists.items() if items]
-    return "\n\n".join(sections)
+    return "\n\n".join(section for section in sections if section)
 
 # %% ../../nbs/data/08_report.ipynb #4a0d3f42
 def _duplicates_section(
@@ -245,13 +271,14 @@ def write_report(
     groups: Sequence[Group],  # From `find_groups`
     out: Path,  # Folder for `report.md` and its pictures; made if it is not there
     issues: Sequence[LabelIssue] | None = None,  # From `find_label_issues`; None: labels were not checked
-    before: Manifest | None = None,  # To compare with; brightness too, where its photographs are there
+    before: Manifest | None = None,  # To compare with; features too, where its photographs are there
 ) -> Path:  # `report.md`
     "Write a report on a data set. Raises `MissingExtra` without matplotlib."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    grey = brightness([manifest.root / entry.file for entry in manifest.entries])
-    _plot_overview(manifest, grey).savefig(out / "overview.png", dpi=90)
+    classes = tuple(sorted({*manifest.labels, *(before.labels if before else ())}))
+    now = _observe(manifest, classes)
+    _plot_overview(manifest, now.features[:, FEATURES.index("brightness")]).savefig(out / "overview.png", dpi=90)
     duplicates = _duplicates_section(manifest, groups) if groups else "None were found."
     sections = [_summary_section(manifest), f"## Near-duplicates\n\n{duplicates}"]
     if groups:
@@ -260,8 +287,8 @@ def write_report(
     if issues is not None:
         sections.append(_issues_section(issues))
     if before is not None:
-        old = [before.root / entry.file for entry in before.entries]
-        both = (brightness(old), grey) if all(path.is_file() for path in old) else None
-        sections.append(f"## Drift\n\n{_drift_section(_compare(manifest, before), both)}")
+        there = all((before.root / entry.file).is_file() for entry in before.entries)
+        features = _feature_table(_observe(before, classes), now, classes) if there else ""
+        sections.append(f"## Drift\n\n{_drift_section(_compare(manifest, before), features)}")
     (out / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return out / "report.md"

@@ -13,7 +13,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from pydantic import BaseModel, RootModel, ValidationError
@@ -21,7 +21,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from ..core.errors import TrashsortingError
 from ..core.places import PlaceInfo
 from ..core.settings import is_plain
-from .schemas import Answer, BatchAnswer, BatchItem, Drift, Health, ModelInfo, Problem
+from .schemas import Answer, BatchAnswer, BatchItem, Drift, Health, ModelInfo, Problem, Receipt
 
 # %% ../../nbs/serving/09_client.ipynb #fb9514b7
 class ClientError(TrashsortingError):
@@ -59,12 +59,15 @@ Photograph = bytes | str | Path
 def _encode_form(
     field: str,  # Name of the field of every file
     photographs: list[Photograph],  # Encoded bytes, or paths
+    **texts: str,  # Other fields
 ) -> tuple[bytes, str]:  # The body, and its content type
-    "Files as multipart/form-data. Raises `OSError` for a file that cannot be read."
+    "Files and texts as multipart/form-data. Raises `OSError` for a file that cannot be read."
     boundary = token_hex(16)
-    head = f'--{boundary}\r\ncontent-disposition: form-data; name="{field}"; filename="photograph"\r\n\r\n'.encode()
     files = [item if isinstance(item, bytes) else Path(item).read_bytes() for item in photographs]
-    body = b"".join(head + data + b"\r\n" for data in files)
+    parts = [(f'"{name}"', text.encode()) for name, text in texts.items()]
+    parts += [(f'"{field}"; filename="photograph"', data) for data in files]
+    head = f"--{boundary}\r\ncontent-disposition: form-data; name="
+    body = b"".join(f"{head}{name}\r\n\r\n".encode() + data + b"\r\n" for name, data in parts)
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 # %% ../../nbs/serving/09_client.ipynb #f65dc5a8
@@ -170,9 +173,9 @@ _Result = TypeVar("_Result")
 def _is_temporary(
     error: ClientError,
 ) -> bool:
-    "Whether asking again might help: no answer, a busy service, or a proxy's error; not a missing model."
+    "Whether asking again might help: no answer, a busy service, or a proxy's error; not a missing model or a used quota."
     if isinstance(error, Refused):
-        return error.status in (429, 502, 503, 504) and error.code != "no-model"
+        return error.status in (429, 502, 503, 504) and error.code not in ("no-model", "feedback-quota")
     return isinstance(error, Unreachable) and error.retry
 
 # %% ../../nbs/serving/09_client.ipynb #c8731ff9
@@ -224,6 +227,20 @@ class _Requests:
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
 
+    def request(
+        self,
+        method: str,  # GET, POST or DELETE
+        path: str,  # Begins with /
+        form: tuple[bytes, str] | None = None,  # Body and content type
+        **query,  # None and False are skipped
+    ) -> bytes:  # The answer's body
+        "One request, with retries."
+        query = {name: str(value).lower() for name, value in query.items() if value is not None and value is not False}
+        url = f"{self.url}{path}" + (f"?{urlencode(query)}" if query else "")
+        body, headers = (form[0], {"content-type": form[1]}) if form else (None, {})
+        request = Request(url, body, {**self.headers, **headers}, method=method)  # noqa: S310 - checked above
+        return _retry(lambda: _send(request, self.timeout), self.retries)
+
     def ask(
         self,
         path: str,  # Begins with /
@@ -231,16 +248,13 @@ class _Requests:
         form: tuple[bytes, str] | None = None,  # Body and content type of a POST; None is a GET
         **query,  # None and False are skipped
     ) -> _Model:
-        "One request, with retries."
-        query = {name: str(value).lower() for name, value in query.items() if value is not None and value is not False}
-        url = f"{self.url}{path}" + (f"?{urlencode(query)}" if query else "")
-        body, headers = (form[0], {"content-type": form[1]}) if form else (None, {})
-        request = Request(url, body, {**self.headers, **headers})  # noqa: S310 - checked above
-        received = _retry(lambda: _send(request, self.timeout), self.retries)
+        "A request whose answer has a schema."
+        received = self.request("POST" if form else "GET", path, form, **query)
         try:
             return answer.model_validate_json(received)
         except ValidationError as error:
-            raise Unreachable(f"{url}: another service answers there: {error.errors()[0]['msg']}") from None
+            reason = f"another service answers there: {error.errors()[0]['msg']}"
+            raise Unreachable(f"{self.url}{path}: {reason}") from None
 
 # %% ../../nbs/serving/09_client.ipynb #db3619c5
 class _Places(RootModel[list[PlaceInfo]]):
@@ -272,6 +286,25 @@ class Client(_Requests):
         form = _encode_form("files", photographs)
         query = {"top_k": top_k, "timing": timing, "place": place}
         return self.ask("/api/predict/batch", BatchAnswer, form, **query).answers
+
+    def feedback(
+        self,
+        answer: Answer,  # Of this service, at most a day old
+        label: str | None = None,  # The right class, or "other"; None: the predicted class is right
+        photograph: Photograph | None = None,  # Keep it, too: give one only if the person agrees
+    ) -> Receipt:  # With the token that deletes what is kept
+        "Say whether an answer is right. Raises `OSError`, too, for a file that cannot be read."
+        texts = {"answer_id": answer.id or "", "correct": "false" if label else "true", "label": label or ""}
+        consent = "false" if photograph is None else "true"
+        form = _encode_form("file", [] if photograph is None else [photograph], **texts, consent=consent)
+        return self.ask("/api/feedback", Receipt, form)
+
+    def delete_feedback(
+        self,
+        token: str,  # From `feedback`
+    ) -> None:
+        "Delete what was said about an answer, with the photograph."
+        self.request("DELETE", f"/api/feedback/{quote(token, safe='')}")
 
     def health(self) -> Health:
         "Whether the service is alive, and can predict."
