@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.drift import FEATURES, IMAGE_FEATURES, Observations, compare_features, image_features, make_reference
+from trashsorting.core.drift import (
+    FEATURES,
+    IMAGE_FEATURES,
+    Observations,
+    compare_features,
+    image_features,
+    make_reference,
+)
 from ..core.errors import need
 from ..core.image import open_rgb
 from ..core.system import count_cores
