@@ -66,15 +66,6 @@ def _median(
     upper = parted[half]
     return float(upper if values.size % 2 else (parted[:half].max() + upper) / 2)
 
-# %% ../../nbs/core/08_drift.ipynb #4dde714a
-def _second_differences(
-    values: np.ndarray,  # (n, ...)
-) -> np.ndarray:  # (about n / 4, ...)
-    "Each fourth second difference along the first axis."
-    n = len(range(0, len(values) - 2, 4))
-    first, middle, last = (values[start::4][:n] for start in range(3))
-    return (last - middle) - (middle - first)
-
 # %% ../../nbs/core/08_drift.ipynb #e0f05e92
 def image_features(
     grey: np.ndarray,  # (height, width), 0..255, of a fixed size

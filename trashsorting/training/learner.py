@@ -32,7 +32,6 @@ from .backbone import backbone_preprocessing, create_backbone, split_parameters
 from .callbacks import ExponentialMovingAverage, FreezeNorm, RunLog, check_converging
 from .dataloaders import make_dataloaders, name_workers
 from .distributed import processes_here
-from .distributed import processes_here
 from .views import train_on_views
 from .zero_shot import blend_zero_shot, map_classes_to_imagenet
 
