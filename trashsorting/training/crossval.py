@@ -62,17 +62,21 @@ def make_folds(
     ]
 
 # %% ../../nbs/training/12_crossval.ipynb #5cb0c2f6
+_LARGEST_HELD_OUT = 2 / 3  # Of the photographs; a larger source is in every training set
+
+
 def make_source_folds(
     manifest: Manifest,  # With several sources, and the subset "train"
     groups: Iterable[Group],  # From `find_groups`, of that subset
     k: int = 3,  # Number of folds, 2 or more
 ) -> list[Manifest]:  # For each fold: its sources as "val", the others as "train"
-    "Divide the training subset by source. Raises `DataError` for fewer than k sources."
+    "Divide the training subset by source. Raises `DataError` for fewer than k sources that can be held out."
     groups = list(groups)
     inner = resolve_conflicts(manifest, groups).subset("train")
-    sizes = Counter(entry.source for entry in inner.entries)
+    counts = Counter(entry.source for entry in inner.entries)
+    sizes = {source: n for source, n in counts.items() if n <= _LARGEST_HELD_OUT * len(inner.entries)}
     if len(sizes) < k:
-        raise DataError(f"{manifest.root}: {len(sizes)} sources; {k} folds of whole sources need {k}")
+        raise DataError(f"{manifest.root}: {len(sizes)} sources can be held out; {k} folds of whole sources need {k}")
     contents: list[set[str]] = [set() for _ in range(k)]
     for source, _ in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         min(contents, key=lambda fold: sum(sizes[name] for name in fold)).add(source)
