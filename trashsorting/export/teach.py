@@ -36,11 +36,11 @@ from trashsorting.inference.features import (
 from ..inference.predictor import Predictor
 from ..inference.session import Session, open_session, run_network
 
-# %% ../../nbs/export/02_teach.ipynb #d99a3baf
+# %% ../../nbs/export/02_teach.ipynb #21c489a5
 _PENALTY = 1e-5  # Of half the squared length of the row, for features of mean length 1
 _MOST_STEPS = 50
 
-# %% ../../nbs/export/02_teach.ipynb #7955293a
+# %% ../../nbs/export/02_teach.ipynb #79eb01d2
 @dataclass(frozen=True, eq=False)
 class _Problem:
     "A regression with an offset, in the dual form: as many unknowns as photographs."
@@ -70,7 +70,7 @@ class _Problem:
         margins = self.signs * (self.kernel @ dual + bias + self.offsets)
         return float(self.weights() @ np.logaddexp(0, -margins) + _PENALTY / 2 * dual @ self.kernel @ dual)
 
-# %% ../../nbs/export/02_teach.ipynb #4c5e1c8b
+# %% ../../nbs/export/02_teach.ipynb #888ba86d
 def _newton_step(
     problem: _Problem,
     dual: np.ndarray,  # (n,)
@@ -106,7 +106,7 @@ def _minimize(
         value = lower
     return dual, bias
 
-# %% ../../nbs/export/02_teach.ipynb #835f25bd
+# %% ../../nbs/export/02_teach.ipynb #460d1b32
 @dataclass(frozen=True, eq=False)
 class Features:
     "What the network says about photographs."
@@ -130,7 +130,7 @@ class Features:
         "The largest probability of a known class, without the new one."
         return np.exp(self.logits.max(axis=1) + self.offsets)
 
-# %% ../../nbs/export/02_teach.ipynb #75dc1190
+# %% ../../nbs/export/02_teach.ipynb #c1fd2efd
 @dataclass(frozen=True, eq=False)
 class NewRow:
     "A row of the classifier; its logit is divided by the temperature, too."
@@ -145,7 +145,7 @@ class NewRow:
         "The new logit of photographs."
         return features @ self.weights + self.bias
 
-# %% ../../nbs/export/02_teach.ipynb #0d9329a4
+# %% ../../nbs/export/02_teach.ipynb #6fc99580
 def _scaled(
     new: np.ndarray,  # (k, n_features)
     known: np.ndarray,  # (n, n_features)
@@ -166,7 +166,7 @@ def _pose(
     signs = np.repeat([1, -1], [len(new.features), len(known.features)])
     return _Problem(rows @ rows.T, np.concatenate([new.offsets, known.offsets]), signs)
 
-# %% ../../nbs/export/02_teach.ipynb #c2d739f7
+# %% ../../nbs/export/02_teach.ipynb #ee1cebef
 def fit_row(
     new: Features,  # Of the new class, one photograph or more
     known: Features,  # Of the other classes
@@ -177,7 +177,7 @@ def fit_row(
     weights = rows.T @ dual / scale
     return NewRow(weights, bias - float(centre @ weights))
 
-# %% ../../nbs/export/02_teach.ipynb #d110df8f
+# %% ../../nbs/export/02_teach.ipynb #d87c8c67
 def left_out_odds(
     new: Features,  # Of the new class, two photographs or more
     known: Features,  # Of the other classes
@@ -192,7 +192,7 @@ def left_out_odds(
         odds[left_out] = problem.kernel[left_out, others] @ part + its_bias + problem.offsets[left_out]
     return odds
 
-# %% ../../nbs/export/02_teach.ipynb #9041676d
+# %% ../../nbs/export/02_teach.ipynb #5f669b4e
 def recalibrate(
     unsure_below: float | None,  # The card's threshold
     known: Features,
@@ -205,7 +205,7 @@ def recalibrate(
     after = np.sort(known.confidence * (1 - probability))[::-1]
     return min(unsure_below, float(after[answered - 1]))
 
-# %% ../../nbs/export/02_teach.ipynb #b9987943
+# %% ../../nbs/export/02_teach.ipynb #eab39bdc
 def add_features_output(
     model: onnx.ModelProto,  # That is changed, unless it has the output already
     n_classes: int,
@@ -229,7 +229,7 @@ def add_features_output(
     shape = [batch.dim_param or batch.dim_value, n_features]
     model.graph.output.append(helper.make_tensor_value_info(FEATURES_OUTPUT, onnx.TensorProto.FLOAT, shape))
 
-# %% ../../nbs/export/02_teach.ipynb #03f4b861
+# %% ../../nbs/export/02_teach.ipynb #8ca2766d
 def _open_model(
     model: onnx.ModelProto,
     file: Path,  # For errors
@@ -253,7 +253,7 @@ def open_with_features(
         raise ModelError(f"{file}: {error}") from None
     return model, _open_model(model, file)
 
-# %% ../../nbs/export/02_teach.ipynb #89fc8078
+# %% ../../nbs/export/02_teach.ipynb #20380058
 _RESHAPES = {"Identity", "Flatten", "Reshape", "Squeeze"}
 _MEANS = {"ReduceMean", "GlobalAveragePool"}
 
@@ -270,7 +270,7 @@ def _find_grid(
         raise ModelError("it cannot be taught: it has activation maps, but its features are no mean over cells")
     return maker.input[0]
 
-# %% ../../nbs/export/02_teach.ipynb #8c78cb76
+# %% ../../nbs/export/02_teach.ipynb #a97d6094
 def _rename(
     model: onnx.ModelProto,  # That is changed
     old: str,  # A tensor
@@ -286,7 +286,7 @@ def _rename(
         if value.name == old:
             value.name = new
 
-# %% ../../nbs/export/02_teach.ipynb #9d9c8e67
+# %% ../../nbs/export/02_teach.ipynb #73e152f2
 def _insert(
     model: onnx.ModelProto,  # That is changed
     output: str,  # "logits" or "evidence"
@@ -308,7 +308,7 @@ def _insert(
     )
     classes.dim_value = n + 1
 
-# %% ../../nbs/export/02_teach.ipynb #94615fc0
+# %% ../../nbs/export/02_teach.ipynb #d715011b
 def _append_row(
     model: onnx.ModelProto,  # With the output `features`; it is changed
     row: NewRow,
@@ -337,7 +337,7 @@ def _append_row(
         if output == "logits" or maps:
             _insert(model, output, new[addition], index)
 
-# %% ../../nbs/export/02_teach.ipynb #56f24944
+# %% ../../nbs/export/02_teach.ipynb #46330fea
 LEAST, MOST = 5, 50
 
 
@@ -348,7 +348,7 @@ class _Pictures:
     inputs: list[np.ndarray]  # float32, (3, input_size, input_size) each
     hashes: np.ndarray  # (n, 8, 2) uint64
 
-# %% ../../nbs/export/02_teach.ipynb #ddabc491
+# %% ../../nbs/export/02_teach.ipynb #654f1e5e
 def find_photographs(
     source: Path,  # A folder, or a zip or tar of one
     into: Path,  # Where an archive is unpacked
@@ -368,7 +368,7 @@ def find_photographs(
     inner = folders[0] != root or source.is_dir()
     return listing.pictures, normalize("NFC", folders[0].resolve().name if inner else source.stem)
 
-# %% ../../nbs/export/02_teach.ipynb #097ebc5f
+# %% ../../nbs/export/02_teach.ipynb #b4b2eb92
 def _read_pictures(
     paths: Sequence[Path],  # Photographs
     card: ModelCard,
@@ -386,7 +386,8 @@ def _read_pictures(
             inputs.append(to_input(picture, card.preprocessing))
             hashes.append(own)
         except (ImageError, OSError) as error:
-            unread.append(f"{path.name}: {getattr(error, 'strerror', None) or error}")
+            reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+            unread.append(f"{path.name}: {reason}")
     if not LEAST <= len(inputs) <= MOST:
         wanted = f"{LEAST} or more are needed" if len(inputs) < LEAST else f"at most {MOST} are taken; with more, train a model"
         raise DataError("; ".join([f"{len(inputs)} photographs can be used, {wanted}", *unread[:10]]))
@@ -394,7 +395,7 @@ def _read_pictures(
         log.warning("skipped: %s", line)
     return _Pictures(inputs, np.stack(hashes))
 
-# %% ../../nbs/export/02_teach.ipynb #67fbf03a
+# %% ../../nbs/export/02_teach.ipynb #a1c7e6cf
 def _check_name(
     name: str,  # Of the new class
     classes: Sequence[str],  # The model's
@@ -412,7 +413,7 @@ def _check_name(
         )
     return label
 
-# %% ../../nbs/export/02_teach.ipynb #acfa582f
+# %% ../../nbs/export/02_teach.ipynb #48cc7664
 def _known_features(
     card: ModelCard,
     session: Session,  # With the output `features`
@@ -431,7 +432,7 @@ def _known_features(
     features, logits = unpack_features(sample)
     return Features(features, logits / card.temperature)
 
-# %% ../../nbs/export/02_teach.ipynb #2a3663fe
+# %% ../../nbs/export/02_teach.ipynb #a4566688
 _METHOD = (
     "one row was added to the classifier, on frozen features: logistic regression with the known logits as offset; the other "
     "rows were not touched"
@@ -462,7 +463,7 @@ def _measure(
         lost_interval=wilson(lost, n),
     )
 
-# %% ../../nbs/export/02_teach.ipynb #814eee64
+# %% ../../nbs/export/02_teach.ipynb #24e5ae3b
 def _note(
     card: ModelCard,
     label: str,
@@ -500,7 +501,7 @@ def _taught_card(
         fields["perceptual_hashes"] = pack_hashes(np.concatenate([trained_on, hashes[:, 0]])[:, None])
     return ModelCard.model_validate(card.model_dump() | fields)
 
-# %% ../../nbs/export/02_teach.ipynb #cd088624
+# %% ../../nbs/export/02_teach.ipynb #a5618d0d
 def _with_row(
     part: Features,
     row: NewRow,
@@ -526,7 +527,7 @@ def _write_model(
             raise ModelError(f"{out}: the new file does not answer as it was computed; nothing was written")
         os.replace(temporary, out)
 
-# %% ../../nbs/export/02_teach.ipynb #5e16f384
+# %% ../../nbs/export/02_teach.ipynb #e8cb5af6
 def _open_source(
     source: Path,  # As for `teach`
     name: str | None,  # As for `teach`
@@ -539,7 +540,7 @@ def _open_source(
         label = _check_name(folder_name if name is None else name, card.classes)
         return label, _read_pictures(paths, card, progress)
 
-# %% ../../nbs/export/02_teach.ipynb #8b236c53
+# %% ../../nbs/export/02_teach.ipynb #0330ca2f
 def teach(
     file: Path,  # An exported ONNX file with its card
     source: Path,  # A folder with photographs of one new class, or a zip of it
@@ -567,7 +568,7 @@ def teach(
     write_card(out, revised)
     return revised
 
-# %% ../../nbs/export/02_teach.ipynb #a79bdf5b
+# %% ../../nbs/export/02_teach.ipynb #9eee2d85
 def taught_text(
     card: ModelCard,  # Of a file that was taught
 ) -> str:  # Lines for a terminal
