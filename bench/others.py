@@ -119,7 +119,7 @@ OTHERS = {
     "plain FastAPI": Other(
         ("fastapi==0.165.0", "python-multipart==0.0.34", "uvicorn[standard]==0.54.0"), FASTAPI, UVICORN
     ),
-    "LitServe": Other(("litserve==0.2.19",), LITSERVE, ("app.py",)),
+    "LitServe": Other(("litserve==0.2.19", "python-multipart==0.0.34"), LITSERVE, ("app.py",)),
     "BentoML": Other(("bentoml==1.4.40",), BENTOML, ("-m", "bentoml", "serve", "app:Api", "--port", "{port}")),
 }
 
