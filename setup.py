@@ -35,7 +35,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=[f"{settings['lib_name']}*"]),
-    package_data={settings["lib_name"]: ["models/*", "rules/*", "static/*", "static/languages/*"]},
+    package_data={settings["lib_name"]: ["models/*", "rules/*", "static/*", "static/languages/*", "static/page/*", "static/runtime/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={key.removesuffix(suffix): settings[key].split() for key in settings if key.endswith(suffix)},

@@ -1,4 +1,5 @@
-// Pillow's resize with antialiasing, bit for bit, as core/image.py uses it: 8-bit channels, first across, then down.
+// Pillow's resize with antialiasing, as core/image.py uses it: 8-bit channels, first across, then down. Pillow 13 goes down
+// first where a picture is tall; the results then differ by one step of 255 at most.
 const FILTERS = {
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: {  // Keys' cubic convolution with a = -0.5
