@@ -17,7 +17,7 @@ import pytest
 from conftest import encode
 from PIL import Image, ImageCms
 from playwright.sync_api import Page, expect
-from visits import SAMPLES, SIZES, SMALL, Visit
+from visits import ARTIFACTS, SAMPLES, SIZES, SMALL, Visit
 
 from trashsorting.core.card import Preprocessing
 from trashsorting.core.image import crop_box, resize, to_input
@@ -28,11 +28,12 @@ from trashsorting.serving import page as page_module
 from trashsorting.serving.page import write_page
 
 pytestmark = pytest.mark.skipif(
-    page_module._runtime_version() is None, reason="!!! ONNX Runtime Web was not fetched, so no browser ran it: make runtime"
+    page_module._runtime_version() is None,
+    reason="!!! ONNX Runtime Web was not fetched, so no browser ran it: make runtime",
 )
 PHOTOGRAPHS = int(os.environ.get("CHECK_PHOTOGRAPHS", "6"))  # Of TrashNet's validation split
 MEGABYTES = 7  # That a first visit may transfer
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+MORE_SWITCHES = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
 class Proxy:
@@ -142,7 +143,8 @@ def test_a_first_visit_transfers_at_most_7_megabytes(offline, request):
 
 
 def test_a_browser_offers_to_install_the_page(offline):
-    assert offline.installable["installabilityErrors"] == []
+    errors = [error["errorId"] for error in offline.installable["installabilityErrors"]]
+    assert errors == ["in-incognito"], "which each window of a test is"
 
 
 def test_the_manifest_follows_the_language_and_its_icons_are_there(client):
@@ -212,7 +214,9 @@ def test_photographs_get_the_same_answer_without_a_network(offline, predictor, r
         differences.append(difference(answer, expected))
         if answer["predicted_class"] != expected.predicted_class:
             changed.append((path.name, expected.confidence))
-    report(request, f"{len(differences)} photographs, largest difference {max(differences):.4f}, {len(changed)} changed")
+    report(
+        request, f"{len(differences)} photographs, largest difference {max(differences):.4f}, {len(changed)} changed"
+    )
     assert changed == []
 
 
@@ -224,7 +228,11 @@ def validation_photographs() -> list[Path]:
 
 
 def test_what_is_no_picture_is_named(offline):
-    for data, key in [(b"", "error.empty"), (b"a green bottle", "error.format"), (SAMPLES["glass"][:500], "error.damaged")]:
+    for data, key in [
+        (b"", "error.empty"),
+        (b"a green bottle", "error.format"),
+        (SAMPLES["glass"][:500], "error.damaged"),
+    ]:
         assert predict_there(offline.page, data) == {"problem": key}
     heic = b"\0\0\0\x18ftypheic" + bytes(100)
     assert predict_there(offline.page, heic) == {"problem": "error.not-readable-here"}
@@ -246,7 +254,9 @@ def test_a_card_without_a_network(offline, predictor):
     shown = offline.page.evaluate(script % label, base64.b64encode(SAMPLES["glass"]).decode())
     assert np.abs(np.array(shown["activation_map"]) - expected).max() < 0.1 and shown["box"] == [0, 0, 1, 1]
     offline.page.get_by_text("On this device", exact=True).click()
-    expect(offline.page.locator("#where-note")).to_have_text("Photographs stay on this device. It works without a network.")
+    expect(offline.page.locator("#where-note")).to_have_text(
+        "Photographs stay on this device. It works without a network."
+    )
     offline.upload(paper=SAMPLES["paper"])
     expect(offline.card("paper").locator(".result")).to_be_visible()
     expect(offline.card("paper").locator(".instead")).to_be_hidden()
@@ -327,3 +337,139 @@ def test_the_browser_names_the_same_bin_as_the_service(modules, predictor):
 def round_floats(text: str) -> dict:
     """JSON with numbers of nine digits: both sides add in double precision, not always in the same order."""
     return json.loads(text, parse_float=lambda number: round(float(number), 9))
+
+
+@contextmanager
+def files_at(folder: Path) -> Iterator[str]:
+    """A host of files that compresses nothing and knows no service."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_a_copy_without_a_service_answers_and_follows_its_host(browser, predictor, tmp_path):
+    """Another model, here only its card, and another page reach a device that has been here before."""
+    write_page(tmp_path / "app")
+    with files_at(tmp_path / "app") as url, first_visit(browser, url, locale="da-DK") as visit:
+        page = visit.page
+        page.on("request", lambda request: visit.requested.append(request.url))
+        expect(page.locator("h1")).to_have_text("Affaldssortering")
+        expect(page.locator("#where-choice")).to_be_hidden()
+        expect(page.locator("#where-note")).to_contain_text("Det virker uden netværk")
+        expect(page.locator("#place-row")).to_be_visible()
+        expect(page.locator("#model")).to_contain_text("328")
+        visit.upload(glass=SAMPLES["glass"])
+        expect(visit.card().locator(".result")).to_be_visible()
+        expect(visit.card().locator(".feedback")).to_be_hidden()
+        before, expected = predict_there(page, SAMPLES["glass"]), predictor.predict_one(SAMPLES["glass"])
+        assert difference(before, expected) < 0.05
+        card = json.loads((tmp_path / "app/api/on-device/model.json").read_bytes())
+        changed = {**card, "sha256": "0" * 64, "temperature": 100 * card["temperature"]}
+        (tmp_path / "app/api/on-device/model.json").write_text(json.dumps(changed), encoding="utf-8")
+        replace(tmp_path / "app/page/page.css", "--ground: #f3f5ef", "--ground: #123456")
+        replace(tmp_path / "app/sw.js", 'VERSION = "', 'VERSION = "next-')
+        page.reload()
+        page.evaluate("""async () => {
+            const device = await import("./page/device.js");
+            const pause = () => new Promise((done) => setTimeout(done, 50));
+            const old = (name) => /^page-(?!next)/.test(name);
+            while (device.card?.sha256[0] !== "0" || (await caches.keys()).some(old)) await pause();
+        }""")
+        assert predict_there(page, SAMPLES["glass"])["confidence"] < 0.2 < before["confidence"]
+        page.reload()
+        ground = "getComputedStyle(document.documentElement).getPropertyValue('--ground')"
+        assert page.evaluate(ground) == "#123456"
+        kept = "caches.open('on-device').then((cache) => cache.keys()).then((keys) => keys.length)"
+        assert page.evaluate(kept) == 4, "the model before is gone"
+        assert visit.hosts() == {url.split("/")[2]} and visit.errors == []
+
+
+CHROME_TORCH = """() => {
+    MediaStreamTrack.prototype.getCapabilities = () => ({ torch: true });
+    MediaStreamTrack.prototype.applyConstraints = async ({ advanced }) => { window.torch = advanced[0].torch; };
+}"""
+
+
+@pytest.fixture(scope="module")
+def here(browser, server) -> Iterator[Visit]:
+    """The page with the device chosen, the model on it, and a camera."""
+    with first_visit(browser, server.url, permissions=["camera"]) as visit:
+        visit.page.get_by_text("On this device", exact=True).click()
+        yield visit
+
+
+def test_the_camera_says_what_it_sees_and_keeps_a_picture(here):
+    page = here.page
+    page.get_by_role("button", name="Live camera").click()
+    expect(page.locator("#live-text")).to_contain_text("sure")
+    expect(page.get_by_role("button", name="Light")).to_be_hidden()
+    assert page.locator("#video").evaluate("video => video.videoWidth") > 0
+    page.screenshot(path=ARTIFACTS / "page-device-camera.png", animations="disabled")
+    page.get_by_role("button", name="Keep this picture").click()
+    card = page.locator(".card").first
+    expect(card.locator(".result")).to_be_visible()
+    assert card.get_attribute("aria-label").startswith("photo-")
+    expect(page.locator("#viewfinder")).to_be_hidden()
+    assert page.locator("#video").evaluate("video => video.srcObject.getTracks()[0].readyState") == "ended"
+    assert here.errors == []
+
+
+def test_the_camera_s_light_is_switched_where_there_is_one(here):
+    page = here.page
+    page.evaluate(CHROME_TORCH)
+    page.get_by_role("button", name="Live camera").click()
+    light = page.get_by_role("button", name="Light")
+    light.click()
+    expect(light).to_have_attribute("aria-pressed", "true")
+    light.click()
+    expect(light).to_have_attribute("aria-pressed", "false")
+    assert page.evaluate("torch") is False
+    page.get_by_role("button", name="Close").click()
+
+
+def test_a_refused_camera_is_explained(here):
+    page = here.page
+    page.evaluate("navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }")
+    page.get_by_role("button", name="Live camera").click()
+    expect(page.get_by_role("alert")).to_contain_text("Allow this page to use it")
+    page.keyboard.press("Escape")
+    expect(page.locator("#viewfinder")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("language", "scheme"), [("da", "light"), ("ar", "dark")])
+def test_axe_finds_nothing_on_the_device(here, language, scheme):
+    """On the states that a visit to the service has not: the switch, an answer from here, the camera."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make lock").Axe()
+    page = here.page
+    page.set_viewport_size({"width": 320, "height": 640})
+    page.emulate_media(color_scheme=scheme)
+    page.locator("#language").select_option(language)
+    page.evaluate("document.querySelector('#where-again').hidden = document.querySelector('.instead')?.hidden")
+    for what in ("page", "camera"):
+        if what == "camera":
+            page.evaluate("viewfinder.showModal(); document.querySelector('#camera-problem').hidden = false")
+        assert page.evaluate(f"({SMALL})().map((part) => part.outerHTML)") == [] and here.overflow() <= 0
+        page.screenshot(
+            path=ARTIFACTS / f"page-device-{what}-{language}-{scheme}.png",
+            animations="disabled",
+            full_page=what == "page",
+        )
+        found = {rule["id"]: [node["html"] for node in rule["nodes"]] for rule in axe.run(page).response["violations"]}
+        assert found == {}, what
+    page.evaluate("viewfinder.close()")
+    here.page.locator("#language").select_option("en")

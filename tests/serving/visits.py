@@ -74,7 +74,8 @@ def open_page(
 ) -> Iterator[Visit]:
     """Open the page, with these places to choose from; options are those of a browser's context.
 
-    The browser saves data and keeps no service worker: the page does not fetch the model, and requests can be answered here.
+    The browser saves data and keeps no service worker: the page does not fetch the model, and its requests can be
+    answered by a test.
     """
     options.setdefault("service_workers", "block")
     options.update(viewport=SIZES[size], color_scheme=scheme, has_touch=size == "phone", is_mobile=size == "phone")
