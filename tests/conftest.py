@@ -136,7 +136,8 @@ def browser(request: pytest.FixtureRequest) -> Iterator["Browser"]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES + getattr(request.module, "MORE_SWITCHES", []))
+        switches = SWITCHES + getattr(request.module, "MORE_SWITCHES", [])
+        started = playwright.chromium.launch(executable_path=chromium, args=switches)
         yield started
         started.close()
 

@@ -1,8 +1,9 @@
 """The website from the tree of notebooks: `tools/website.py sidebar|app|llms|check`.
 
 `sidebar` writes `nbs/sidebar.yml`, a section for each folder of notebooks. `app` writes `_docs/app`, the page for the
-phone without a service. `llms` writes `_docs/llms.txt`. `check` exits 1 on a broken link or anchor, a page that the sidebar does not name, a first cell that nbdev would cut, a public
-name without a docstring, and a name of a module's `__all__` that neither its page nor the reference shows.
+phone without a service. `llms` writes `_docs/llms.txt`. `check` exits 1 on a broken link or anchor, a page that the
+sidebar does not name, a first cell that nbdev would cut, a public name without a docstring, and a name of a module's
+`__all__` that neither its page nor the reference shows.
 """
 
 import ast
@@ -203,7 +204,8 @@ def broken_links(site: dict[str, Page]) -> list[str]:
 def orphans(site: dict[str, Page]) -> list[str]:
     "Pages that the sidebar does not name."
     named = {page_name(source) for _, sources in sections() for source in sources}
-    return [f"{name}: the sidebar does not name it" for name in site if name not in named | {"404.html", f"{APP}/index.html"}]
+    named |= {"404.html", f"{APP}/index.html"}
+    return [f"{name}: the sidebar does not name it" for name in site if name not in named]
 
 
 def is_command(node: ast.AST) -> bool:

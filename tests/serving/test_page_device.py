@@ -76,6 +76,7 @@ def first_visit(browser, url: str, **options) -> Iterator[Visit]:
     """The page on a phone that keeps what it gets, once model and page are there."""
     options = {"viewport": SIZES["phone"], "has_touch": True, "is_mobile": True, "locale": "en-GB", **options}
     context = browser.new_context(**options)
+    context.set_default_timeout(120_000)  # The machine may be busy.
     visit = Visit(context.new_page(), "device")
     visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
     visit.page.goto(url)
@@ -160,6 +161,19 @@ def test_the_manifest_follows_the_language_and_its_icons_are_there(client):
         if icon["sizes"] != "any":
             with Image.open(page_module._STATIC / icon["src"]) as picture:
                 assert f"{picture.width}x{picture.height}" == icon["sizes"]
+
+
+def test_the_files_for_the_device_are_sent_compressed(client, predictor):
+    card = client.get("/api/on-device/model.json").json()
+    assert card["sha256"] == predictor.card.file_sha256
+    model = client.get("/api/on-device/model.onnx.gz", params={"sha256": card["sha256"]})
+    assert model.headers["content-type"] == "application/gzip" and model.content[:2] == b"\x1f\x8b"
+    other = client.get("/api/on-device/model.onnx.gz", params={"sha256": "0" * 64})
+    assert (other.status_code, other.json()["code"]) == (404, "not-found")
+    for accepted, kind in [("gzip", "gzip"), ("br;q=0, gzip", "gzip"), ("gzip, br", "wasm")]:
+        with client.stream("GET", "/runtime/ort.wasm", headers={"accept-encoding": accepted}) as answer:
+            assert answer.headers["content-type"] == f"application/{kind}"
+            assert answer.headers.get("content-encoding") == ("br" if kind == "wasm" else None)
 
 
 def rotated(picture: Image.Image) -> bytes:
