@@ -268,6 +268,7 @@ def test_a_card_without_a_network(offline, predictor):
     shown = offline.page.evaluate(script % label, base64.b64encode(SAMPLES["glass"]).decode())
     assert np.abs(np.array(shown["activation_map"]) - expected).max() < 0.1 and shown["box"] == [0, 0, 1, 1]
     offline.page.get_by_text("On this device", exact=True).click()
+    expect(offline.page.locator("#where-note")).to_be_visible()
     expect(offline.page.locator("#where-note")).to_have_text(
         "Photographs stay on this device. It works without a network."
     )
@@ -458,7 +459,7 @@ def test_the_camera_s_light_is_switched_where_there_is_one(here):
 
 def test_a_refused_camera_is_explained(here):
     page = here.page
-    page.evaluate("navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }")
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }; }")
     page.get_by_role("button", name="Live camera").click()
     expect(page.get_by_role("alert")).to_contain_text("Allow this page to use it")
     page.keyboard.press("Escape")

@@ -36,7 +36,7 @@ async function forgetAllBut(urls) {
   try {
     const cache = await caches.open(CACHE);
     const current = urls.map((url) => new URL(url, location).href);
-    for (const { url } of await cache.keys()) if (!current.includes(url)) await cache.delete({ url });
+    for (const { url } of await cache.keys()) if (!current.includes(url)) await cache.delete(url, { ignoreVary: true });
   } catch { /* Then there is nothing. */ }
 }
 
