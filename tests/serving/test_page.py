@@ -255,6 +255,8 @@ class TestInputs:
             press("Enter")
         chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLES["glass"]})
         expect(visit.card().locator(".toggle")).to_be_visible()
+        press("Tab", "Tab")
+        assert visit.page.evaluate("document.activeElement.id") == "where-service", "after the camera, the switch"
         press("Tab")
         assert focus() == "remove"
         press("Tab", "Space")

@@ -47,7 +47,8 @@ async function fetched(url) {
 }
 
 // What an earlier visit left here, if it is whole.
-async function restore() {
+export async function restore() {
+  if (!settings.runtime || state === "ready") return;
   const [oldCard, oldRules, wasm] = await Promise.all([CARD, RULES, RUNTIME].map(kept));
   if (!oldCard || !oldRules || !wasm) return;
   const known = await oldCard.json();

@@ -1,6 +1,6 @@
 // Where photographs are looked at: by the service, or on this device.
 import { byId, recall, remember, settings } from "./dom.js";
-import { explainHere, predictHere, prepare, state } from "./device.js";
+import { explainHere, predictHere, prepare, restore, state } from "./device.js";
 import { Problem, send } from "./service.js";
 import { show, translate } from "./texts.js";
 
@@ -26,9 +26,9 @@ export function showWhere() {
   byId("where-again").hidden = !failed;
 }
 
-// Get the model, without being asked unless the person saves data.
+// Get the model, also for a visit without a network; where the person saves data, only when it is asked for.
 export function getReady() {
-  if (here || !navigator.connection?.saveData) return prepare(showWhere);
+  return here || !navigator.connection?.saveData ? prepare(showWhere) : restore();
 }
 
 export function chooseWhere(value) {
@@ -45,9 +45,7 @@ export async function classify(file, placeId, signal) {
     const query = placeId ? "?place=" + encodeURIComponent(placeId) : "";
     return await send("api/predict" + query, { file }, signal);
   } catch (error) {
-    if (!(error instanceof Problem && error.unreachable)) throw error;
-    if (state !== "ready") await prepare(showWhere);
-    if (state !== "ready") throw error;
+    if (!(error instanceof Problem && error.unreachable) || state !== "ready") throw error;
     return { ...await predictHere(file, placeId), where: "instead" };
   }
 }
