@@ -24,7 +24,7 @@ need_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup cloud test check-long lint export outputs new-module docs lab lock wheel audit
+.PHONY: help run setup cloud runtime test check-long lint export outputs new-module docs lab lock wheel audit
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,19 +70,30 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# npm checks the hash that package-lock.json has, and runs no script of a package. Without npm the service works, and its
+# page asks it about each photograph.
+runtime: trashsorting/static/runtime/ort.wasm.gz ## ONNX Runtime Web, with which the page classifies on a phone (needs npm)
+
+trashsorting/static/runtime/ort.wasm.gz: package-lock.json tools/runtime.mjs
+	@if command -v npm >/dev/null; then \
+		npm ci --ignore-scripts --no-audit --no-fund --silent && node tools/runtime.mjs; \
+	else \
+		echo "runtime: npm is missing, so the page cannot classify on a phone: install Node.js, then make runtime" >&2; \
+	fi
+
 # A file's tests share what its fixtures made; tests/conftest.py says which file begins first.
 pytest := pytest -n 2 --dist loadfile --no-loadscope-reorder
 with_args := PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$ARGS"
 
 # One process a core: threads of two on the same cores wait for each other.
 test: export OMP_NUM_THREADS = 1
-test: setup ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
+test: setup runtime ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
 	$(in_venv) nbdev_test --flags slow
 	$(in_venv) $(with_args) $(pytest)
 
-check-long: setup ## What each notebook shows, then the tests with tens of thousands of hostile uploads
+check-long: setup runtime ## What each notebook shows, then the tests with tens of thousands of hostile uploads
 	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 CHECK_ALARMS=1 CHECK_SWAPS=100 CHECK_SCORE=100000 CHECK_RAY=1 CHECK_NODES=1 \
 		$(with_args) pytest
@@ -114,9 +125,10 @@ outputs: setup ## Run every notebook in a Jupyter kernel, keep what it shows, th
 new-module: ## The first cells of a notebook: NAME=data.foo TITLE="What it is"
 	@$(PYTHON) tools/new_module.py "$$NAME" "$$TITLE"
 
-docs: export $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
+docs: export runtime $(if $(quarto),,.venv-docs/.stamp) ## The website, into _docs; links, pages and public names are checked
 	@rm -rf _proc
 	$(docs_path) PYTHONWARNINGS=ignore nbdev_docs
+	$(BIN)/python tools/website.py app
 	$(BIN)/python tools/website.py llms
 	$(BIN)/python tools/website.py check
 
@@ -139,6 +151,7 @@ lock: ## The locks, from settings.ini (UPGRADE=1 looks for newer versions)
 wheel: ## The wheel, into dist (TAG=v1.2.3 must then be what settings.ini says)
 	@test -z "$$TAG" || test "$$TAG" = "v$(VERSION)" || { \
 		echo "the tag is $$TAG, and settings.ini says $(VERSION)" >&2; exit 1; }
+	@$(MAKE) --no-print-directory runtime
 	@$(PYTHON) -m venv --clear .venv-build
 	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
 	.venv-build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -11,6 +11,7 @@ parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 suffix = "_requirements"
+FOLDERS = [f"static/{name}/*" for name in ("languages", "page", "runtime")]
 
 
 class BuildWithNotebook(build_py):
@@ -35,7 +36,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=[f"{settings['lib_name']}*"]),
-    package_data={settings["lib_name"]: ["models/*", "rules/*", "static/*", "static/languages/*"]},
+    package_data={settings["lib_name"]: ["models/*", "rules/*", "static/*", *FOLDERS]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={key.removesuffix(suffix): settings[key].split() for key in settings if key.endswith(suffix)},

@@ -1,4 +1,5 @@
 # The service: FastAPI and ONNX Runtime, no torch. Build it from the top of the repository:
+#   make runtime   # ONNX Runtime Web, with which the page classifies on a phone; without it the service works alone
 #   docker build -f dockerfiles/api.dockerfile -t trashsorting-api .
 #   docker run --rm -p 8080:8080 --read-only --tmpfs /tmp trashsorting-api
 # What reads HEIC brings an encoder under the GPL along (nbs/tutorials/serve says more). An image without it:

@@ -38,6 +38,7 @@ LONG = (
     "api_image",
     "page",
     "page_bins",
+    "page_device",
     "languages",
 )  # minutes each
 
@@ -127,15 +128,16 @@ SWITCHES += ["--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    """Chromium as the system has it; skips, loudly, where it has none."""
+def browser(request: pytest.FixtureRequest) -> Iterator["Browser"]:
+    """Chromium as the system has it, with the module's own MORE_SWITCHES; skips, loudly, where it has none."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no browser: install chromium to test the page")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
+        switches = SWITCHES + getattr(request.module, "MORE_SWITCHES", [])
+        started = playwright.chromium.launch(executable_path=chromium, args=switches)
         yield started
         started.close()
 

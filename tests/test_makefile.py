@@ -18,10 +18,12 @@ def folder(tmp_path) -> Path:
     """The Makefile, where each program it calls only prints its arguments, a line each."""
     for name in ("Makefile", "settings.ini"):
         shutil.copy(ROOT / name, tmp_path)
-    for place in (".venv/bin", ".venv-serve/bin", "requirements"):
+    for place in (".venv/bin", ".venv-serve/bin", "requirements", "tools", "trashsorting/static/runtime"):
         (tmp_path / place).mkdir(parents=True)
     made_of = ["requirements/serve.txt", "requirements/dev.txt", "requirements/uv.txt", "setup.py", "pyproject.toml"]
-    for name in (*made_of, ".venv-serve/.stamp", ".venv/.requirements", ".venv/.package"):  # in this order
+    made_of += ["package-lock.json", "tools/runtime.mjs"]
+    made = "trashsorting/static/runtime/ort.wasm.gz"
+    for name in (*made_of, made, ".venv-serve/.stamp", ".venv/.requirements", ".venv/.package"):  # in this order
         (tmp_path / name).touch()
     programs = [".venv-serve/bin/python", "stub", *(f".venv/bin/{name}" for name in PROGRAMS)]
     for program in programs:

@@ -2,11 +2,10 @@
 
 import importlib.util
 import json
-import re
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,12 +48,9 @@ def test_no_page_loses_its_opening(tmp_path, monkeypatch):
 def test_the_logo_is_drawn_by_its_tool_and_is_the_page_s_icon():
     logo = tool("logo")
     assert (ROOT / "nbs" / "logo.svg").read_text(encoding="utf-8") == logo.logo()
-    icon = unquote(
-        re.search(r'rel="icon" href="([^"]+)"', (ROOT / "trashsorting/static/index.html").read_text(encoding="utf-8"))[
-            1
-        ]
-    )
-    assert logo.bin_path() in icon and logo.GREEN in icon
+    assert (logo.PAGE / "icon.svg").read_text(encoding="utf-8") == logo.logo()
+    for side in (192, 512):
+        assert Image.open(logo.PAGE / f"icon-{side}.png").convert("RGBA") == logo.icon(side).convert("RGBA")
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
-"""The website from the tree of notebooks: `tools/website.py sidebar|llms|check`.
+"""The website from the tree of notebooks: `tools/website.py sidebar|app|llms|check`.
 
-`sidebar` writes `nbs/sidebar.yml`, a section for each folder of notebooks. `llms` writes `_docs/llms.txt`. `check`
-exits 1 on a broken link or anchor, a page that the sidebar does not name, a first cell that nbdev would cut, a public
-name without a docstring, and a name of a module's `__all__` that neither its page nor the reference shows.
+`sidebar` writes `nbs/sidebar.yml`, a section for each folder of notebooks. `app` writes `_docs/app`, the page for the
+phone without a service. `llms` writes `_docs/llms.txt`. `check` exits 1 on a broken link or anchor, a page that the
+sidebar does not name, a first cell that nbdev would cut, a public name without a docstring, and a name of a module's
+`__all__` that neither its page nor the reference shows.
 """
 
 import ast
 import json
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, SITE, PACKAGE = ROOT / "nbs", ROOT / "_docs", ROOT / "trashsorting"
+APP = "app"  # The page for the phone, which no notebook makes
 
 
 def settings() -> dict[str, str]:
@@ -201,7 +204,8 @@ def broken_links(site: dict[str, Page]) -> list[str]:
 def orphans(site: dict[str, Page]) -> list[str]:
     "Pages that the sidebar does not name."
     named = {page_name(source) for _, sources in sections() for source in sources}
-    return [f"{name}: the sidebar does not name it" for name in site if name not in named and name != "404.html"]
+    named |= {"404.html", f"{APP}/index.html"}
+    return [f"{name}: the sidebar does not name it" for name in site if name not in named]
 
 
 def is_command(node: ast.AST) -> bool:
@@ -259,10 +263,28 @@ def llms() -> str:
     return "\n".join(lines)
 
 
+# The page for the phone
+
+
+def app() -> int:
+    "Write the page that classifies in the browser alone, at /app of the website."
+    from trashsorting.serving.page import write_page
+
+    shutil.rmtree(SITE / APP, ignore_errors=True)
+    try:
+        write_page(SITE / APP)
+    except FileNotFoundError as error:
+        print(f"website: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(words: list[str]) -> int:
     if words == ["sidebar"]:
         (NBS / "sidebar.yml").write_text(sidebar(), encoding="utf-8")
         return 0
+    if words == ["app"]:
+        return app()
     if words == ["llms"]:
         (SITE / "llms.txt").write_text(llms(), encoding="utf-8")
         return 0

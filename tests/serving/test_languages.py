@@ -14,6 +14,7 @@ from trashsorting.serving.schemas import CODES
 
 STATIC = Path(trashsorting.__file__).parent / "static"
 HTML = (STATIC / "index.html").read_text(encoding="utf-8")
+SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in sorted((STATIC / "page").glob("*.js")))
 LANGUAGES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (STATIC / "languages").glob("*.json")}
 ENGLISH = LANGUAGES["en"]
 LOCALES = {"en": "en-GB", "da": "da-DK", "de": "de-DE", "ar": "ar"}
@@ -44,7 +45,7 @@ def test_a_language_is_complete(code):
 
 def test_no_text_is_missing_and_none_is_unused(predictor):
     by_class = {f"{family}.{label}" for family in ("class", "advice") for label in predictor.card.classes}
-    quoted = set(re.findall(r'"([a-z-]+\.[a-z-]+|title|subtitle)"', HTML))
+    quoted = set(re.findall(r'"([a-z-]+\.[a-z-]+|title|subtitle)"', HTML + SCRIPTS))
     used = {key for key in quoted if key.split(".")[0] in {known.split(".")[0] for known in ENGLISH}}
     assert used - set(ENGLISH) == set(), "texts that no file has"
     elsewhere = {"language.name", "class.other"}  # The service lists the names; `other` is no class of the model
@@ -53,7 +54,7 @@ def test_no_text_is_missing_and_none_is_unused(predictor):
 
 
 def test_every_error_that_a_person_can_meet_has_a_text():
-    translated = set(re.findall(r'^  "([a-z-]+)": "error\.', HTML, re.MULTILINE))
+    translated = set(re.findall(r'^  "([a-z-]+)": "error\.', SCRIPTS, re.MULTILINE))
     assert set(CODES) - translated - NOT_FOR_PEOPLE == set()
 
 

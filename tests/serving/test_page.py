@@ -11,10 +11,13 @@ import httpx
 import pytest
 from conftest import encode, find_photograph
 from playwright.sync_api import Locator, Route, expect
+from starlette.testclient import TestClient
 from visits import CUT, SAMPLES, SIZES, SMALL, UNSURE, Visit, open_page
 
 from trashsorting.core.card import mean_over_sources
 from trashsorting.data.sample import draw_picture
+from trashsorting.serving.app import create_app
+from trashsorting.serving.page import write_page
 
 
 @pytest.fixture(params=["desktop", "phone"])
@@ -252,6 +255,8 @@ class TestInputs:
             press("Enter")
         chooser.value.set_files({"name": "glass.png", "mimeType": "image/png", "buffer": SAMPLES["glass"]})
         expect(visit.card().locator(".toggle")).to_be_visible()
+        press("Tab", "Tab")
+        assert visit.page.evaluate("document.activeElement.id") == "where-service", "after the camera, the switch"
         press("Tab")
         assert focus() == "remove"
         press("Tab", "Space")
@@ -424,6 +429,18 @@ def test_the_page_reports_a_missing_model(browser, serve, tmp_path):
         page.goto(server.url)
         expect(page.locator("#problem")).to_contain_text("No model is loaded")
         page.close()
+
+
+def test_without_the_runtime_the_page_asks_the_service(monkeypatch, tmp_path, predictor, caplog):
+    monkeypatch.setattr("trashsorting.serving.page._RUNTIME", tmp_path)
+    with caplog.at_level("WARNING", "trashsorting"):
+        client = TestClient(create_app(predictor=predictor))
+    assert "run `make runtime`" in caplog.text
+    assert '"runtime": null' in client.get("/").text and "runtime/" not in client.get("/sw.js").text
+    missing = client.get("/runtime/ort.wasm")
+    assert missing.status_code == 404 and "make runtime" in missing.json()["detail"]
+    with pytest.raises(FileNotFoundError, match="make runtime"):
+        write_page(tmp_path / "app")
 
 
 @pytest.mark.parametrize("size, scheme", [("phone", "light"), ("desktop", "dark")])

@@ -72,7 +72,12 @@ class Visit:
 def open_page(
     browser: Browser, url: str, size: str = "phone", scheme: str = "light", places: tuple[dict, ...] = (), **options
 ) -> Iterator[Visit]:
-    """Open the page, with these places to choose from; options are those of a browser's context."""
+    """Open the page, with these places to choose from; options are those of a browser's context.
+
+    The browser saves data and keeps no service worker: the page does not fetch the model, and its requests can be
+    answered by a test.
+    """
+    options.setdefault("service_workers", "block")
     options.update(viewport=SIZES[size], color_scheme=scheme, has_touch=size == "phone", is_mobile=size == "phone")
     context = browser.new_context(**options)
     visit = Visit(context.new_page(), f"{size}-{scheme}")
@@ -80,6 +85,7 @@ def open_page(
     visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
     visit.page.on("request", lambda request: visit.requested.append(request.url))
     visit.page.route("**/api/places", lambda route: route.fulfill(json=list(places)))
+    visit.page.add_init_script("Object.defineProperty(navigator.connection, 'saveData', { get: () => true })")
     visit.page.goto(url)
     yield visit
     context.close()

@@ -115,6 +115,7 @@ class Predictor:
         self.model = Path(model)
         self.card = read_card(self.model)
         self.session = open_session(self.model, threads)
+        self.content = self.model.read_bytes()  # For browsers; the file may be gone by then
         _check_inputs(self.session, self.card.preprocessing)
         _check_outputs(self.session, self.card)
 
