@@ -72,7 +72,7 @@ async def check_key(
         raise ApiError("no-key")
 
 # %% ../../nbs/serving/05_routes.ipynb #df51f7ac
-def _loaded_predictor(
+def loaded_predictor(
     request: Request,
 ) -> Predictor:
     "The model. Raises `ApiError` when none is loaded."
@@ -81,7 +81,7 @@ def _loaded_predictor(
     return request.app.state.predictor
 
 # %% ../../nbs/serving/05_routes.ipynb #8ad6d1bc
-def _open_queue(
+def open_queue(
     request: Request,
 ) -> Queue:  # With a free place
     "The queue. Raises `ApiError` when the service is draining or the queue is full."
@@ -102,21 +102,21 @@ def _open_upload(
     return open_rgb(data, settings.max_bytes, settings.max_pixels, min_side(predictor.card.preprocessing))
 
 # %% ../../nbs/serving/05_routes.ipynb #c9857cf4
-class _Classified(NamedTuple):
+class Classified(NamedTuple):
     "A classified photograph, and what the metrics keep of it."
 
     prediction: Prediction
     timing: Timing
     card: ModelCard  # Of the model that answered
-    features: np.ndarray  # (8,), from `Predictor.observe`
+    features: np.ndarray | None  # (8,), from `Predictor.observe`; None: the client sent no photograph but an array
 
 # %% ../../nbs/serving/05_routes.ipynb #65bb0edc
-def _classify(
+def classify_upload(
     predictor: Predictor,
     settings: Settings,  # The limits
     file: BinaryIO,  # The upload, at its start
     job: Job,  # The job that runs this
-) -> _Classified:
+) -> Classified:
     "Read, decode and classify one photograph. Raises a kind of `ImageError`, or `ClientDisconnect` between the steps."
     start = time.perf_counter()
     picture = _open_upload(predictor, settings, file)
@@ -125,23 +125,25 @@ def _classify(
     prediction, features = predictor.observe(picture)
     queued, decoding, inference = (job.began or start) - job.arrived, decoded - start, time.perf_counter() - decoded
     timing = Timing(queue_ms=1000 * queued, decode_ms=1000 * decoding, inference_ms=1000 * inference)
-    return _Classified(prediction, timing, predictor.card, features)
+    return Classified(prediction, timing, predictor.card, features)
 
 # %% ../../nbs/serving/05_routes.ipynb #27c8c6a6
-def _count_prediction(
+def count_prediction(
     metrics: Metrics,
-    classified: _Classified,
+    classified: Classified,
 ) -> None:
     "Add one photograph to the metrics."
     prediction, timing, card, features = classified
     with counting():
         metrics.predictions.labels(prediction.predicted_class).inc()
         metrics.confidence.observe(prediction.confidence)
-        metrics.unsure.inc(prediction.unsure)
-        metrics.window.add(card, prediction.predicted_class, features)
+        if prediction.unsure:
+            metrics.unsure.inc()
         metrics.queue_seconds.observe(timing.queue_ms / 1000)
-        metrics.decode_seconds.observe(timing.decode_ms / 1000)
         metrics.inference_seconds.observe(timing.inference_ms / 1000)
+        if features is not None:
+            metrics.window.add(card, prediction.predicted_class, features)
+            metrics.decode_seconds.observe(timing.decode_ms / 1000)
 
 # %% ../../nbs/serving/05_routes.ipynb #c1bb2ed7
 def _make_answer(
@@ -180,6 +182,7 @@ probes = APIRouter(prefix="/api", responses=error_responses(500))
 # %% ../../nbs/serving/05_routes.ipynb #b7e22973
 _TopK = Annotated[int | None, Query(ge=1, le=1000, description="name only the K most probable classes", examples=[3])]
 _PLACE = Query(
+    alias="place",
     max_length=64,
     description="name the bin in this place: an id or a name of /api/places",
     examples=["dk-copenhagen"],
@@ -197,17 +200,17 @@ def _form_schema(
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 # %% ../../nbs/serving/05_routes.ipynb #2430aa9b
-async def asked_place(
-    place: Annotated[str | None, _PLACE] = None,
-) -> Place | None:  # None: the client asks for no bin
-    "The place of the query. Raises `ApiError` for an unknown one."
+_PlaceName = Annotated[str | None, _PLACE]
+
+
+def asked_place(
+    name: str | None,  # An id or a name of a place; None: the client asks for no bin
+) -> Place | None:
+    "The place of a query. Raises `ApiError` for an unknown one."
     try:
-        return None if place is None else find_place(place)
+        return None if name is None else find_place(name)
     except PlaceError as error:
         raise ApiError("unknown-place", str(error)) from None
-
-# %% ../../nbs/serving/05_routes.ipynb #c48f5f34
-_AskedPlace = Annotated[Place | None, Depends(asked_place)]
 
 # %% ../../nbs/serving/05_routes.ipynb #6151a415
 @api.post(
@@ -219,17 +222,18 @@ _AskedPlace = Annotated[Place | None, Depends(asked_place)]
 async def predict(
     request: Request,
     response: Response,
-    place: _AskedPlace,
+    place_name: _PlaceName = None,
     top_k: _TopK = None,
     timing: _WithTiming = False,
 ) -> Answer:
     "Say which class a photograph is of, and how sure the model is of it and of every other class."
-    state, predictor, queue = request.app.state, _loaded_predictor(request), _open_queue(request)
+    place = asked_place(place_name)
+    state, predictor, queue = request.app.state, loaded_predictor(request), open_queue(request)
     async with sent_file(request) as file:
-        job = queue.submit(partial(_classify, predictor, state.settings, file))
+        job = queue.submit(partial(classify_upload, predictor, state.settings, file))
         with listen_for_disconnect(request.receive) as gone:
             classified = await queue.result(job, gone)
-    _count_prediction(state.metrics, classified)
+    count_prediction(state.metrics, classified)
     prediction, measured = classified.prediction, classified.timing
     if timing:
         response.headers["server-timing"] = _server_timing(measured)
@@ -239,7 +243,7 @@ async def predict(
 # %% ../../nbs/serving/05_routes.ipynb #1cf6569f
 async def _batch_item(
     queue: Queue,
-    job: Job[_Classified],  # From `submit`
+    job: Job[Classified],  # From `submit`
     gone: Future,  # From `listen_for_disconnect`
     metrics: Metrics,
     answer: Callable[[Prediction, Timing], Answer],  # What the client wants
@@ -254,7 +258,7 @@ async def _batch_item(
     except ApiError as cause:
         error = cause
     else:
-        _count_prediction(metrics, classified)
+        count_prediction(metrics, classified)
         return BatchItem(status=200, answer=answer(classified.prediction, classified.timing))
     return BatchItem(status=error.status, problem=error.problem())
 
@@ -267,12 +271,13 @@ async def _batch_item(
 )
 async def predict_batch(
     request: Request,
-    place: _AskedPlace,
+    place_name: _PlaceName = None,
     top_k: _TopK = None,
     timing: _WithTiming = False,
 ) -> BatchAnswer:
     "Say the same of several photographs: one entry each, in their order, each with its own status."
-    state, predictor, queue = request.app.state, _loaded_predictor(request), _open_queue(request)
+    place = asked_place(place_name)
+    state, predictor, queue = request.app.state, loaded_predictor(request), open_queue(request)
 
     def answer(prediction: Prediction, measured: Timing) -> Answer:
         answer_id, unsure_below = _answer_id(request, prediction), predictor.card.unsure_below
@@ -280,7 +285,7 @@ async def predict_batch(
 
     async with sent_files(request) as files:
         queue.check(len(files))
-        jobs = [queue.submit(partial(_classify, predictor, state.settings, file)) for file in files]
+        jobs = [queue.submit(partial(classify_upload, predictor, state.settings, file)) for file in files]
         try:
             with listen_for_disconnect(request.receive) as gone:
                 return BatchAnswer(answers=[await _batch_item(queue, job, gone, state.metrics, answer) for job in jobs])
@@ -299,7 +304,7 @@ async def health(request: Request) -> Health:
 @probes.get("/ready", responses=error_responses(503))
 async def ready(request: Request) -> Ready:
     "Say whether a photograph sent now would be classified: the model is loaded, and the service is not draining."
-    _loaded_predictor(request)
+    loaded_predictor(request)
     if request.app.state.in_flight.draining:
         raise ApiError("draining")
     return Ready()
@@ -308,8 +313,19 @@ async def ready(request: Request) -> Ready:
 @api.get("/model/info", responses=error_responses(503))
 async def model_info(request: Request) -> ModelInfo:
     "Say which model answers, which classes it knows, and how good it was measured to be."
-    card = _loaded_predictor(request).card
-    return describe_model(card, request.app.state.feedback is not None)
+    card = loaded_predictor(request).card
+    return ModelInfo(
+        feedback=request.app.state.feedback is not None,
+        name=card.name,
+        architecture=card.architecture,
+        classes=card.classes,
+        num_classes=len(card.classes),
+        file_bytes=card.file_bytes,
+        metrics=card.evaluation,
+        evaluation_note=card.evaluation_note,
+        held_out_sources=card.held_out_sources,
+        has_activation_map=card.has_activation_map,
+    )
 
 # %% ../../nbs/serving/05_routes.ipynb #ae16ed0d
 _LastPhotographs = Annotated[int, Query(ge=1, le=WINDOW, description="compare at most the last N photographs", examples=[50])]
@@ -318,7 +334,7 @@ _LastPhotographs = Annotated[int, Query(ge=1, le=WINDOW, description="compare at
 @api.get("/drift", responses=error_responses(422, 501, 503))
 def drift(request: Request, window: _LastPhotographs = WINDOW) -> Drift:
     "Say whether the last photographs differ from those that the model was measured on, and how accurate it probably is."
-    card = _loaded_predictor(request).card
+    card = loaded_predictor(request).card
     if card.reference is None:
         raise ApiError("no-reference")
     try:
@@ -460,9 +476,9 @@ async def explain(
     label: _Label = None,
 ) -> Explanation:
     "Say which class a photograph is of, and which part of it speaks for that class or another one."
-    predictor = _loaded_predictor(request)
+    predictor = loaded_predictor(request)
     _check_label(predictor, label)
-    queue = _open_queue(request)
+    queue = open_queue(request)
     async with sent_file(request) as file:
         job = queue.submit(partial(_explain_upload, predictor, request.app.state.settings, label, file))
         with listen_for_disconnect(request.receive) as gone:
@@ -520,7 +536,7 @@ _FEEDBACK_FORM: dict[str, dict] = {
 )
 async def give_feedback(request: Request) -> Receipt:
     "Say whether an answer is right. The photograph is kept only with consent; the token deletes what is kept."
-    feedback, predictor, queue = _open_feedback(request), _loaded_predictor(request), _open_queue(request)
+    feedback, predictor, queue = _open_feedback(request), loaded_predictor(request), open_queue(request)
     async with sent_fields(request) as (texts, file):
         fields = read_fields(texts, file is not None, predictor.card.classes)
         job = queue.submit(partial(_keep_correction, feedback, fields, file))
@@ -533,7 +549,7 @@ async def give_feedback(request: Request) -> Receipt:
 @api.delete("/feedback/{token}", status_code=204, responses=error_responses(404, 422, 503, 507))
 async def delete_feedback(request: Request, token: str) -> None:
     "Delete what a person has said about an answer, with the photograph. The counts in the metrics stay."
-    feedback, queue = _open_feedback(request), _open_queue(request)
+    feedback, queue = _open_feedback(request), open_queue(request)
     job = queue.submit(lambda job: feedback.delete(token))
     with listen_for_disconnect(request.receive) as gone:
         await queue.result(job, gone)
