@@ -128,7 +128,7 @@ def never_seen(features: np.ndarray, labels: np.ndarray, is_train: np.ndarray, l
     held_out = np.flatnonzero(~is_train & others)
     known = as_sample(take(every, sample[others[sample]]))
     targets = np.array([classes.index(name) for name in labels[held_out]])
-    threshold = float(np.quantile(take(every, held_out).confidence, 0.14))  # as of the model that ships
+    threshold = float(np.quantile(take(every, held_out).confidence, UNSURE))
     return Case(known, take(every, held_out), targets, take(every, np.flatnonzero(labels == label)), threshold)
 
 

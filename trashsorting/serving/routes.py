@@ -314,18 +314,7 @@ async def ready(request: Request) -> Ready:
 async def model_info(request: Request) -> ModelInfo:
     "Say which model answers, which classes it knows, and how good it was measured to be."
     card = loaded_predictor(request).card
-    return ModelInfo(
-        feedback=request.app.state.feedback is not None,
-        name=card.name,
-        architecture=card.architecture,
-        classes=card.classes,
-        num_classes=len(card.classes),
-        file_bytes=card.file_bytes,
-        metrics=card.evaluation,
-        evaluation_note=card.evaluation_note,
-        held_out_sources=card.held_out_sources,
-        has_activation_map=card.has_activation_map,
-    )
+    return describe_model(card, request.app.state.feedback is not None)
 
 # %% ../../nbs/serving/05_routes.ipynb #ae16ed0d
 _LastPhotographs = Annotated[int, Query(ge=1, le=WINDOW, description="compare at most the last N photographs", examples=[50])]
@@ -354,7 +343,7 @@ async def places() -> list[PlaceInfo]:
 @api.get("/on-device/model.json", responses=error_responses(503))
 async def on_device_model(request: Request) -> OnDeviceModel:
     "Say what a browser needs to run the model itself."
-    return describe_on_device(_loaded_predictor(request).card)
+    return describe_on_device(loaded_predictor(request).card)
 
 # %% ../../nbs/serving/05_routes.ipynb #dc76a7e7
 _Sha256 = Annotated[str | None, Query(max_length=64, description="the `sha256` of model.json; without it, any model")]
@@ -364,7 +353,7 @@ _GZIP = {"content": {"application/gzip": {"schema": {"type": "string", "format":
 @api.get("/on-device/model.onnx.gz", responses={200: _GZIP, **error_responses(404, 422, 503)}, response_class=Response)
 def on_device_file(request: Request, sha256: _Sha256 = None) -> Response:
     "Send the model, optimised for browsers, as gzip."
-    predictor = _loaded_predictor(request)
+    predictor = loaded_predictor(request)
     if sha256 not in (None, predictor.card.file_sha256):
         raise ApiError("not-found", "this model does not answer any more: model.json names the one that does")
     headers = {"cache-control": "no-cache", "etag": f'"{predictor.card.file_sha256}"'}
