@@ -60,7 +60,7 @@ _RANGE = re.compile(r"\s*([a-z]{1,8})[a-z0-9-]*\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]
 
 def _choose_language(
     accepted: str,  # The header Accept-Language; what cannot be read in it counts for nothing
-    languages: dict[str, dict],  # Code of a language -> its texts
+    languages: Mapping[str, object],  # Code of a language -> its texts
 ) -> str:  # Code
     "The language of the page that a browser likes best; English if it names none of them."
     ranges = [match for part in accepted.split(",") if (match := _RANGE.fullmatch(part))]
