@@ -30,7 +30,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],

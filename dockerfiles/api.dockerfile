@@ -18,7 +18,7 @@ RUN python3 -m venv --without-pip /opt/venv \
     && /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/serve.txt \
     && { [ "$HEIC" = 1 ] || /opt/build/bin/pip --python /opt/venv/bin/python uninstall --yes pillow-heif; }
 # The package comes last: a change in it leaves the layer of its requirements as it is.
-COPY LICENSE MANIFEST.in README.md pyproject.toml settings.ini setup.py ./
+COPY LICENSE NOTICE MANIFEST.in README.md pyproject.toml settings.ini setup.py ./
 COPY nbs/train.ipynb nbs/
 COPY trashsorting trashsorting
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \

@@ -25,7 +25,7 @@ RUN lock=requirements/train.txt && pip="/opt/build/bin/pip --python /opt/venv/bi
     && $pip install --no-deps --require-hashes -r "$lock" \
     && $pip check
 # The package comes last: a change in it leaves the layer of its requirements as it is.
-COPY LICENSE MANIFEST.in README.md pyproject.toml settings.ini setup.py ./
+COPY LICENSE NOTICE MANIFEST.in README.md pyproject.toml settings.ini setup.py ./
 COPY nbs/train.ipynb nbs/
 COPY trashsorting trashsorting
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \

