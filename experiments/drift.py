@@ -1,8 +1,11 @@
 """How soon the drift alarm comes, how often it is false, and how good the accuracy is that is estimated without labels.
 
-    PYTHONPATH=bench:. python experiments/drift.py --data images --split split.csv --other home bin_camera --http
+    trashsorting reference fold0.onnx --data data --predictions crossval/predictions.csv
+    PYTHONPATH=bench:. python experiments/drift.py --model fold0.onnx --data data --split crossval/fold0.csv \
+        --other home bin_camera --http
 
-Each set is classified once by the shipped model; the windows are then drawn from its features. With `--http`, the
+What ships has seen every photograph, so a fold's model is tried, with the photographs that it held out. Each set is
+classified once; the windows are then drawn from its features. With `--http`, the
 external sets are also sent to the real service on loopback, one photograph after the other, until it reports an alarm.
 The held-out photographs are the clean ones. The result goes to nbs/measured/drift.json, and from there into
 nbs/explanations/drift.ipynb (`make outputs`). A line is printed as soon as a set is done: two minutes on a quiet core.
@@ -18,6 +21,7 @@ from serve import service
 from trashsorting.core.card import ModelCard
 from trashsorting.core.drift import Observations, estimate_accuracy
 from trashsorting.core.image import open_rgb
+from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.core.system import write_json
 from trashsorting.data.manifest import Manifest, read_folder
 from trashsorting.data.splits import apply_split
@@ -50,12 +54,13 @@ def until_alarm(card: ModelCard, clean: Observations, drifted: Observations) -> 
     return result
 
 
-def fresh_service(sets: dict[str, Manifest]) -> Iterator[tuple[str, int | None]]:
+def fresh_service(sets: dict[str, Manifest], model: Path) -> Iterator[tuple[str, int | None]]:
     "For each set, the photographs that a service that has just started needs until its alarm."
     for name, manifest in sets.items():
         files = [manifest.root / entry.file for entry in manifest.entries]
         order = np.random.default_rng(0).permutation(len(files))[:100]
-        with service(1, files[0].read_bytes()) as (port, _, _):  # it has seen one photograph, to know that it answers
+        # It has seen one photograph, to know that it answers.
+        with service(1, files[0].read_bytes(), TRASHSORTING_MODEL=str(model.resolve())) as (port, _, _):
             client = Client(f"http://127.0.0.1:{port}")
             for number, index in enumerate(order, 2):
                 client.predict(files[index])
@@ -77,11 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the photographs of the data set")
     parser.add_argument("--split", type=Path, required=True, help="CSV with the columns file,label,split")
+    parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="that has not seen what the split holds out")
     parser.add_argument("--other", type=Path, nargs="*", default=[], help="folders of other cameras")
     parser.add_argument("--strength", type=int, default=3, help="of the corruptions, 1 to 5")
     parser.add_argument("--http", action="store_true", help="send the other folders to the service, too")
     options = parser.parse_args()
-    predictor = Predictor(threads=1)
+    predictor = Predictor(options.model, threads=1)
     card = predictor.card
     held_out = apply_split(read_folder(options.data), options.split).subset("val")
     photographs = [open_rgb(held_out.root / entry.file) for entry in held_out.entries]
@@ -102,7 +108,7 @@ def main() -> None:
     result["false alarms"] = {size: count_false_alarms(card, clean, WINDOWS, size) for size in (20, 50, 200)}
     print(f"false alarms in {WINDOWS} windows by size: {result['false alarms']}", flush=True)
     if options.http:
-        result["fresh service"] = dict(fresh_service(others))
+        result["fresh service"] = dict(fresh_service(others, options.model))
         print(f"photographs until the alarm of a fresh service: {result['fresh service']}")
     write_json(ROOT / "nbs" / "measured" / "drift.json", result)
 
