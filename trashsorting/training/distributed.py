@@ -116,7 +116,7 @@ def once_per_machine(
     torch.distributed.broadcast_object_list(results, group=here, group_src=0)
     return results[0]
 
-
+# %% ../../nbs/training/08_distributed.ipynb #f21c93c3
 def processes_here() -> int:
     "The number of processes of the run on this machine."
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if num_distrib() > 1 else 1
@@ -132,7 +132,7 @@ def gather_all(
         torch.distributed.all_gather_object(values, value, group=join_groups()[1])
     return values
 
-
+# %% ../../nbs/training/08_distributed.ipynb #6760323b
 @name_lost_processes()
 def from_first(
     value: Any,  # Of this process; used in the first one only
