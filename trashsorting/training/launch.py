@@ -86,7 +86,7 @@ def is_launched() -> bool:
     "Whether `launch`, or torchrun, has started this process."
     return "LOCAL_RANK" in os.environ
 
-# %% ../../nbs/training/14_launch.ipynb #54724ff2
+# %% ../../nbs/training/15_launch.ipynb #54724ff2
 def process_rank(
     nodes: Nodes,  # From `find_nodes`
 ) -> int:  # 0: this process writes, or starts the one that does
