@@ -59,6 +59,8 @@ NEEDS = [
     ("export run", "train"),
     ("quantize {model} --data photos --out new.onnx", "train"),
     ("teach --add photos/glass --name bottle --out new.onnx", "teach"),
+    ("score photos --out answers", "score"),
+    ("job score gs://bucket/photos --out gs://bucket/answers --image {image} {project}", "cloud"),
     ("job train --image {image} {places} --dry-run", "cloud"),
     ("job train --image {image} {places} {project}", "cloud"),
     ("job train --image {image} --bucket gs://bucket {places} --dry-run", "cloud"),

@@ -376,7 +376,6 @@ def test_every_command_reads_a_photograph_over_the_limit_of_the_service(tmp_path
 
 def test_errors_about_a_photograph_name_its_file(tmp_path):
     from trashsorting.data.duplicates import compute_hashes
-    from trashsorting.data.report import brightness
     from trashsorting.inference.predictor import Predictor
     from trashsorting.inference.session import score
 
@@ -387,7 +386,6 @@ def test_errors_about_a_photograph_name_its_file(tmp_path):
     for read in (
         lambda: open_rgb(path),
         lambda: compute_hashes([path]),
-        lambda: brightness([path]),
         lambda: score(predictor.session, predictor.card.preprocessing, [path]),
         lambda: predictor.predict_one(path),
     ):

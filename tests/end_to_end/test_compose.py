@@ -31,13 +31,18 @@ def questions() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def samples(serve) -> dict[str, list[dict[str, str]]]:
+def samples(serve, tmp_path_factory) -> dict[str, list[dict[str, str]]]:
     "What two workers count once they have predicted: the labels of every sample, by its name."
     found: dict[str, list[dict[str, str]]] = {}
-    with serve(workers=2) as server:
+    with serve(workers=2, TRASHSORTING_FEEDBACK=str(tmp_path_factory.mktemp("feedback"))) as server:
         for number in range(24):  # drift is measured from ten on
             glass = encode(draw_picture("glass", number, (256, 192)))
-            assert httpx.post(f"{server.url}/api/predict", files={"file": glass}, timeout=60).status_code == 200
+            answered = httpx.post(f"{server.url}/api/predict", files={"file": glass}, timeout=60)
+            assert answered.status_code == 200
+        answer = answered.json()
+        right = {"answer_id": answer["id"], "correct": "true", "label": answer["predicted_class"]}
+        form = {name: (None, value) for name, value in right.items()}
+        assert httpx.post(f"{server.url}/api/feedback", files=form, timeout=60).status_code == 201
         for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=60).text):
             for sample in family.samples:
                 found.setdefault(sample.name, []).append(sample.labels)

@@ -68,7 +68,7 @@ def test_drawn_picture(visit, client, server, predictor):
 
 def test_the_footer_states_accuracy_and_measurement(visit, predictor):
     measured, note = predictor.card.evaluation, visit.page.locator("#note")
-    known = f"{round(100 * measured.accuracy, 1):g}% of {measured.n}"
+    known = f"{round(100 * measured.accuracy, 1):g}% of {measured.n:,}"
     text = f"The model was right on {known} test photographs like those it learned from; "
     text += "on others it is wrong more often."
     if mean := mean_over_sources(predictor.card.held_out_sources):
