@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from trashsorting.cli.main import cli
 from trashsorting.core.card import Evaluation, card_path, file_sha256, read_card
+from trashsorting.core.errors import ModelError
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.duplicates import compute_hashes, pack_hashes
 from trashsorting.data.sample import draw_sample
@@ -232,7 +233,8 @@ def test_a_candidate_must_not_be_worse_in_any_class(promote):
     assert "| recall of paper | 0.7000 | 0.6000 |" in promote.report(now, figures(glass=0.9, paper=0.6), [])
 
 
-def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
+def test_a_candidate_is_scored_here_and_takes_the_place(promote, monkeypatch, capfd, tmp_path):
+    "As a program once, and then in this process, which has imported torch already."
     onnx = pytest.importorskip("onnx")
     draw_sample(tmp_path / "sample", 1)
     candidate, shipped = tmp_path / "candidate" / "model.onnx", tmp_path / "shipped" / "model.onnx"
@@ -240,19 +242,16 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
         model.parent.mkdir()
         shutil.copy(SHIPPED_MODEL, model)
         shutil.copy(card_path(SHIPPED_MODEL), card_path(model))
-    words = [sys.executable, ROOT / "tools/promote.py", candidate.parent, "--data", tmp_path / "sample"]
+    words = [ROOT / "tools/promote.py", candidate.parent, "--data", tmp_path / "sample"]
     words = [*map(str, words), "--installed", str(shipped), "--report", str(tmp_path / "report.md")]
-
-    def run():
-        return subprocess.run(words, capture_output=True, text=True, timeout=120)
-
-    same = run()
+    monkeypatch.setattr(sys, "argv", words)
+    same = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=600)
     assert same.returncode == 3 and "ships already" in same.stderr
     renamed = onnx.load(candidate)
     renamed.doc_string = "another file, the same network"
     onnx.save(renamed, candidate)
-    other = run()
-    assert other.returncode == 1 and "is not the file that model.json describes" in other.stderr
+    with pytest.raises(ModelError, match=r"is not the file that model\.json describes"):
+        promote.main()
     card = json.loads(card_path(candidate).read_bytes())
     card["file_sha256"] = file_sha256(candidate)
     before = shipped.read_bytes()
@@ -263,11 +262,9 @@ def test_a_candidate_is_scored_here_and_takes_the_place(tmp_path):
         (drawn, f"was trained on {SAMPLE_NAME}"),
     ):
         card_path(candidate).write_text(json.dumps(wrong), encoding="utf-8")
-        refused = run()
-        assert refused.returncode == 3 and fault in (tmp_path / "report.md").read_text(encoding="utf-8"), refused.stderr
+        assert promote.main() == 3 and fault in (tmp_path / "report.md").read_text(encoding="utf-8")
         assert shipped.read_bytes() == before and read_card(shipped).provenance.data != SAMPLE_NAME
     card_path(candidate).write_text(json.dumps(card), encoding="utf-8")
-    done = run()
-    assert done.returncode == 0, done.stderr
+    assert promote.main() == 0, capfd.readouterr().err
     assert shipped.read_bytes() == candidate.read_bytes() and read_card(shipped).file_sha256 == card["file_sha256"]
     assert "On 6 photographs:" in (tmp_path / "report.md").read_text(encoding="utf-8")
