@@ -55,7 +55,8 @@ def float_of_the_sample(manifest, tmp_path_factory) -> Path:
     "The float file of the model that ships, with a card that names the drawn sample."
     file, card = tmp_path_factory.mktemp("float") / "model.onnx", read_card(FLOAT)
     shutil.copyfile(FLOAT, file)
-    of_sample = card.provenance.model_copy(update={"manifest_sha256": manifest.sha256})
+    held_out = len(manifest.subset("val").entries)
+    of_sample = card.provenance.model_copy(update={"manifest_sha256": manifest.sha256, "n_valid": held_out})
     write_card(file, card.model_copy(update={"provenance": of_sample}))
     return file
 

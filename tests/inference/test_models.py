@@ -185,7 +185,8 @@ def test_no_int8_file_is_made_of_a_model_that_diverged(path, tmp_path):
     manifest = load_manifest(str(folder), tmp_path / "data", None, 0)
     write_model(path, weights=np.full((3, N), np.nan))
     card = json.loads(card_path(path).read_bytes())
-    card["provenance"] |= {"manifest_sha256": manifest.sha256, "seed": 0}
+    held_out = len(manifest.subset("val").entries)
+    card["provenance"] |= {"manifest_sha256": manifest.sha256, "seed": 0, "n_valid": held_out}
     card["quantization"] = None
     card_path(path).write_text(json.dumps(card), encoding="utf-8")
     done = call("quantize", path, "--data", folder, "--out", tmp_path / "made.onnx")
