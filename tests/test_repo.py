@@ -321,7 +321,7 @@ def test_wheel_says_what_settings_say(wheel):
     required = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
     always = {Requirement(word).name for word in required if "extra ==" not in word}
     assert always == {Requirement(word).name for word in settings()["requirements"].split()}
-    assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {"train", "cloud", "dev"}
+    assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == {"train", "teach", "cloud", "dev"}
 
 
 def test_wheel_can_be_built_by_the_pinned_tool():
