@@ -317,13 +317,13 @@ def _append_row(
     temperature: float,  # Of the card: the file's logits are not yet divided by it
 ) -> None:
     "Add a row to the classifier of a file. Raises `ModelError` as `_find_grid`."
-    weights, bias = np.float32(temperature * row.weights)[None], np.float32([temperature * row.bias])
-    tensors = {"weight": weights, "bias": bias, "flat": np.int64([0, weights.shape[1], -1])}
+    weights, bias = (np.array(value, np.float32) for value in ([temperature * row.weights], [temperature * row.bias]))
+    tensors = {"weight": weights, "bias": bias, "flat": np.array([0, weights.shape[1], -1])}
     new, nodes = {name: f"{prefix}/{name}" for name in (*tensors, "cells", "rows", "moved", "shape", "map", "logit")}, []
     nodes.append(helper.make_node("Gemm", [FEATURES_OUTPUT, new["weight"], new["bias"]], [new["logit"]], transB=1))
     if maps := [value for value in model.graph.output if value.name == "evidence"]:
         sides = [axis.dim_value for axis in maps[0].type.tensor_type.shape.dim[2:]]
-        tensors["shape"] = np.int64([0, 1, *sides])
+        tensors["shape"] = np.array([0, 1, *sides])
         nodes += [
             helper.make_node("Reshape", [_find_grid(model), new["flat"]], [new["cells"]]),
             helper.make_node("MatMul", [new["weight"], new["cells"]], [new["rows"]]),
@@ -374,7 +374,8 @@ def _read_pictures(
     progress: bool,  # Show a bar
 ) -> _Pictures:
     "Read photographs. Logs those that are left out. Raises `DataError` unless `LEAST` to `MOST` are left."
-    side, inputs, hashes, unread = min_side(card.preprocessing), [], [], []
+    side, inputs, unread = min_side(card.preprocessing), list[np.ndarray](), list[str]()
+    hashes: list[np.ndarray] = []
     for path in progress_bar(paths, "reading", progress, len(paths)):
         try:
             picture = open_rgb(path, min_side=side)
