@@ -234,3 +234,13 @@ def test_predict_evaluate_and_serve_take_the_new_file(taught, battery, sample, s
         assert len(client.post("/api/predict", files=picture).json()["all_probabilities"]) == 7
         assert client.post("/api/explain", files=picture).status_code == 200
         assert "battery" in client.get("/api/model/info").json()["classes"]
+
+
+@pytest.mark.skipif("CHECK_TEACH" not in os.environ, reason="classifies 216 pictures; `make check-long` does")
+def test_reference_writes_the_sample_that_teach_needs(battery, tmp_path):
+    file, photos = tmp_path / "float.onnx", draw_sample(tmp_path / "photos", per_class=18)
+    shutil.copyfile(FLOAT, file)
+    write_card(file, read_card(FLOAT).model_copy(update={"feature_sample": None}))
+    assert call("reference", file, "--data", photos).returncode == 0
+    assert read_card(file).feature_sample.n == 108
+    assert call("teach", file, "--add", battery, "--out", tmp_path / "new.onnx").returncode == 0
