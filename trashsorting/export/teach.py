@@ -317,7 +317,8 @@ def _append_row(
     temperature: float,  # Of the card: the file's logits are not yet divided by it
 ) -> None:
     "Add a row to the classifier of a file. Raises `ModelError` as `_find_grid`."
-    weights, bias = (np.array(value, np.float32) for value in ([temperature * row.weights], [temperature * row.bias]))
+    weights = np.asarray(temperature * row.weights, np.float32)[None]
+    bias = np.asarray([temperature * row.bias], np.float32)
     tensors = {"weight": weights, "bias": bias, "flat": np.array([0, weights.shape[1], -1])}
     new, nodes = {name: f"{prefix}/{name}" for name in (*tensors, "cells", "rows", "moved", "shape", "map", "logit")}, []
     nodes.append(helper.make_node("Gemm", [FEATURES_OUTPUT, new["weight"], new["bias"]], [new["logit"]], transB=1))
@@ -374,7 +375,7 @@ def _read_pictures(
     progress: bool,  # Show a bar
 ) -> _Pictures:
     "Read photographs. Logs those that are left out. Raises `DataError` unless `LEAST` to `MOST` are left."
-    side, inputs, unread = min_side(card.preprocessing), list[np.ndarray](), list[str]()
+    side, inputs, unread = min_side(card.preprocessing), [], []
     hashes: list[np.ndarray] = []
     for path in progress_bar(paths, "reading", progress, len(paths)):
         try:
