@@ -144,7 +144,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path, tiny):
     while any(map(is_running, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(children) >= 2 and not any(map(is_running, children)), "the processes end with the program"
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and f"{len(before) * size:,} of them before" in done.stdout, done.stderr
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "no part is done twice"
     rows = read_all(tmp_path / "out")
