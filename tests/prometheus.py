@@ -39,7 +39,7 @@ class Pace:
     @property
     def slow(self) -> float:
         "From when on a photograph counts as slow, seconds; the rules say 1."
-        return max(1.0, self.slowness / 4)
+        return max(1.0, self.slowness / 2)
 
     def apply(self, text: str) -> str:
         "Change the durations of the rules, and the limit of the alert Slow."
