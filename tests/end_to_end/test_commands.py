@@ -24,6 +24,7 @@ SHORTER = {"trashsorting data check photos": "trashsorting data check photos --h
 ELSEWHERE = {
     "make run": "end_to_end/test_run.py::test_a_stranger_gets_an_answer",
     "make test": "test_repo.py::test_readme_is_what_the_notebook_makes",  # it is what runs this
+    "make runtime": "serving/test_page_device.py::test_a_copy_without_a_service_answers_and_follows_its_host",
     "pip install .": "test_repo.py::test_wheel_is_complete",
     "pip install '.[train]'": "test_repo.py::test_lock_holds_what_settings_ask_for",
     "pip install '.[train,cloud]'": "test_repo.py::test_lock_holds_what_settings_ask_for",

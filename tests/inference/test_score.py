@@ -77,7 +77,8 @@ def command(*words) -> list[str]:
 # The predictions
 
 
-def test_rows_are_what_predict_says_to_the_last_digit(photos, tmp_path):
+def test_rows_are_what_predict_says_to_the_last_digit(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRASHSORTING_THREADS", "1")  # as a process of `score`; more threads add in another order
     done = call("score", photos, "--out", tmp_path / "out", "--processes", "2")
     assert done.returncode == 3 and "classified 12 of 16 photographs" in done.stdout, done.stderr
     assert "not read 1: the suffix" in done.stdout and done.stdout.count("left out 1: ") == 4
