@@ -31,7 +31,8 @@ def test_every_photograph_is_read(manifest):
     assert len(manifest.subset("train").entries) == 1768 and len(manifest.subset("val").entries) == 328
 
 
-def test_the_model_that_ships_reaches_94_percent(tmp_path, capsys):
+def test_the_model_that_ships_knows_what_it_was_trained_on(tmp_path, capsys):
+    "It has seen these photographs: this shows that the file works, and not how good it is."
     folder = Path(TRASHNET)
     words = [COMMAND, "evaluate", folder / "images", "--split", folder / "split.csv", "--subset", "val"]
     done = subprocess.run([*words, "--json", tmp_path / "figures.json"], capture_output=True, text=True, timeout=600)
@@ -41,13 +42,14 @@ def test_the_model_that_ships_reaches_94_percent(tmp_path, capsys):
         print(f" [{figures['accuracy']:.4f}, {figures['accuracy_interval']}, {figures['ms_per_image']:.1f} ms]", end="")
     assert figures["n"] == 328
     assert figures["accuracy"] >= 0.94
-    assert figures["accuracy"] == read_card(SHIPPED_MODEL).evaluation.accuracy
 
 
-def test_the_card_names_the_photographs_it_was_trained_on(manifest):
-    provenance = read_card(SHIPPED_MODEL).provenance
-    assert provenance.manifest_sha256 == manifest.sha256
-    assert (provenance.n_train, provenance.n_valid) == (1768, 328)
+def test_the_card_is_of_photographs_out_of_fold(manifest):
+    card = read_card(SHIPPED_MODEL)
+    assert (card.provenance.n_train, card.provenance.n_valid) == (card.evaluation.n, 0)
+    n, others = card.out_of_fold["trashnet"].n, [row.n for name, row in card.out_of_fold.items() if name != "trashnet"]
+    conflicting = 4  # photographs of two pictures that have two labels
+    assert n + conflicting == len(manifest.entries) and n + sum(others) == card.evaluation.n
 
 
 def test_what_the_learner_sees_is_what_is_served(manifest):

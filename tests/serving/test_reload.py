@@ -169,7 +169,7 @@ def test_versions_of_a_bucket(serve, store, tmp_path):
     pytest.importorskip("gcsfs")
     import fsspec
 
-    bucket = store.make_bucket("versions")
+    bucket = store.make_bucket("model-versions")
     add_version(tmp_path, "v1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", store.url)
