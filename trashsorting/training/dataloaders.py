@@ -9,6 +9,7 @@ __all__ = ['make_dataloaders']
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -203,12 +204,33 @@ class Loader(TfmdDL):
             yield from super().__iter__()
 
 # %% ../../nbs/training/02_dataloaders.ipynb #3e45b0cc
-def source_weights(
+_PSEUDO_COUNT = 10  # Photographs with the classes of all, which are added to either side
+
+
+def reweigh(
+    entries: Sequence[Entry],
+) -> list[float]:  # About 1 on average; all 1 for a single source
+    "Weights with which the smaller sources together have the classes of the largest."
+    largest = Counter(entry.source for entry in entries).most_common(1)[0][0]
+    sides = [entry.source == largest for entry in entries]
+    n_side, n_class = Counter(sides), Counter(entry.label for entry in entries)
+    n_both = Counter((side, entry.label) for side, entry in zip(sides, entries, strict=True))
+    if len(n_side) == 1:
+        return [1.0] * len(entries)
+
+    def weight(side: bool, label: str) -> float:
+        expected = n_class[label] / len(entries)
+        return expected * (n_side[side] + _PSEUDO_COUNT) / (n_both[side, label] + _PSEUDO_COUNT * expected)
+
+    return [weight(side, entry.label) for side, entry in zip(sides, entries, strict=True)]
+
+# %% ../../nbs/training/02_dataloaders.ipynb #96175e96
+def sampling_weights(
     manifest: Manifest,  # With the subset "train"
 ) -> list[float] | None:  # For each training photograph, in order; None: all are equal
-    "How often each training photograph is drawn, by the weight of its source."
-    by_name = {source.name: source.weight for source in manifest.sources}
-    weights = [by_name.get(entry.source, 1.0) for entry in manifest.subset("train").entries]
+    "How often each training photograph is drawn, by the weight of its source and by its class."
+    entries, by_name = manifest.subset("train").entries, {source.name: source.weight for source in manifest.sources}
+    weights = [by_name.get(entry.source, 1.0) * factor for entry, factor in zip(entries, reweigh(entries), strict=True)]
     return weights if len(set(weights)) > 1 else None
 
 # %% ../../nbs/training/02_dataloaders.ipynb #e4bce077
@@ -251,5 +273,5 @@ def make_dataloaders(
         after_batch=[IntToFloatTensor(), _NormalizeInPlace.from_stats(preprocessing.mean, preprocessing.std, cuda=False)],
         drop_last=n_train >= batch_size,
     )
-    loaders.photographs, loaders.train.weights = photographs, source_weights(manifest)
+    loaders.photographs, loaders.train.weights = photographs, sampling_weights(manifest)
     return loaders
