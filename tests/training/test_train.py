@@ -12,13 +12,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import timm
 import torch
+import yaml
 from command import call
 
 from trashsorting.core.card import card_path, read_card
+from trashsorting.core.config import check_config
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.sources import SAMPLE_NAME, TRASHNET_COUNTS
+from trashsorting.training.backbone import create_backbone, split_parameters
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -244,6 +248,14 @@ def test_a_wrong_value_is_refused_before_training(tmp_path):
     assert done.returncode == 1
     assert "epochs='many': must be a valid integer" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists(), "what is refused leaves nothing behind"
+
+
+def test_the_recipe_for_a_backbone_of_the_hub_can_be_trained():
+    recipe = Path(__file__).resolve().parents[2] / "experiments" / "tiny_vit.yaml"
+    config = check_config(**yaml.safe_load(recipe.read_bytes()))
+    network, _ = create_backbone(config.backbone, 6, pretrained=False)
+    assert timm.is_model_pretrained(config.backbone)
+    assert [len(group) > 0 for group in split_parameters(network, config.frozen_stages)] == [True, True]
 
 
 def test_another_backbone_without_a_hub_has_a_readable_error(tmp_path):

@@ -58,7 +58,7 @@ class TrainConfig:
     frozen_stages: NonNegativeInt = 4  # Stages of the backbone, counted from its input, that keep their weights
     freeze_norm: bool = True  # Batch normalisation keeps its pretrained statistics
     freeze_epochs: NonNegativeInt = 1  # Epochs in which only the classifier is trained
-    epochs: NonNegativeInt = 14  # Epochs in which the rest is trained too
+    epochs: NonNegativeInt = 12  # Epochs in which the rest is trained too
     batch_size: Annotated[int, Field(ge=2)] = 32  # Photographs a step
     head_lr: _Rate = 2e-3  # Peak rate while only the classifier is trained
     lr: _Rate = 7e-4  # Peak rate of everything afterwards
