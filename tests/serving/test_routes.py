@@ -53,6 +53,12 @@ def test_predict(client, predictor):
     assert prediction["all_probabilities"] == pytest.approx(predictor.predict_one(GLASS).all_probabilities, abs=1e-6)
 
 
+def test_a_query_of_defaults_changes_nothing(client):
+    bare, asked = (client.post(f"/api/predict{query}", files={"file": GLASS}) for query in ("", "?timing=false"))
+    assert (bare.status_code, bare.content) == (asked.status_code, asked.content)
+    assert [*bare.headers] == [*asked.headers] and bare.headers["content-type"] == "application/json"
+
+
 def test_name_and_declared_type_of_a_file_do_not_matter(client):
     answer = client.post("/api/predict", files={"file": ("notes.txt", GLASS, "text/plain")})
     assert answer.status_code == 200 and answer.json() == predict(client, GLASS).json()

@@ -121,8 +121,10 @@ def _replacement(
     message: Message,  # The start of an answer
 ) -> Response | None:  # None: it is no such answer
     "The answer in place of a library's plain text."
+    if message["status"] not in _PLAIN_CODES:
+        return None
     headers = Headers(raw=message["headers"])
-    if message["status"] not in _PLAIN_CODES or headers.get("content-type") == "application/json":
+    if headers.get("content-type") == "application/json":
         return None
     response = problem_response(ApiError(_PLAIN_CODES[message["status"]]))
     response.headers.update({name: headers[name] for name in headers if name not in ("content-type", "content-length")})

@@ -14,6 +14,7 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from .limits import declared_bytes
 from .schemas import LONG_FIELD, NO_FILENAME, NO_FILENAMES, ApiError
 
 # %% ../../nbs/serving/04_forms.ipynb #10032560
@@ -30,17 +31,18 @@ def _form_error(
 # %% ../../nbs/serving/04_forms.ipynb #da0a835b
 _MAX_FIELDS = 8  # Fields in a form that are not files
 _MAX_FIELD_BYTES = 4096  # Size of such a field
-_MEMORY_BYTES = 1_000_000  # Bytes of a form's files that stay in memory
+_SPOOL_BYTES = 1_000_000  # Bytes of a form's files that stay in memory where none is reserved
 
 
 def _form_parser(
     request: Request,
     max_files: int,  # How many files the form may hold
+    reserved: int,  # Bytes of memory; 0: none
 ) -> MultiPartParser:
     "Starlette's parser, with our limits."
     limits = {"max_files": max_files, "max_fields": _MAX_FIELDS, "max_part_size": _MAX_FIELD_BYTES}
     parser = MultiPartParser(request.headers, request.stream(), **limits)
-    parser.spool_max_size = _MEMORY_BYTES // max_files
+    parser.spool_max_size = reserved or _SPOOL_BYTES // max_files
     return parser
 
 # %% ../../nbs/serving/04_forms.ipynb #5f0d2c7a
@@ -55,16 +57,17 @@ async def _read_form(
     "Read a form. Raises `ApiError`."
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(missing_code)
-    try:
-        form = await _form_parser(request, max_files).parse()
-    except MultiPartException as error:
-        raise _form_error(error.message, too_many, bad_code) from None
-    except ValueError:
-        raise ApiError(bad_code) from None
-    try:
-        yield form
-    finally:
-        await form.close()
+    with request.app.state.in_flight.reserve_memory(declared_bytes(request.scope)) as reserved:
+        try:
+            form = await _form_parser(request, max_files, reserved).parse()
+        except MultiPartException as error:
+            raise _form_error(error.message, too_many, bad_code) from None
+        except ValueError:
+            raise ApiError(bad_code) from None
+        try:
+            yield form
+        finally:
+            await form.close()
 
 # %% ../../nbs/serving/04_forms.ipynb #c9552034
 @asynccontextmanager

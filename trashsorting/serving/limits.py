@@ -38,6 +38,9 @@ def problem_response(
     return JSONResponse(error.problem().model_dump(), error.status, error.headers())
 
 # %% ../../nbs/serving/01_limits.ipynb #ae8f13e8
+_MEMORY_BYTES = 32_000_000  # Of all uploads that stay in memory
+
+
 @dataclass
 class InFlight:
     "The requests that this process is answering."
@@ -46,6 +49,7 @@ class InFlight:
     requests: int = 0  # That have begun and are not answered yet
     draining: bool = False  # Whether new work is refused, because the service is about to stop
     upload_bytes: int = 0  # Of the bodies that are kept, in memory or on disk
+    memory_bytes: int = 0  # Reserved
 
     def check(
         self,
@@ -55,11 +59,24 @@ class InFlight:
         if self.upload_bytes + size > self.max_upload_bytes:
             raise ApiError("uploads-full")
 
+    @contextmanager
+    def reserve_memory(
+        self,
+        size: int,  # Declared bytes of an upload
+    ) -> Iterator[int]:  # How many of them may stay in memory: all, or 0
+        "Reserve memory for an upload."
+        reserved = size if self.memory_bytes + size <= _MEMORY_BYTES else 0
+        self.memory_bytes += reserved
+        try:
+            yield reserved
+        finally:
+            self.memory_bytes -= reserved
+
 # %% ../../nbs/serving/01_limits.ipynb #4ece93af
 FORM_OVERHEAD = 16_384  # Bytes that a form may need beside its file
 
 
-def _declared_bytes(
+def declared_bytes(
     scope: Scope,  # Of an HTTP request
 ) -> int:  # What its Content-Length says; 0 when it says nothing, or nonsense
     "How large a request says that its body is."
@@ -152,7 +169,7 @@ class BodyLimitMiddleware:
         limit, what = (larger, "batch") if larger else (self.max_bytes, "file")
         body = _Body(receive, limit + FORM_OVERHEAD, deadline, _too_many_bytes(limit, what), self.in_flight)
         try:
-            body.check(_declared_bytes(scope))
+            body.check(declared_bytes(scope))
         except ApiError as error:
             return await problem_response(error)(scope, receive, send)
         with _counted(self.in_flight, body):

@@ -20,13 +20,12 @@ from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from uuid import uuid4
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,8 +89,8 @@ def _request_id(
     scope: Scope,  # Of an HTTP request
 ) -> str:  # Its X-Request-ID when that is valid, else a new one
     "The id under which a request is found in the log."
-    header = Headers(scope=scope).get("x-request-id", "")
-    return header if re.fullmatch("[A-Za-z0-9._-]{1,64}", header) else uuid4().hex
+    header = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return header.decode() if re.fullmatch(b"[A-Za-z0-9._-]{1,64}", header) else os.urandom(16).hex()
 
 # %% ../../nbs/serving/02_monitor.ipynb #c2184b79
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)  # Upper ends of a histogram's bins

@@ -9,13 +9,14 @@ __all__ = []
 import hmac
 import time
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from PIL import Image
 from pydantic import BaseModel, Field, SecretStr
@@ -212,13 +213,22 @@ def asked_place(
     except PlaceError as error:
         raise ApiError("unknown-place", str(error)) from None
 
+# %% ../../nbs/serving/05_routes.ipynb #5e1d90c8
+class _DirectRoute(APIRoute):
+    "A route whose function takes a request and a response, and has defaults for all else. It leaves out None."
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        parse = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"] or request.app.state.settings.api_key:
+                return await parse(request)
+            answer = await self.endpoint(request, Response())
+            return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+        return handle
+
 # %% ../../nbs/serving/05_routes.ipynb #6151a415
-@api.post(
-    "/predict",
-    responses=error_responses(400, 408, 413, 415, 422, 503),
-    response_model_exclude_none=True,
-    openapi_extra=_form_schema({"file": _FILE}, "file"),
-)
 async def predict(
     request: Request,
     response: Response,
@@ -239,6 +249,17 @@ async def predict(
         response.headers["server-timing"] = _server_timing(measured)
     answer_id = _answer_id(request, prediction)
     return _make_answer(prediction, measured if timing else None, top_k, place, predictor.card.unsure_below, answer_id)
+
+
+api.add_api_route(
+    "/predict",
+    predict,
+    methods=["POST"],
+    responses=error_responses(400, 408, 413, 415, 422, 503),
+    response_model_exclude_none=True,
+    openapi_extra=_form_schema({"file": _FILE}, "file"),
+    route_class_override=_DirectRoute,
+)
 
 # %% ../../nbs/serving/05_routes.ipynb #1cf6569f
 async def _batch_item(
