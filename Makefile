@@ -85,12 +85,13 @@ trashsorting/static/runtime/ort.wasm.gz: package-lock.json tools/runtime.mjs
 pytest := pytest -n 2 --dist loadfile --no-loadscope-reorder
 with_args := PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$ARGS"
 
-# One process a core: threads of two on the same cores wait for each other.
+# One process a core: threads of two on the same cores wait for each other. torch reads its log level when it is loaded,
+# and a process of nbdev_test loads it before it comes to the notebook of `launch`, which sets it.
 test: export OMP_NUM_THREADS = 1
 test: setup runtime ## Exported and clean, lint, the notebooks, pytest (ARGS="-k name" goes to pytest)
 	@$(BIN)/python tools/check_clean.py
 	@$(MAKE) --no-print-directory lint
-	$(in_venv) nbdev_test --flags slow
+	$(in_venv) TORCH_CPP_LOG_LEVEL=FATAL nbdev_test --flags slow
 	$(in_venv) $(with_args) $(pytest)
 
 check-long: setup runtime ## What each notebook shows, then the tests with tens of thousands of hostile uploads

@@ -21,7 +21,8 @@ from trashsorting.core.config import TrainConfig
 from trashsorting.core.errors import TrashsortingError
 from trashsorting.data.manifest import Manifest
 from trashsorting.data.sources import load_manifest
-from trashsorting.export.onnx import export_run, revised_card, to_onnx
+from trashsorting.export.install import revised_card
+from trashsorting.export.onnx import export_run, to_onnx
 from trashsorting.export.quantize import compare, load_inputs, measure_speedup, time_in_turns
 from trashsorting.inference.session import open_session, predict_logits, softmax
 from trashsorting.training.learner import create_learner, fit

@@ -79,3 +79,9 @@ def test_outputs_finds_notebooks_in_folders(folder):
     assert done.returncode == 0, done.stderr
     run = set(re.findall(r"^nbs/(\S+)\.ipynb$", done.stdout, re.MULTILINE))
     assert run == {"index", "data/01_sample", "tutorials/train"}
+
+
+def test_torch_writes_no_trace_while_notebooks_are_tested(folder):
+    "It reads its log level when it is loaded: where notebooks share a process, `launch` would set it too late."
+    (folder / ".venv/bin/nbdev_test").write_text('#!/bin/sh\necho "level $TORCH_CPP_LOG_LEVEL"\n', encoding="utf-8")
+    assert "\nlevel FATAL\n" in make(folder, "test").stdout

@@ -199,7 +199,6 @@ def test_a_module_edited_by_hand_is_found(tmp_path):
     copy_repo(tmp_path)
     check(run("git", "init", "--quiet", cwd=tmp_path))
     check_clean = [sys.executable, "tools/check_clean.py"]
-    check(run(*check_clean, cwd=tmp_path))
     module = tmp_path / "trashsorting" / "core" / "errors.py"
     before = module.read_text(encoding="utf-8")
     module.write_text(before.replace("class DataError", "class WrongData"), encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from command import run_light
 
 from trashsorting.cli.main import cli
 from trashsorting.core.card import Evaluation, card_path, file_sha256, read_card
@@ -234,7 +235,7 @@ def test_a_candidate_must_not_be_worse_in_any_class(promote):
 
 
 def test_a_candidate_is_scored_here_and_takes_the_place(promote, monkeypatch, capfd, tmp_path):
-    "As a program once, and then in this process, which has imported torch already."
+    "As a program once, without torch, and then in this process."
     onnx = pytest.importorskip("onnx")
     draw_sample(tmp_path / "sample", 1)
     candidate, shipped = tmp_path / "candidate" / "model.onnx", tmp_path / "shipped" / "model.onnx"
@@ -245,7 +246,7 @@ def test_a_candidate_is_scored_here_and_takes_the_place(promote, monkeypatch, ca
     words = [ROOT / "tools/promote.py", candidate.parent, "--data", tmp_path / "sample"]
     words = [*map(str, words), "--installed", str(shipped), "--report", str(tmp_path / "report.md")]
     monkeypatch.setattr(sys, "argv", words)
-    same = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=600)
+    same = run_light(*words)
     assert same.returncode == 3 and "ships already" in same.stderr
     renamed = onnx.load(candidate)
     renamed.doc_string = "another file, the same network"

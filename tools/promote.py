@@ -5,7 +5,7 @@
 
 FOLDER holds model.onnx and model.json. Both models are scored on the same photographs. The candidate is installed only
 if its accuracy is not lower, no recall is much lower, it was trained on no more of these photographs, and
-`trashsorting.export.onnx.install_model` accepts it. Exit status 0 then, otherwise 3. Metrics in the candidate's card
+`trashsorting.export.install.install_model` accepts it. Exit status 0 then, otherwise 3. Metrics in the candidate's card
 are not used; its card is trusted about what it was trained on.
 
 With `--versions` the candidate becomes the next version in that folder; the first one is compared with the model that
@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from trashsorting.core.card import Evaluation, file_sha256, read_card
 from trashsorting.core.errors import ModelError
 from trashsorting.core.settings import SHIPPED_MODEL
-from trashsorting.export.onnx import install_model
+from trashsorting.export.install import install_model
 from trashsorting.inference.versions import list_versions, write_parity
 
 MAX_RECALL_LOSS = 0.10  # Of a class; or one photograph, if that is more

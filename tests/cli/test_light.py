@@ -1,5 +1,6 @@
 """The light installation: the commands that work in it, and the extra that the others name."""
 
+import json
 import os
 import re
 import shutil
@@ -137,16 +138,43 @@ def test_a_reference_of_few_photographs_is_refused(light, folder):
     assert done.stderr == "trashsorting: a reference needs 100 photographs or more, there are 12\n"
 
 
-@pytest.mark.parametrize(("words", "extra"), NEEDS)
-def test_other_commands_name_the_extra(words, extra, light, folder):
+EACH_COMMAND = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from trashsorting.cli.main import main
+
+for words in json.loads(sys.argv[1]):
+    before, sys.argv = sorted(Path().rglob("*")), ["trashsorting", *words.split()]
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code
+    print(json.dumps([status, out.getvalue(), errors.getvalue(), sorted(Path().rglob("*")) == before]))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(light, folder) -> dict[str, list]:
+    "Status, output, errors, and whether no file was made: by command, all in one process that starts once."
     (folder / "sources.json").write_text('["garythung/trashnet"]', encoding="utf-8")
-    before = sorted(folder.rglob("*"))
-    done = call(words.format(**ARGUMENTS), light | {"PATH": ""}, folder)  # without gcloud, too
-    assert done.returncode == 1 and done.stdout == ""
-    assert re.fullmatch(
-        rf"trashsorting: .+ needs the '{extra}' extra: pip install 'trashsorting\[{extra}\]'\n", done.stderr
+    typed = json.dumps([words.format(**ARGUMENTS) for words, _ in NEEDS])
+    environment = {**os.environ, **light, "PATH": ""}  # without gcloud, too
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", EACH_COMMAND, typed], cwd=folder, env=environment, capture_output=True, text=True
     )
-    assert sorted(folder.rglob("*")) == before  # the check comes before any work
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {words: line for (words, _), line in zip(NEEDS, lines, strict=True)}
+
+
+@pytest.mark.parametrize(("words", "extra"), NEEDS)
+def test_other_commands_name_the_extra(words, extra, refusals):
+    status, output, errors, unchanged = refusals[words]
+    assert (status, output) == (1, "")
+    assert re.fullmatch(rf"trashsorting: .+ needs the '{extra}' extra: pip install 'trashsorting\[{extra}\]'\n", errors)
+    assert unchanged, "the check comes before any work"
 
 
 def test_teach_needs_onnx_and_no_torch(light, tmp_path):

@@ -217,6 +217,8 @@ def test_papermill_from_and_to_a_bucket(store, tmp_path):
     left = nbformat.reads(files.cat(f"{bucket}/out.ipynb").decode(), 4)
     errors = [out for cell in left.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert errors and "unknown parameter 'epoch'" in errors[0].evalue
+    (heavy,) = (cell for cell in left.cells if "import fetch_synthetic, train" in cell.source)
+    assert heavy.execution_count is None, "what is refused does not wait for torch"
     assert not (tmp_path / "run").exists()
 
     del wrong["epoch"]

@@ -615,7 +615,8 @@ def export(run: Path, held_out_sources: Path | None, install: bool) -> None:
     """
     need("fastai", "Exporting", "train")
     from trashsorting.evaluation.metrics import table
-    from trashsorting.export.onnx import export_run, install_model
+    from trashsorting.export.install import install_model
+    from trashsorting.export.onnx import export_run
     from trashsorting.core.log import step
     from trashsorting.inference.predictor import Predictor
 
@@ -682,7 +683,7 @@ def quantize(
     need("fastai", "Quantizing", "train")
     from trashsorting.core.card import read_card
     from trashsorting.data.sources import load_manifest
-    from trashsorting.export.onnx import install_model
+    from trashsorting.export.install import install_model
     from trashsorting.core.log import step
     from trashsorting.export.quantize import check_install_criteria, comparison_text, export_int8
 

@@ -40,7 +40,7 @@ from ..core.image import min_side, open_rgb, to_input
 from ..core.system import count_cores
 from ..data.manifest import Manifest
 from ..evaluation.metrics import wilson
-from .onnx import revised_card, strip_metadata
+from .install import revised_card, strip_metadata
 from ..inference.predictor import Predictor
 from ..inference.session import open_session, run_logits, score
 
