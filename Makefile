@@ -30,7 +30,9 @@ help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: export PORT := $(PORT)
-run: .venv-serve/.stamp ## Start the service in the light environment, PORT=8080
+run: fetch_failed := true
+run: npm_options := --fetch-retries=0
+run: .venv-serve/.stamp runtime ## Start the service in the light environment, PORT=8080
 	@exec .venv-serve/bin/python -m trashsorting serve --port "$$PORT"
 
 # The pip that Python already has is quicker than a new one in the environment. Nothing is compiled ahead: what is
@@ -71,14 +73,17 @@ setup: .venv/.package ## The development environment (7 GB, torch is in it)
 	@touch $@
 
 # npm checks the hash that package-lock.json has, and runs no script of a package. Without npm the service works, and its
-# page asks it about each photograph.
+# page asks it about each photograph. A failed download ends all but `make run`.
+fetch_failed := exit 1
+
 runtime: trashsorting/static/runtime/ort.wasm.gz ## ONNX Runtime Web, with which the page classifies on a phone (needs npm)
 
 trashsorting/static/runtime/ort.wasm.gz: package-lock.json tools/runtime.mjs
-	@if command -v npm >/dev/null; then \
-		npm ci --ignore-scripts --no-audit --no-fund --silent && node tools/runtime.mjs; \
-	else \
-		echo "runtime: npm is missing, so the page cannot classify on a phone: install Node.js, then make runtime" >&2; \
+	@if ! command -v npm >/dev/null; then \
+		echo "runtime: npm is missing, so the page asks the server only; with Node.js it classifies on a phone, too" >&2; \
+	elif ! { npm ci --ignore-scripts --no-audit --no-fund --silent $(npm_options) && node tools/runtime.mjs; }; then \
+		echo "runtime: npm could not fetch ONNX Runtime Web, so the page asks the server only; try make runtime" >&2; \
+		$(fetch_failed); \
 	fi
 
 # A file's tests share what its fixtures made; tests/conftest.py says which file begins first.

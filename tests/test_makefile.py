@@ -1,5 +1,6 @@
 """What a user gives `make` is data: it reaches commands through the environment, and is never run."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -36,10 +37,11 @@ PROGRAMS = ["python", "ruff", "mypy", "vulture", "deptry", "lint-imports", "nbde
 PROGRAMS += ["nbdev_export", "nbdev_clean", "nbdev_readme", "nbdev_install_hooks", "pre-commit"]
 
 
-def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
+def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
     """Run make there. No environment is made: they are newer than what they are made of."""
-    command = ["make", "--no-print-directory", "PYTHON=./stub"]
-    return subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=60)
+    command = ["make", "--no-print-directory", "PYTHON=./stub", *words]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -58,6 +60,47 @@ def test_what_is_given_arrives(folder):
     assert "--port\n9000\n" in make(folder, "run", "PORT=9000").stdout
     assert "--port\n8080\n" in make(folder, "run").stdout
     assert make(folder, "new-module", "NAME=data.foo", "TITLE=A 'title'").stdout.endswith("data.foo\nA 'title'\n")
+
+
+RUNTIME = "trashsorting/static/runtime/ort.wasm.gz"
+TOOLS = ("awk", "cat", "env", "make", "node", "rm", "sed", "sh", "touch")
+
+
+def path_of(folder: Path, *more: Path) -> str:
+    """A PATH with nothing but these programs and those that make needs."""
+    folder.mkdir()
+    found = [tool for name in TOOLS if (tool := shutil.which(name))]
+    for program in [*found, *more]:
+        (folder / Path(program).name).symlink_to(program)
+    return str(folder)
+
+
+@pytest.mark.parametrize("npm", ["missing", "without a registry"])
+def test_run_starts_without_the_runtime_of_the_page(folder, tmp_path_factory, npm):
+    """Where npm is missing or reaches no registry, one line says so, and the service starts all the same."""
+    (folder / RUNTIME).unlink()
+    shutil.copy(ROOT / "package.json", folder)
+    shutil.copy(ROOT / "package-lock.json", folder)
+    place = tmp_path_factory.mktemp(f"npm {npm}")
+    found = shutil.which("npm")
+    if npm != "missing" and found is None:
+        pytest.skip("npm is not installed")
+    path = path_of(place / "bin", *([Path(found)] if npm != "missing" else []))
+    nowhere = {"npm_config_registry": "http://127.0.0.1:9/", "npm_config_cache": str(place / "cache")}
+    done = make(folder, "run", PATH=path, **nowhere)
+    assert done.returncode == 0 and "--port\n8080\n" in done.stdout
+    assert len(done.stderr.splitlines()) == 1 and "so the page asks the server only" in done.stderr
+    if npm != "missing":
+        failed = make(folder, "runtime", PATH=path, npm_config_fetch_retries="0", **nowhere)
+        assert failed.returncode == 2 and "could not fetch ONNX Runtime Web" in failed.stderr
+
+
+def test_run_fetches_the_runtime_of_the_page(folder):
+    """As `test`, `docs` and `wheel` do, and once."""
+    (folder / RUNTIME).unlink()
+    assert "npm ci" in make(folder, "--dry-run", "run").stdout
+    (folder / RUNTIME).touch()
+    assert "npm ci" not in make(folder, "--dry-run", "run").stdout
 
 
 def test_help_lists_every_target():

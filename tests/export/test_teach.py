@@ -244,3 +244,13 @@ def test_reference_writes_the_sample_that_teach_needs(battery, tmp_path):
     assert call("reference", file, "--data", photos).returncode == 0
     assert read_card(file).feature_sample.n == 108
     assert call("teach", file, "--add", battery, "--out", tmp_path / "new.onnx").returncode == 0
+
+
+def test_a_zip_that_unpacks_to_more_than_fifty_photographs_is_refused(tmp_path):
+    archive = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("Batterie/1.jpg", bytes(2**20))
+    data, declared = archive.read_bytes(), (2**32 - 2).to_bytes(4, "little")
+    archive.write_bytes(data.replace((2**20).to_bytes(4, "little"), declared))
+    done = call("teach", "--add", archive, "--out", tmp_path / "new.onnx")
+    assert done.returncode == 1 and "bomb.zip: unpacks to more than 3 GiB" in done.stderr

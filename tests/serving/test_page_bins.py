@@ -6,6 +6,8 @@ import pytest
 from playwright.sync_api import Locator, Request, Route, expect
 from visits import ANSWER, BIN, CANDIDATES, PLACE, SAMPLES, Visit, open_page
 
+from trashsorting.core.places import read_places
+
 HERE = PLACE["id"]
 ROME = {**PLACE, "id": "it-rome", "name": "Roma", "country": "IT", "language": "it"}
 PREDICT = "**/api/predict*"
@@ -224,3 +226,28 @@ def test_without_feedback_nothing_is_asked(visit, client, answer):
         visit.page.reload()
     upload(visit, {**ANSWER, **answer})
     expect(visit.card().locator(".feedback")).to_be_hidden()
+
+
+WORDS = """(names) => names.filter((name) => {
+    const verdict = document.querySelector(".verdict");
+    verdict.textContent = name;
+    const text = verdict.firstChild;
+    return [...name.matchAll(/[^\\s-]+/g)].some(({ 0: word, index }) => {
+        const range = document.createRange();
+        range.setStart(text, index);
+        range.setEnd(text, index + word.length);
+        return new Set([...range.getClientRects()].map(({ top }) => Math.round(top))).size > 1;
+    });
+})"""
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_no_word_of_a_bin_s_name_is_broken(browser, server, language):
+    """Of all places, on a narrow phone, also where the page goes from right to left."""
+    names = sorted({bin.name for place in read_places() for bin in place.bins})
+    with open_page(browser, server.url, places=(PLACE,), locale=language) as visit:
+        visit.page.locator("#place").select_option(HERE)
+        upload(visit, {**ANSWER, "bin": {**BIN, "name": max(names, key=len)}})
+        visit.name = f"phone-{language}"
+        visit.shoot("long-bin")
+        assert visit.page.evaluate(WORDS, names) == [] and visit.overflow() <= 0

@@ -410,7 +410,7 @@ def test_a_copy_without_a_service_answers_and_follows_its_host(browser, predicto
         ground = "getComputedStyle(document.documentElement).getPropertyValue('--ground')"
         assert page.evaluate(ground) == "#123456"
         kept = "caches.open('on-device').then((cache) => cache.keys()).then((keys) => keys.length)"
-        assert page.evaluate(kept) == 4, "the model before is gone"
+        assert page.evaluate(kept) == 5, "the model before is gone"
         assert visit.hosts() == {url.split("/")[2]} and visit.errors == []
 
 

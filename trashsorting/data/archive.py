@@ -128,15 +128,16 @@ _BLOCK = 2**12  # bytes on the disk that the smallest file takes
 def _check_members(
     members: Iterable[_Member],
     name: str,  # Of the archive, in an error
+    most_bytes: int | None = None,  # Unpacked; None: `MAX_UNPACKED`
 ) -> Iterator[_Member]:  # Their paths without "." and doubled slashes
     "Check every member. Raises `DataError` for a path that leads out, a link, a name twice, or too much data."
-    size, paths = 0, set()
+    size, paths, limit = 0, set(), most_bytes or MAX_UNPACKED
     for member in members:
         parts = PurePosixPath(member.path.replace("\\", "/")).parts
         path = "/".join(parts)
         size += max(member.size, _BLOCK)
-        if size > MAX_UNPACKED:
-            raise DataError(f"{name}: unpacks to more than {MAX_UNPACKED >> 30} GiB")
+        if size > limit:
+            raise DataError(f"{name}: unpacks to more than {round(limit / 2**30)} GiB")
         if ".." in parts or path.startswith("/"):
             raise DataError(f"{name}: {member.path} leads out of the archive's folder")
         if not member.is_file:
@@ -181,16 +182,17 @@ def _extract(
     into: Path,  # An empty folder
     name: str,  # Of the archive, in an error
     progress: bool = False,  # Show a bar
+    most_bytes: int | None = None,  # As for `unpack`
 ) -> None:
     "Unpack all files. Raises `DataError` for an archive that is refused, and what `zipfile` and `tarfile` raise."
     if _archive_kind(archive, name) == "zip":
         with open_zip(archive) as zipped:
-            for member in progress_bar(list(_check_members(_zip_members(zipped), name)), "unpacking", progress):
+            for member in progress_bar(list(_check_members(_zip_members(zipped), name, most_bytes)), "unpacking", progress):
                 member.info.filename = member.path
                 zipped.extract(member.info, into)
     else:
         with tarfile.open(archive, tarinfo=_TarHeader) as tarred:
-            for member in progress_bar(_check_members(_tar_members(tarred), name), "unpacking", progress):
+            for member in progress_bar(_check_members(_tar_members(tarred), name, most_bytes), "unpacking", progress):
                 tarred.extract(member.info.replace(name=member.path, deep=False), into, filter="data")
     if not any(into.iterdir()):
         raise DataError(f"{name}: there are no files in it")
@@ -240,6 +242,7 @@ def unpack(
     into: Path,  # A new or empty folder, or one with an earlier archive, which is replaced
     name: str | None = None,  # What errors call the archive; None: its path
     progress: bool = False,  # Show a bar
+    most_bytes: int | None = None,  # Unpacked; None: `MAX_UNPACKED`
 ) -> Path:  # `into`
     "Unpack an archive. Raises `DataError` if it is not one, is refused or damaged, or if other files are in `into`."
     name, into = name or str(archive), Path(into)
@@ -251,7 +254,7 @@ def unpack(
                 new, old = Path(folder) / "new", Path(folder) / "old"
                 new.mkdir()
                 old.mkdir()
-                _extract(archive, new, name, progress)
+                _extract(archive, new, name, progress, most_bytes)
                 _place_unpacked(new, old, into)
         finally:
             if is_new and not any(into.iterdir()):  # a refused archive leaves nothing behind

@@ -22,6 +22,7 @@ from ..core.correction import OTHER
 from ..core.errors import DataError, ModelError
 from ..core.image import ImageError, min_side, open_rgb, to_input
 from ..core.log import log, progress_bar
+from ..core.settings import MAX_FILE_BYTES
 from ..data.archive import unpack
 from ..data.duplicates import is_duplicate, pack_hashes, perceptual_hash, unpack_hashes
 from ..data.listing import SUFFIXES, list_folder
@@ -355,7 +356,8 @@ def find_photographs(
 ) -> tuple[list[Path], str]:  # Sorted, and the name of the folder that they lie in
     "The photographs of a new class. Raises `DataError` for none, for several folders, or for a damaged archive."
     source = Path(source)
-    root = source if source.is_dir() else unpack(source, Path(into) / "photographs", str(source))
+    most = MOST * MAX_FILE_BYTES
+    root = source if source.is_dir() else unpack(source, Path(into) / "photographs", str(source), most_bytes=most)
     listing = list_folder(root)
     folders = sorted({path.parent for path in listing.pictures})
     if len(folders) > 1:

@@ -16,6 +16,8 @@ import onnxruntime as ort
 
 from ..core.card import ModelCard
 from ..core.errors import ModelError
+from ..inference.features import has_features
+from ..inference.session import Session
 from .schemas import ModelInfo, OnDeviceModel
 
 # %% ../../nbs/serving/13_on_device.ipynb #359081d7
@@ -75,6 +77,7 @@ def describe_model(
 # %% ../../nbs/serving/13_on_device.ipynb #e949bff8
 def describe_on_device(
     card: ModelCard,
+    session: Session,  # Of the file
 ) -> OnDeviceModel:
     "What a browser needs to know to run the model itself."
     return OnDeviceModel(
@@ -83,4 +86,5 @@ def describe_on_device(
         temperature=card.temperature,
         unsure_below=card.unsure_below,
         sha256=card.file_sha256,
+        teachable=card.feature_sample is not None and has_features(session),
     )

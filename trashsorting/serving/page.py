@@ -26,6 +26,7 @@ from ..core.image import accepted_formats
 from ..core.log import log
 from ..core.places import Place, read_places
 from ..core.settings import SHIPPED_MODEL, Settings, read_settings
+from ..inference.session import open_session
 from .on_device import describe_on_device, pack
 from .schemas import ApiError
 
@@ -260,9 +261,10 @@ def write_page(
         "index.html": page.encode(),
         "manifest.webmanifest": _manifest("en", languages["en"]).encode(),
         "sw.js": _service_worker(page).encode(),
-        "api/on-device/model.json": describe_on_device(card).model_dump_json().encode(),
+        "api/on-device/model.json": describe_on_device(card, open_session(model)).model_dump_json().encode(),
         "api/on-device/model.onnx.gz": pack(model.read_bytes()),
         "api/on-device/rules.json": rules,
+        "api/on-device/sample.json": card.feature_sample.model_dump_json().encode() if card.feature_sample else b"null",
     }.items():
         (folder / name).write_bytes(content)
 

@@ -22,8 +22,8 @@ from PIL import Image
 from pydantic import BaseModel, Field, SecretStr
 
 from .. import __version__
+from ..core.card import FeatureSample, ModelCard
 from ..core.correction import Correction
-from ..core.card import ModelCard
 from ..core.drift import find_drift
 from ..core.errors import ModelError
 from ..core.image import ImageError, accepted_formats, crop_box, min_side, open_rgb
@@ -364,21 +364,40 @@ async def places() -> list[PlaceInfo]:
 @api.get("/on-device/model.json", responses=error_responses(503))
 async def on_device_model(request: Request) -> OnDeviceModel:
     "Say what a browser needs to run the model itself."
-    return describe_on_device(loaded_predictor(request).card)
+    predictor = loaded_predictor(request)
+    return describe_on_device(predictor.card, predictor.session)
 
 # %% ../../nbs/serving/05_routes.ipynb #dc76a7e7
 _Sha256 = Annotated[str | None, Query(max_length=64, description="the `sha256` of model.json; without it, any model")]
 _GZIP = {"content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}}
 
 
-@api.get("/on-device/model.onnx.gz", responses={200: _GZIP, **error_responses(404, 422, 503)}, response_class=Response)
-def on_device_file(request: Request, sha256: _Sha256 = None) -> Response:
-    "Send the model, optimised for browsers, as gzip."
+def _predictor_of(
+    request: Request,
+    sha256: str | None,  # Of a model file; None: any
+) -> Predictor:
+    "The predictor. Raises `ApiError` if it has another model."
     predictor = loaded_predictor(request)
     if sha256 not in (None, predictor.card.file_sha256):
         raise ApiError("not-found", "this model does not answer any more: model.json names the one that does")
+    return predictor
+
+
+@api.get("/on-device/model.onnx.gz", responses={200: _GZIP, **error_responses(404, 422, 503)}, response_class=Response)
+def on_device_file(request: Request, sha256: _Sha256 = None) -> Response:
+    "Send the model, optimised for browsers, as gzip."
+    predictor = _predictor_of(request, sha256)
     headers = {"cache-control": "no-cache", "etag": f'"{predictor.card.file_sha256}"'}
     return Response(pack(predictor.content), media_type="application/gzip", headers=headers)
+
+
+@api.get("/on-device/sample.json", responses=error_responses(404, 422, 503))
+async def on_device_sample(request: Request, sha256: _Sha256 = None) -> FeatureSample:
+    "Send features of photographs of the model's classes, which a new class must differ from."
+    sample = _predictor_of(request, sha256).card.feature_sample
+    if sample is None:
+        raise ApiError("not-found", "the model's card has no features: `trashsorting reference` writes them")
+    return sample
 
 # %% ../../nbs/serving/05_routes.ipynb #fbb5edda
 @api.get("/on-device/rules.json", response_model_exclude_none=True)
@@ -407,6 +426,7 @@ class Endpoints(BaseModel):
             "GET /api/on-device/model.json",
             "GET /api/on-device/model.onnx.gz",
             "GET /api/on-device/rules.json",
+            "GET /api/on-device/sample.json",
             "GET /metrics",
             "GET /docs",
         ],

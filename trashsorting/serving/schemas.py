@@ -97,6 +97,7 @@ class OnDeviceModel(BaseModel):
     temperature: float = Field(gt=0, description="the logits are divided by it before the softmax", examples=[0.63])
     unsure_below: float | None = Field(None, description="a less probable class is 'unsure'; null: never", examples=[0.77])
     sha256: str = Field(description="of the model file that this was made from: it changes with the model", examples=["73c99ebd"])
+    teachable: bool = Field(description="whether a browser can add a class: the file tells features, and sample.json has some")
 
 # %% ../../nbs/serving/00_schemas.ipynb #0c173b8e
 class Receipt(BaseModel):

@@ -6,8 +6,9 @@ import { card, rules } from "./device.js";
 import { loadModel, model, setModel, showModel } from "./model.js";
 import { choosePlace, loadPlaces, places, setPlaces, showPlaces } from "./places.js";
 import { showKeyHint, takeKey } from "./service.js";
+import { showTeach, startTeach } from "./teach.js";
 import { language, setLanguage, translate, translateParts } from "./texts.js";
-import { chooseWhere, getReady, showWhere } from "./where.js";
+import { chooseWhere, getReady, showWhere, whenWhereChanges } from "./where.js";
 
 let wanted = null;  // The language that was chosen last; another one may arrive after it.
 
@@ -93,4 +94,6 @@ for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(
   if (kind === "drop") add(event.dataTransfer.files);
 });
 startCamera();
+whenWhereChanges(showTeach);
+startTeach();
 start();

@@ -1,7 +1,7 @@
 // A live picture of the camera: what it shows right now, where the model is on this device, and a button that keeps a picture.
 import { add } from "./cards.js";
 import { announce, byId, sleep } from "./dom.js";
-import { binOf, card, predictHere, state } from "./device.js";
+import { binOf, predictHere, state, threshold } from "./device.js";
 import { place } from "./places.js";
 import { binName, describe, pictogram } from "./bins.js";
 import { show, translate } from "./texts.js";
@@ -10,6 +10,7 @@ import { isHere } from "./where.js";
 const FRAMES = 5;  // The answer is the mean of the last ones.
 const STEADY = 3;  // So many of them at the end agree.
 let stream = null;
+let taker = null;  // Who gets the pictures one after the other, instead of the list: { add, text }
 
 const track = () => stream?.getVideoTracks()[0];
 
@@ -37,14 +38,22 @@ async function look(video) {
   let answers = [];
   showLive(null);
   while (stream) {
-    if (isHere() && state !== "failed" && video.readyState >= 2) {
+    if (taker) {
+      if (byId("live-text").textContent !== taker.text()) show(byId("live-text"), taker.text());
+    } else if (isHere() && state !== "failed" && video.readyState >= 2) {
       try {
         answers = [...answers, await predictHere(await createImageBitmap(video))].slice(-FRAMES);
-        if (stream) showLive(steadyAnswer(answers, card.unsure_below));
+        if (stream) showLive(steadyAnswer(answers, threshold()));
       } catch { /* The next frame may do. */ }
     }
     await sleep(0.15);
   }
+}
+
+// Several pictures for a taker; the camera stays open.
+export function takePictures(wanted) {
+  taker = wanted;
+  open();
 }
 
 async function open() {
@@ -80,8 +89,8 @@ async function shoot() {
   canvas.getContext("2d").drawImage(video, 0, 0);
   const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
   const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
-  add([new File([blob], `photo-${time}.jpg`, { type: "image/jpeg" })]);
-  byId("viewfinder").close();
+  (taker?.add ?? add)([new File([blob], `photo-${time}.jpg`, { type: "image/jpeg" })]);
+  if (!taker) byId("viewfinder").close();
 }
 
 async function toggleTorch() {
@@ -96,7 +105,7 @@ async function toggleTorch() {
 
 export function startCamera() {
   byId("live-camera").hidden = !navigator.mediaDevices?.getUserMedia;
-  byId("live-camera").addEventListener("click", open);
+  byId("live-camera").addEventListener("click", () => { taker = null; open(); });
   byId("viewfinder").addEventListener("close", stop);
   byId("close-camera").addEventListener("click", () => byId("viewfinder").close());
   byId("shoot").addEventListener("click", shoot);

@@ -137,10 +137,11 @@ class Card {
   renderLabels() {
     const ranked = Object.entries(this.answer.all_probabilities).sort((a, b) => b[1] - a[1]);
     const labels = ranked.map(([label]) => label);
+    const mapped = labels.filter((label) => !this.answer.taught?.includes(label));  // What was taught here has no map
     const chosen = this.part(".label").value;
     this.part(".bars").replaceChildren(...ranked.map(bar));
-    this.part(".label").replaceChildren(...labels.map(option));
-    if (labels.includes(chosen)) this.part(".label").value = chosen;
+    this.part(".label").replaceChildren(...mapped.map(option));
+    if (mapped.includes(chosen)) this.part(".label").value = chosen;
     const correction = this.part(".correction").value;
     const others = labels.filter((label) => this.answer.unsure || label !== this.answer.predicted_class);
     this.part(".correction").replaceChildren(...[...others, "other"].map(option));

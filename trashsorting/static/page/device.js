@@ -2,12 +2,15 @@
 import { settings } from "./dom.js";
 import { binFor } from "./rules.js";
 import { Problem, request } from "./service.js";
+import { forgetThing, keepThing, readThings } from "./things.js";
 
 const CACHE = "on-device";
 const CARD = "api/on-device/model.json";
 const RULES = "api/on-device/rules.json";
 const RUNTIME = "runtime/ort.wasm?version=" + settings.runtime;
 const modelUrl = (card) => "api/on-device/model.onnx.gz?sha256=" + card.sha256;
+const sampleUrl = (card) => "api/on-device/sample.json?sha256=" + card.sha256;
+const filesOf = (card) => [RUNTIME, modelUrl(card), ...card.teachable ? [sampleUrl(card)] : []];
 
 export let card = null;  // Of the model that is here: what to do before and after the network, and its `info`.
 export let rules = [];  // Of every place.
@@ -49,10 +52,10 @@ async function fetched(url) {
 // What an earlier visit left here, if it is whole.
 export async function restore() {
   if (!settings.runtime || state === "ready") return;
-  const [oldCard, oldRules, wasm] = await Promise.all([CARD, RULES, RUNTIME].map(kept));
-  if (!oldCard || !oldRules || !wasm) return;
+  const [oldCard, oldRules] = await Promise.all([CARD, RULES].map(kept));
+  if (!oldCard || !oldRules) return;
   const known = await oldCard.json();
-  if (!await kept(modelUrl(known))) return;
+  if ((await Promise.all(filesOf(known).map(kept))).includes(undefined)) return;
   [card, rules, state] = [known, await oldRules.json(), "ready"];
 }
 
@@ -60,14 +63,17 @@ export async function restore() {
 async function refresh() {
   const [newCard, newRules] = await Promise.all([CARD, RULES].map(fetched));
   const fresh = await newCard.clone().json();
-  const large = [RUNTIME, modelUrl(fresh)];
+  const large = filesOf(fresh);
   await Promise.all(large.map(async (url) => { if (!await kept(url)) await keep(url, await fetched(url)); }));
   await keep(RULES, newRules.clone());
   await keep(CARD, newCard);
   await forgetAllBut([CARD, RULES, ...large]);
   const changed = fresh.sha256 !== card?.sha256;
   [card, rules, state] = [fresh, await newRules.json(), "ready"];
-  if (changed) closeNetwork();
+  if (changed) {
+    closeNetwork();
+    unsureBelow = null;
+  }
 }
 
 // Get ready to classify here: at once with what is kept, which is refreshed meanwhile. After a failure it can be tried again.
@@ -114,7 +120,62 @@ async function openNetwork() {
     worker.postMessage({ number: number++, task, content }, transfer);
   });
   await ask("open", { model, wasm, card }, [model, wasm]);
+  things ??= await readThings();
+  if (card.teachable && things.length) await learnAll(ask);
   return { worker, ask };
+}
+
+// What was taught, in the order in which it was; null: not read yet.
+export let things = null;
+export let unsureBelow = null;  // The threshold with them
+
+export const knows = (name) => card.info.classes.some((label) => label.toLowerCase() === name.toLowerCase());
+
+// Let the network know the things. A new model looks at their pictures again, and may have a class of the same name.
+async function learnAll(ask) {
+  const unknown = things.filter(({ name }) => !knows(name));
+  for (const thing of unknown.filter(({ sha256 }) => sha256 !== card.sha256)) {
+    for (const item of thing.pictures) Object.assign(item, await ask("study", { source: item.picture }));
+    Object.assign(thing, { sha256: card.sha256, measured: undefined });
+    await keepThing(thing);
+  }
+  const sample = await (await kept(sampleUrl(card))).json();
+  const content = unknown.map(({ name, pictures, measured }) => ({
+    name, measured, photographs: pictures.map(({ features, logits }) => ({ features, logits })),
+  }));
+  const learned = await ask("teach", { sample, things: content });
+  unsureBelow = learned.unsureBelow;
+  unknown.forEach((thing, i) => { thing.measured = learned.measured[i]; });
+}
+
+// The pictures of a thing, from `keepHere`.
+export async function teachHere(name, pictures) {
+  const thing = { name, added: Date.now(), sha256: card.sha256, pictures };
+  await changeThings([...things, thing]);
+  await keepThing(thing);
+}
+
+export async function forgetHere(name) {
+  await forgetThing(name);
+  await changeThings(things.filter((thing) => thing.name !== name));
+}
+
+async function changeThings(changed) {
+  const before = things;
+  things = changed;
+  try {
+    await learnAll(ask);
+  } catch (error) {
+    things = before;
+    throw error;
+  }
+}
+
+// A picture as it is kept, with its features and logits.
+export const keepHere = (source) => ask("keep", { source });
+
+export async function loadThings() {
+  things ??= await readThings();
 }
 
 async function ask(task, content, transfer) {
@@ -132,9 +193,11 @@ export async function predictHere(source, placeId) {
   return { ...answer, ...binOf(answer, placeId) };
 }
 
+export const threshold = () => unsureBelow ?? card.unsure_below;
+
 export function binOf(answer, placeId) {
   const place = rules.find(({ id }) => id === placeId);
-  return place ? { bin: binFor(place, answer, card.unsure_below) } : {};
+  return place ? { bin: binFor(place, answer, threshold()) } : {};
 }
 
 export const explainHere = (source, label) => ask("explain", { source, label });

@@ -1,5 +1,6 @@
 // The network on this device: ONNX Runtime Web on one thread, and what its logits say, as in inference/predictor.py.
 import * as ort from "../runtime/ort.mjs";
+import { learn, unpackSample, withRows } from "./learn.js";
 import { cropBox, normalize, resize } from "./resize.js";
 
 // Files may be sent or kept as gzip: a static host compresses no model by itself.
@@ -37,16 +38,36 @@ function softmax(logits, temperature) {
 }
 
 // The answer of the service's `/api/predict`, from probabilities in the order of the classes.
-export function answerOf(card, probabilities) {
-  const ranked = card.info.classes.map((label, index) => [label, probabilities[index]]).sort((a, b) => b[1] - a[1]);
+export function answerOf(classes, probabilities, unsureBelow) {
+  const ranked = classes.map((label, index) => [label, probabilities[index]]).sort((a, b) => b[1] - a[1]);
   const [predicted_class, confidence] = ranked[0];
-  const unsure = confidence < (card.unsure_below ?? 0);
+  const unsure = confidence < (unsureBelow ?? 0);
   return { predicted_class, confidence, all_probabilities: Object.fromEntries(ranked), unsure };
 }
 
+// With things that were taught, their logits stand behind those of the card's classes.
 export async function predict(network, picture) {
-  const { outputs } = await run(network, picture, ["logits"]);
-  return answerOf(network.card, softmax(outputs.logits.data, network.card.temperature));
+  const { card, taught } = network;
+  if (!taught?.names.length) {
+    const { outputs } = await run(network, picture, ["logits"]);
+    return answerOf(card.info.classes, softmax(outputs.logits.data, card.temperature), card.unsure_below);
+  }
+  const { logits } = withRows(await study(network, picture), taught.rows);
+  return { ...answerOf([...card.info.classes, ...taught.names], softmax(logits, 1), taught.unsureBelow), taught: taught.names };
+}
+
+// What a class is learned from: the features of a picture, and its logits divided by the temperature.
+export async function study(network, picture) {
+  const { outputs } = await run(network, picture, ["features", "logits"]);
+  return { features: Float64Array.from(outputs.features.data), logits: Array.from(outputs.logits.data, (value) => value / network.card.temperature) };
+}
+
+// Know these things besides the card's classes: { name, photographs, measured } each.
+export function teach(network, { sample, things }) {
+  const { card } = network;
+  const { rows, measured, unsureBelow } = learn(things, unpackSample(sample, card.temperature), card.unsure_below);
+  network.taught = { names: things.map(({ name }) => name), rows, unsureBelow };
+  return { measured, unsureBelow };
 }
 
 // The answer of `/api/explain`: the class activation map of one class, and the part of the picture that it lies on.

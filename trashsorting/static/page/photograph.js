@@ -23,6 +23,19 @@ export async function decode(file) {
   }
 }
 
+// A smaller copy as JPEG, without what a camera writes beside the picture (place, time).
+export function shrink(bitmap, side = 1024) {
+  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
+  const [width, height] = [bitmap.width, bitmap.height].map((length) => Math.max(1, Math.round(length * scale)));
+  const canvas = new OffscreenCanvas(width, height);
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, width, height);
+  pen.drawImage(bitmap, 0, 0, width, height);
+  return canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+}
+
 // The pixels of a decoded picture, some rows at a time.
 export function pixelsOf(bitmap) {
   const { width, height } = bitmap;

@@ -16,6 +16,9 @@ const NOTES = {
   failed: "where.failed",
 };
 
+const listeners = [];
+export const whenWhereChanges = (listener) => listeners.push(listener);
+
 // The switch, and what it means right now.
 export function showWhere() {
   byId("where").hidden = !settings.runtime;
@@ -24,6 +27,7 @@ export function showWhere() {
   const failed = here && state === "failed";
   show(byId("where-note"), here ? translate("where.stays") + " " + translate(NOTES[state]) : translate("where.sent"));
   byId("where-again").hidden = !failed;
+  for (const listener of listeners) listener();
 }
 
 // Get the model, also for a visit without a network; where the person saves data, only when it is asked for.

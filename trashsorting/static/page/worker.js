@@ -1,6 +1,6 @@
 // What takes time, beside the page: decoding, resizing and the network. One message, one answer with its number.
-import { explain, openNetwork, predict } from "./network.js";
-import { decode, pixelsOf } from "./photograph.js";
+import { explain, openNetwork, predict, study, teach } from "./network.js";
+import { decode, pixelsOf, shrink } from "./photograph.js";
 
 let network;  // A promise
 
@@ -13,9 +13,20 @@ async function withPicture(source, look) {
   }
 }
 
+// A picture as it is kept, and what the network says about that.
+async function keep(source) {
+  const bitmap = await decode(source);
+  const picture = await shrink(bitmap);
+  bitmap.close();
+  return { picture, ...await withPicture(picture, study) };
+}
+
 const TASKS = {
   open: (files) => network = openNetwork(files),
   predict: ({ source }) => withPicture(source, predict),
+  keep: ({ source }) => keep(source),
+  study: ({ source }) => withPicture(source, study),
+  teach: async (content) => teach(await network, content),
   explain: ({ source, label }) => withPicture(source, (opened, picture) => explain(opened, picture, label)),
 };
 
