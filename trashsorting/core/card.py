@@ -225,6 +225,9 @@ class Reference(Card):
     quantiles: dict[str, Quantiles] = Field(
         description="by feature: its quantiles at equal steps, from the least to the largest value"
     )
+    covariance: tuple[tuple[_Finite, ...], ...] = Field(
+        (), repr=False, description="of the features' normal scores, in the order of `quantiles`; empty: they are not tested together"
+    )
     predicted: dict[str, int] = Field(description="by class: photographs that were predicted as it")
     note: str = Field(description="where photographs and predictions came from")
 
@@ -333,6 +336,8 @@ class ModelCard(Card):
             raise ValueError(f"the evaluation's classes {self.evaluation.classes} are not the card's {measured}")
         if not taught.issubset(self.classes):
             raise ValueError(f"the taught classes {sorted(taught)} are not among the card's {self.classes}")
+        if self.reference and {len(row) for row in self.reference.covariance} - {len(self.reference.quantiles)}:
+            raise ValueError("the reference's covariance does not fit its quantiles")
         if self.reference and tuple(sorted(self.reference.predicted)) != self.classes:
             raise ValueError(f"the reference's classes {sorted(self.reference.predicted)} are not the card's {self.classes}")
         sample = self.feature_sample

@@ -7,8 +7,10 @@ __all__ = ['ks_statistic', 'ks_p_value', 'fisher_p_value', 'holm', 'estimate_acc
 
 # %% ../../nbs/core/08_drift.ipynb #92cf4e74
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from .card import ModelCard, Preprocessing, Reference
@@ -87,18 +89,59 @@ class Observations:
     features: np.ndarray  # (n, 8), in the order of `FEATURES`; a column of NaN: not known
     predicted: np.ndarray  # (n,) predicted classes, 0..n_classes-1
 
+    def take(
+        self,
+        rows: np.ndarray | slice,  # Numbers, or a mask
+    ) -> "Observations":
+        "Some of them."
+        return Observations(self.features[rows], self.predicted[rows])
+
     def last(
         self,
         n: int,  # At most
     ) -> "Observations":
         "The last of them."
-        start = max(0, len(self.predicted) - n)
-        return Observations(self.features[start:], self.predicted[start:])
+        return self.take(slice(max(0, len(self.predicted) - n), None))
 
-# %% ../../nbs/core/08_drift.ipynb #8991c003
+    def known(
+        self,
+        reference: Reference,
+    ) -> dict[str, np.ndarray]:  # (n,) by name
+        "The features that both have."
+        columns = {name: self.features[:, column] for column, name in enumerate(FEATURES) if name in reference.quantiles}
+        return {name: values for name, values in columns.items() if not np.isnan(values).any()}
+
+# %% ../../nbs/core/08_drift.ipynb #5c0ae811
 _N_QUANTILES = 33
 
 
+@lru_cache(maxsize=8)
+def _normal_levels(
+    n: int,  # Quantiles
+) -> np.ndarray:  # (n,)
+    "Standard normal quantiles at equal steps; the outermost half a step inside 0 and 1."
+    half = 0.5 / n
+    return np.array([NormalDist().inv_cdf(min(max(level, half), 1 - half)) for level in np.linspace(0, 1, n)])
+
+
+def _levels_of(
+    values: np.ndarray,  # (n,)
+    quantiles: np.ndarray,  # (k,) ascending, at equal steps from 0 to 1
+) -> tuple[np.ndarray, np.ndarray]:  # The distribution function at each value, and just below it
+    "Levels of values: the two differ where quantiles are equal."
+    levels = np.linspace(0, 1, len(quantiles))
+    return np.interp(values, quantiles, levels), 1 - np.interp(-values, -quantiles[::-1], 1 - levels[::-1])
+
+
+def normal_scores(
+    values: np.ndarray,  # (n,)
+    quantiles: np.ndarray,  # (k,) of the reference
+) -> np.ndarray:  # (n,) about -2.2 to 2.2
+    "Normal scores of a feature."
+    middle = np.mean(_levels_of(values, quantiles), axis=0)
+    return np.interp(middle, np.linspace(0, 1, len(quantiles)), _normal_levels(len(quantiles)))
+
+# %% ../../nbs/core/08_drift.ipynb #8991c003
 def make_reference(
     observations: Observations,  # Of photographs that the model was not trained on
     classes: tuple[str, ...],  # Names, in the order of the logits
@@ -115,7 +158,10 @@ def make_reference(
         for column in known
     }
     counts = np.bincount(observations.predicted, minlength=len(classes)).tolist()
-    return Reference(n=n, quantiles=quantiles, predicted=dict(zip(classes, counts, strict=True)), note=note)
+    predicted = dict(zip(classes, counts, strict=True))
+    scores = [normal_scores(observations.features[:, FEATURES.index(name)], np.array(row)) for name, row in quantiles.items()]
+    covariance = tuple(tuple(row) for row in np.cov(scores).round(4).tolist())
+    return Reference(n=n, quantiles=quantiles, covariance=covariance, predicted=predicted, note=note)
 
 # %% ../../nbs/core/08_drift.ipynb #da2d554e
 def ks_statistic(
@@ -123,10 +169,9 @@ def ks_statistic(
     quantiles: np.ndarray,  # (k,) of the reference, at equal steps from 0 to 1
 ) -> float:  # 0..1; 0: equal distributions
     "Kolmogorov-Smirnov statistic of a sample against quantiles."
-    ordered, levels = np.sort(values), np.linspace(0, 1, len(quantiles))
+    ordered = np.sort(values)
     points = np.concatenate([ordered, quantiles])
-    right = np.interp(points, quantiles, levels)
-    left = 1 - np.interp(-points, -quantiles[::-1], 1 - levels[::-1])
+    right, left = _levels_of(points, quantiles)
     above = np.abs(np.searchsorted(ordered, points, "right") / len(values) - right)
     below = np.abs(np.searchsorted(ordered, points, "left") / len(values) - left)
     return float(max(above.max(), below.max()))
@@ -171,6 +216,34 @@ def _class_test(
     p_values = [fisher_p_value(int(hits), n, int(other), m) for hits, other in zip(counts, reference_counts, strict=True)]
     return float(np.abs(counts / n - reference_counts / m).sum() / 2), min(1.0, len(p_values) * min(p_values))
 
+# %% ../../nbs/core/08_drift.ipynb #7be0c1a2
+_LEAST_VARIANCE = 0.02  # Added to each: two features that always agree leave a direction without variance
+
+
+def _standard_distance(
+    reference: Reference,  # With a covariance
+    columns: dict[str, np.ndarray],  # (n,) of each feature that is compared
+) -> float:  # In standard deviations
+    "How far the mean of the normal scores is from that of the reference (Mahalanobis)."
+    names = list(reference.quantiles)
+    rows = [names.index(name) for name in columns]
+    covariance = np.array(reference.covariance)[np.ix_(rows, rows)] + _LEAST_VARIANCE * np.eye(len(rows))
+    means = np.array([normal_scores(values, np.array(reference.quantiles[name])).mean() for name, values in columns.items()])
+    return math.sqrt(means @ np.linalg.solve(covariance, means))
+
+# %% ../../nbs/core/08_drift.ipynb #7be0c1a3
+def chi2_p_value(
+    value: float,  # 0 or more
+    degrees: int,  # Of freedom; the next even number is taken
+) -> float:  # 0..1
+    "The probability of a larger value of chi-squared."
+    half = min(value, 1000) / 2
+    return math.exp(-half) * sum(half**k / math.factorial(k) for k in range((degrees + 1) // 2))
+
+# %% ../../nbs/core/08_drift.ipynb #7be0c1a6
+_TOLERATED_DISTANCE = 0.1  # Of a feature's distribution functions
+_TOLERATED_SHIFT = 0.3  # Of the mean of all features, standard deviations
+
 # %% ../../nbs/core/08_drift.ipynb #f50ff0f7
 def holm(
     p_values: np.ndarray,  # (k,)
@@ -184,46 +257,71 @@ def holm(
 
 # %% ../../nbs/core/08_drift.ipynb #6ee3d0d6
 LEVEL = 0.001  # Largest probability of a false alarm
-LEAST_DISTANCE = 0.2  # A smaller statistic is no drift
+LEAST_CLASS_DISTANCE = 0.2  # A smaller difference of the predicted classes' shares is no drift
 _LEAST = 10  # Photographs to test
 STREAM_LOOKS = (20, 50)  # Last photographs of a stream that are tested beside all
 _OF_THE_FILE = frozenset({"aspect", "size"})  # Scaled away before the network sees them
+_Test = tuple[str, float, float]  # Name, statistic and p-value
 
 
 def _test_features(
     reference: Reference,
     observations: Observations,
-) -> list[tuple[str, float, float]]:  # Name, statistic and p-value of each feature that both have
-    "The tests of some photographs."
+) -> list[_Test]:  # Of each feature that both have, and of the predicted classes
+    "Test some photographs, feature by feature."
     n, tests = len(observations.predicted), []
-    for column, name in enumerate(FEATURES):
-        values = observations.features[:, column]
-        if name in reference.quantiles and not np.isnan(values).any():
-            statistic = ks_statistic(values, np.array(reference.quantiles[name]))
-            tests.append((name, statistic, ks_p_value(statistic, n, reference.n)))
+    for name, values in observations.known(reference).items():
+        statistic = ks_statistic(values, np.array(reference.quantiles[name]))
+        tests.append((name, statistic, ks_p_value(max(0, statistic - _TOLERATED_DISTANCE), n, reference.n)))
     counts = np.array(list(reference.predicted.values()))
     return [*tests, ("class", *_class_test(np.bincount(observations.predicted, minlength=len(counts)), counts))]
 
+# %% ../../nbs/core/08_drift.ipynb #6ee3d0d7
+TOGETHER = "together"  # The name of the test of all features
+
+
+def _test_together(
+    reference: Reference,
+    observations: Observations,
+) -> list[_Test]:  # One, or none where the reference has no covariance
+    "Test the mean of all features that the network sees or says."
+    columns = {name: values for name, values in observations.known(reference).items() if name not in _OF_THE_FILE}
+    if not reference.covariance or not columns:
+        return []
+    n, m, distance = len(observations.predicted), reference.n, _standard_distance(reference, columns)
+    surplus = max(0, distance - _TOLERATED_SHIFT)
+    return [(TOGETHER, math.erf(distance / 8**0.5), chi2_p_value(n * m / (n + m) * surplus**2, len(columns)))]
+
 # %% ../../nbs/core/08_drift.ipynb #15b1e59a
+def _clearest(
+    reference: Reference,
+    observations: Observations,  # The latest last
+    sizes: list[int],  # How many of the last photographs are tested
+    test: Callable[[Reference, Observations], list[_Test]],
+) -> list[FeatureDrift]:
+    "The clearest of the tests of each name. Their p-values are corrected, for half of the level."
+    tests = [(size, *row) for size in sizes for row in test(reference, observations.last(size))]
+    clearest: dict[str, FeatureDrift] = {}
+    for (size, name, statistic, _), p_value in zip(tests, holm(np.array([row[3] for row in tests])), strict=True):
+        p_value = min(1.0, 2 * float(p_value))
+        drift = p_value < LEVEL and (name != "class" or statistic >= LEAST_CLASS_DISTANCE)
+        found = FeatureDrift(name=name, statistic=statistic, p_value=p_value, photographs=size, drift=drift)
+        if name not in clearest or (drift, -p_value) > (clearest[name].drift, -clearest[name].p_value):
+            clearest[name] = found
+    return list(clearest.values())
+
+# %% ../../nbs/core/08_drift.ipynb #15b1e59b
 def compare_features(
     reference: Reference,
     observations: Observations,  # The latest last
     looks: tuple[int, ...] = (),  # How many of the last photographs are tested beside all
 ) -> list[FeatureDrift]:  # Empty for fewer than 10 photographs
-    "Each feature's clearest test, corrected for all tests."
+    "Each feature's clearest test and that of all features, corrected for all tests."
     n = len(observations.predicted)
     if n < _LEAST:
         return []
     sizes = sorted({min(size, n) for size in (*looks, n)}, reverse=True)
-    tests = [(size, *test) for size in sizes for test in _test_features(reference, observations.last(size))]
-    adjusted = holm(np.array([test[3] for test in tests]))
-    clearest: dict[str, FeatureDrift] = {}
-    for (size, name, statistic, _), p_value in zip(tests, adjusted, strict=True):
-        drift = bool(p_value < LEVEL and statistic >= LEAST_DISTANCE)
-        test = FeatureDrift(name=name, statistic=statistic, p_value=p_value, photographs=size, drift=drift)
-        if name not in clearest or (drift, -p_value) > (clearest[name].drift, -clearest[name].p_value):
-            clearest[name] = test
-    return list(clearest.values())
+    return [found for test in (_test_features, _test_together) for found in _clearest(reference, observations, sizes, test)]
 
 # %% ../../nbs/core/08_drift.ipynb #1c856f66
 def estimate_accuracy(
