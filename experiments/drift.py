@@ -1,7 +1,7 @@
 """How soon the drift alarm comes, how often it is false, and how good the accuracy is that is estimated without labels.
 
     PYTHONPATH=bench:. python experiments/drift.py --model fold0.onnx --data data --split crossval/fold0.csv \
-        --predictions crossval/predictions.csv --other home bin_camera --http
+        --predictions crossval/predictions.csv --held-out by_source/predictions.csv --other home bin_camera --http
 
 What ships has seen every photograph, so a fold's model is tried, with the photographs that it held out; its reference are
 the out-of-fold predictions of the other folds. False alarms are counted for each fold in this way. The model needs the
@@ -22,7 +22,7 @@ import numpy as np
 from serve import service
 
 from trashsorting.core.card import ModelCard, write_card
-from trashsorting.core.drift import Observations, estimate_accuracy, make_reference
+from trashsorting.core.drift import Observations, find_drift, make_reference
 from trashsorting.core.image import open_rgb
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.core.system import write_json
@@ -30,6 +30,7 @@ from trashsorting.data.manifest import Manifest, read_folder
 from trashsorting.data.splits import apply_split
 from trashsorting.evaluation.drift import (
     false_alarms_by_fold,
+    held_out_confidence,
     observe_folds,
     observe_photographs,
     photographs_until_alarm,
@@ -48,8 +49,9 @@ WINDOWS = 1000  # Clean windows of each size, of each fold
 def accuracies(card: ModelCard, observations: Observations, labels: list[str]) -> dict:
     "True and estimated accuracy."
     right = np.array([card.classes[index] for index in observations.predicted]) == np.array(labels)
-    estimate, interval = estimate_accuracy(observations.features[:, 0])
-    return {"n": len(labels), "accuracy": float(right.mean()), "estimated": estimate, "interval": interval}
+    report = find_drift(card, observations, looks=())
+    result = {"n": len(labels), "accuracy": float(right.mean()), "mean confidence": float(observations.features[:, 0].mean())}
+    return {**result, "estimated": report.estimated_accuracy, "interval": report.accuracy_interval}
 
 
 def until_alarm(card: ModelCard, clean: Observations, drifted: Observations) -> dict:
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the photographs of the data set")
     parser.add_argument("--split", type=Path, required=True, help="CSV with the columns file,label,split")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV of the cross-validation, out of fold")
+    parser.add_argument("--held-out", type=Path, help="CSV of the cross-validation by source")
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="that has not seen what the split holds out")
     parser.add_argument("--other", type=Path, nargs="*", default=[], help="folders of other cameras")
     parser.add_argument("--strength", type=int, default=3, help="of the corruptions, 1 to 5")
@@ -106,9 +109,12 @@ def main() -> None:
     photographs = [open_rgb(held_out.root / entry.file) for entry in held_out.entries]
     labels = [entry.label for entry in held_out.entries]
     table = load_predictions(options.predictions)
-    folds, _ = observe_folds(predictor, options.data, table)
+    folds, temperature = observe_folds(predictor, options.data, table)
     others = ~np.isin(table.files, [entry.file for entry in held_out.entries])
     reference = make_reference(folds.take(others), table.classes, f"{others.sum()} predictions of the other folds")
+    if options.held_out:
+        held = held_out_confidence(reference, load_predictions(options.held_out), temperature)
+        reference = reference.model_copy(update={"held_out": held})
     card = predictor.card.model_copy(update={"reference": reference})
     clean = observe_photographs(predictor, photographs)
     result: dict = {"model": card.name, "strength": options.strength, "sets": {}}
@@ -122,11 +128,11 @@ def main() -> None:
         changed = [corrupt(reduce(picture), name, options.strength, seed) for seed, picture in enumerate(photographs)]
         drifted = observe_photographs(predictor, changed)
         keep(result, name, {**accuracies(card, drifted, labels), "until alarm": until_alarm(card, clean, drifted)})
-    result["windows"] = WINDOWS
-    result["false alarms"] = {
-        size: false_alarms_by_fold(card, folds, table.folds, WINDOWS, size) for size in (20, 50, 200)
-    }
-    print(f"false alarms in {WINDOWS} windows of each fold, by size: {result['false alarms']}", flush=True)
+    result["windows"] = WINDOWS * len(np.unique(table.folds))
+    alarms = {size: false_alarms_by_fold(card, folds, table.folds, WINDOWS, size) for size in (20, 50, 200)}
+    result["false alarms"] = {size: sum(by_fold.values()) for size, by_fold in alarms.items()}
+    result["false alarms by fold"] = alarms
+    print(f"false alarms in {WINDOWS} windows of each fold, by size: {alarms}", flush=True)
     if options.http:
         result["fresh service"] = dict(fresh_service(external, options.model, card))
         print(f"photographs until the alarm of a fresh service: {result['fresh service']}")

@@ -45,9 +45,9 @@ class DriftReport(BaseModel):
     )
     features: list[FeatureDrift] = Field(description="each test; none for fewer than 10 photographs")
     estimated_accuracy: float | None = Field(
-        description="mean confidence, which is the accuracy if the model is calibrated; null: no photographs", examples=[0.93]
+        description="mean confidence, which is the accuracy if the model is calibrated; less after an alarm; null: no photographs", examples=[0.93]
     )
     accuracy_interval: tuple[float, float] | None = Field(
-        description="95 % interval of that, for this number of photographs", examples=[(0.89, 0.96)]
+        description="95 % interval of that, for this number of photographs; wider after an alarm", examples=[(0.89, 0.96)]
     )
     unsure: float | None = Field(description="fraction of the photographs that were 'unsure'", examples=[0.12])
