@@ -1,7 +1,8 @@
 """How soon the drift alarm comes, how often it is false, and how good the accuracy is that is estimated without labels.
 
     PYTHONPATH=bench:. python experiments/drift.py --model fold0.onnx --data data --split crossval/fold0.csv \
-        --predictions crossval/predictions.csv --held-out by_source/predictions.csv --other home bin_camera --http
+        --predictions crossval/predictions.csv --held-out by_source/predictions.csv \
+        --other home bin_camera --http
 
 What ships has seen every photograph, so a fold's model is tried, with the photographs that it held out; its reference are
 the out-of-fold predictions of the other folds. False alarms are counted for each fold in this way. The model needs the
@@ -50,7 +51,11 @@ def accuracies(card: ModelCard, observations: Observations, labels: list[str]) -
     "True and estimated accuracy."
     right = np.array([card.classes[index] for index in observations.predicted]) == np.array(labels)
     report = find_drift(card, observations, looks=())
-    result = {"n": len(labels), "accuracy": float(right.mean()), "mean confidence": float(observations.features[:, 0].mean())}
+    result = {
+        "n": len(labels),
+        "accuracy": float(right.mean()),
+        "mean confidence": float(observations.features[:, 0].mean()),
+    }
     return {**result, "estimated": report.estimated_accuracy, "interval": report.accuracy_interval}
 
 

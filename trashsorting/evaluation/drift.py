@@ -100,6 +100,17 @@ def held_out_confidence(
             slopes.append(max(0.0, usual - float(right[rows].mean())) / lost)
     return HeldOutConfidence(n=len(right), slope=slopes[0], slopes=(min(1, *slopes), max(1, *slopes)))
 
+# %% ../../nbs/evaluation/05_drift.ipynb #b41a97de
+def _load_alike(
+    path: Path,  # CSV of a cross-validation
+    card: ModelCard,
+) -> Predictions:
+    "Read predictions. Raises `DataError` for other classes than the card's."
+    table = load_predictions(path)
+    if table.classes != card.classes:
+        raise DataError(f"{path}: its classes {table.classes} are not those of {card.name}, {card.classes}")
+    return table
+
 # %% ../../nbs/evaluation/05_drift.ipynb #07e5521c
 def out_of_fold_reference(
     predictor: Predictor,
