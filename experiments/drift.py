@@ -8,9 +8,10 @@ What ships has seen every photograph, so a fold's model is tried, with the photo
 are the out-of-fold predictions of the other folds. False alarms are counted for each fold in this way. The model needs
 the temperature of the cross-validation: `trashsorting average crossval/fold0 crossval/fold0 --crossval crossval` gives
 it, then export and quantize. Each set is classified once; the windows are then drawn from its features. With `--http`,
-the external sets are also sent to the real service on loopback, one photograph after the other, until it reports an alarm.
-The held-out photographs are the clean ones. The result goes to nbs/measured/drift.json, and from there into
-nbs/explanations/drift.ipynb (`make outputs`). A line is printed as soon as a set is done: some minutes on a quiet core.
+the external sets are also sent to the real service on loopback, one photograph after the other, until it reports an
+alarm. The held-out photographs are the clean ones. The result goes to nbs/measured/drift.json, and from there into
+nbs/explanations/drift.ipynb (`make outputs`). A line is printed as soon as a set is done: some minutes on a quiet
+core.
 """
 
 import argparse
