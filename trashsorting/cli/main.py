@@ -557,8 +557,13 @@ def _sample_classes(
     type=FILE,
     help="Out-of-fold predictions (predictions.csv of crossval) for the training photographs in DIR.",
 )
+@click.option(
+    "--held-out",
+    type=FILE,
+    help="Predictions of held-out sources (predictions.csv of crossval --by-source), for the estimate after an alarm.",
+)
 @logged
-def reference(model: Path, data: Path, predictions: Path | None) -> None:
+def reference(model: Path, data: Path, predictions: Path | None, held_out: Path | None) -> None:
     """Write into a model's card what its photographs look like.
 
     MODEL is an ONNX file with its card beside it, by default the shipped one. The service and `trashsorting drift` compare
@@ -570,9 +575,11 @@ def reference(model: Path, data: Path, predictions: Path | None) -> None:
     from trashsorting.evaluation.drift import out_of_fold_reference, photographs_reference
     from trashsorting.inference.predictor import Predictor
 
+    if held_out and not predictions:
+        raise click.UsageError("--held-out needs --predictions: both are at the temperature of these")
     predictor = Predictor(model, read_settings().threads)
     if predictions:
-        made = out_of_fold_reference(predictor, data, predictions, progress=True)
+        made = out_of_fold_reference(predictor, data, predictions, progress=True, held_out=held_out)
     else:
         files = [Path(file) for file, reason in _list_pictures(str(data)) if not reason]
         made = photographs_reference(predictor, files, progress=True)
@@ -646,7 +653,7 @@ def drift(source: Path, place: Path | None, out: Path | None, json_file: Path | 
 
     FOLDER has photographs, in any sub-folders; no labels are needed. CSV is what `evaluate --predictions` wrote: of the
     features it has confidence, margin and predicted class. The tests are those of the service, but of all photographs
-    together: a folder has no order in time. The estimated accuracy is the mean confidence.
+    together: a folder has no order in time. The estimated accuracy is the mean confidence, or less after an alarm.
     """
     from trashsorting.core.drift import find_drift
     from trashsorting.evaluation.drift import drift_table, plot_drift

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_SOURCE', 'Preprocessing', 'ClassMetrics', 'Bootstrap', 'Evaluation', 'PairedComparison', 'Speedup',
-           'Quantization', 'Source', 'Provenance', 'CrossValidation', 'Reference', 'FeatureSample', 'TaughtClass',
-           'SourceMetrics', 'mean_over_sources', 'OutOfDistribution', 'ModelCard', 'card_path', 'file_sha256',
-           'read_card', 'write_card']
+           'Quantization', 'Source', 'Provenance', 'CrossValidation', 'HeldOutConfidence', 'Reference', 'FeatureSample',
+           'TaughtClass', 'SourceMetrics', 'mean_over_sources', 'OutOfDistribution', 'ModelCard', 'card_path',
+           'file_sha256', 'read_card', 'write_card']
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
@@ -217,6 +217,14 @@ def check_quantiles(
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantiles = Annotated[tuple[_Finite, ...], Field(min_length=2), AfterValidator(check_quantiles)]
 
+# %% ../../nbs/core/01_card.ipynb #c360566d
+class HeldOutConfidence(Card):
+    "How much accuracy is lost with each point of confidence, on sources that the recipe was not trained on."
+
+    n: int = Field(gt=0, description="photographs")
+    slope: float = Field(ge=0, allow_inf_nan=False, description="points of accuracy lost for each point of mean confidence lost")
+    slopes: Interval = Field(description="the smallest and the largest of the folds, or 1, which is that of the reference")
+
 # %% ../../nbs/core/01_card.ipynb #c360566e
 class Reference(Card):
     "The features of photographs of the model's own domain, which it was not trained on."
@@ -225,8 +233,12 @@ class Reference(Card):
     quantiles: dict[str, Quantiles] = Field(
         description="by feature: its quantiles at equal steps, from the least to the largest value"
     )
+    covariance: tuple[tuple[_Finite, ...], ...] = Field(
+        (), repr=False, description="of the features' normal scores, in the order of `quantiles`; empty: they are not tested together"
+    )
     predicted: dict[str, int] = Field(description="by class: photographs that were predicted as it")
     note: str = Field(description="where photographs and predictions came from")
+    held_out: HeldOutConfidence | None = Field(None, description="for the accuracy of photographs that differ; null: not measured")
 
 # %% ../../nbs/core/01_card.ipynb #2f60b0d6
 class FeatureSample(Card):
@@ -333,6 +345,8 @@ class ModelCard(Card):
             raise ValueError(f"the evaluation's classes {self.evaluation.classes} are not the card's {measured}")
         if not taught.issubset(self.classes):
             raise ValueError(f"the taught classes {sorted(taught)} are not among the card's {self.classes}")
+        if self.reference and {len(row) for row in self.reference.covariance} - {len(self.reference.quantiles)}:
+            raise ValueError("the reference's covariance does not fit its quantiles")
         if self.reference and tuple(sorted(self.reference.predicted)) != self.classes:
             raise ValueError(f"the reference's classes {sorted(self.reference.predicted)} are not the card's {self.classes}")
         sample = self.feature_sample

@@ -24,15 +24,15 @@ class Prediction(BaseModel):
 
 # %% ../../nbs/core/07_prediction.ipynb #f63d8c83
 class FeatureDrift(BaseModel):
-    "The test of one feature."
+    "The test of one feature, or of all together."
 
-    name: str = Field(description="the feature; 'class' is the shares of the predicted classes", examples=["brightness"])
+    name: str = Field(description="the feature; 'class': the shares of the predicted classes; 'together': the mean of all features", examples=["brightness"])
     statistic: float = Field(
-        description="0 equal, 1 disjoint: Kolmogorov-Smirnov's, for 'class' the total variation distance", examples=[0.12]
+        description="0 equal, 1 disjoint: Kolmogorov-Smirnov's, for 'class' and 'together' the total variation distance", examples=[0.12]
     )
-    p_value: float = Field(description="corrected for all tests by Holm's method", examples=[0.41])
+    p_value: float = Field(description="for more than a tolerated difference, corrected for all tests", examples=[0.41])
     photographs: int = Field(description="on how many of the last photographs", examples=[50])
-    drift: bool = Field(description="whether the p-value is below 0.001 and the statistic at least 0.2", examples=[False])
+    drift: bool = Field(description="whether the p-value is below 0.001, and of 'class' also the statistic at least 0.2", examples=[False])
 
 # %% ../../nbs/core/07_prediction.ipynb #00d55ffe
 class DriftReport(BaseModel):
@@ -45,9 +45,9 @@ class DriftReport(BaseModel):
     )
     features: list[FeatureDrift] = Field(description="each test; none for fewer than 10 photographs")
     estimated_accuracy: float | None = Field(
-        description="mean confidence, which is the accuracy if the model is calibrated; null: no photographs", examples=[0.93]
+        description="mean confidence, which is the accuracy if the model is calibrated; less after an alarm; null: no photographs", examples=[0.93]
     )
     accuracy_interval: tuple[float, float] | None = Field(
-        description="95 % interval of that, for this number of photographs", examples=[(0.89, 0.96)]
+        description="95 % interval of that, for this number of photographs; wider after an alarm", examples=[(0.89, 0.96)]
     )
     unsure: float | None = Field(description="fraction of the photographs that were 'unsure'", examples=[0.12])
