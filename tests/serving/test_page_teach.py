@@ -105,6 +105,7 @@ def test_a_thing_is_taught_and_tried_with_the_keyboard(visit):
     page.locator("#teach-name").press("Enter")
     expect(page.locator("#teach-list li")).to_contain_text("recognized")
     expect(page.locator("#spoken")).to_contain_text("It knows “Batterie”")
+    expect(page.locator("#kept")).to_be_hidden()
     expect(page.get_by_role("button", name="Try it: Batterie")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")

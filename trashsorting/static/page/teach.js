@@ -20,6 +20,7 @@ const problemText = () => problem instanceof Problem ? problem.text() : problem 
 export function showTeach() {
   const open = isHere() && state === "ready" && things !== null;
   byId("teach").hidden = !open || !(card.teachable || things.length);
+  byId("kept").hidden = Boolean(things?.length);  // Its pictures are kept.
   if (byId("teach").hidden) return;
   const full = things.length >= MOST_THINGS;
   byId("teach-form").hidden = !card.teachable || full;
