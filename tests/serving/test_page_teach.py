@@ -54,7 +54,7 @@ def visit(browser, server) -> Iterator[Visit]:
     proxy = Proxy(server.url)
     with first_visit(browser, proxy.url, permissions=["camera"], accept_downloads=True) as visit:
         visit.proxy = proxy
-        visit.page.on("filechooser", lambda chooser: None)  # Playwright takes over from here on, not at the first press.
+        visit.page.on("filechooser", lambda chooser: None)  # Playwright takes over from here on.
         visit.page.get_by_text("On this device", exact=True).click()
         visit.page.locator("#teach summary").click()
         predict_there(visit.page, BATTERIES[0])  # The network is open.
