@@ -41,7 +41,7 @@ def test_the_model_that_ships_knows_what_it_was_trained_on(tmp_path, capsys):
     with capsys.disabled():
         print(f" [{figures['accuracy']:.4f}, {figures['accuracy_interval']}, {figures['ms_per_image']:.1f} ms]", end="")
     assert figures["n"] == 328
-    assert figures["accuracy"] >= 0.94
+    assert figures["accuracy"] >= 0.93
 
 
 def test_the_card_is_of_photographs_out_of_fold(manifest):

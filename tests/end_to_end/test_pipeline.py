@@ -36,6 +36,7 @@ TINY = {
     "freeze_epochs": 0,
     "epochs": 1,
     "batch_size": 8,
+    "lr": 0.01,
     "num_workers": 0,
 }
 SMALL = {**TINY, "frozen_stages": 2, "stored_views": 2}

@@ -106,9 +106,9 @@ def test_a_correction_with_its_photograph(asking, place):
 
 
 def test_without_consent_no_photograph_is_kept(asking, place):
-    receipt = give(asking, predict(asking), None, label="cardboard")
+    receipt = give(asking, predict(asking), None, label="paper")
     assert receipt.status_code == 201 and receipt.json()["stored"] is False
-    assert [each.picture for each in kept(place) if each.label == "cardboard"] == [None]
+    assert [each.picture for each in kept(place) if each.label == "paper"] == [None]
     assert asking.delete(f"/api/feedback/{receipt.json()['token']}").status_code == 204
     before = len(kept(place))
     for consent in ("false", ""):

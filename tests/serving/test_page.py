@@ -418,7 +418,7 @@ class TestInputs:
     def test_a_too_large_file(self, visit, tmp_path):
         large = tmp_path / "large.png"
         large.write_bytes(bytes(30_000_000))
-        visit.page.get_by_label("Choose photographs").set_input_files(large)
+        visit.page.locator("#file").set_input_files(large)
         expect(visit.card("large").locator(".problem")).to_contain_text("larger than the limit of 10 MB")
 
 

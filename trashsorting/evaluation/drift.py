@@ -18,7 +18,7 @@ from ..core.drift import FEATURES, Observations, find_drift, make_reference, mea
 from ..core.errors import DataError, need
 from ..core.image import ImageSource, min_side, open_rgb
 from ..core.prediction import DriftReport
-from ..core.log import progress_bar
+from ..core.log import log, progress_bar
 from ..core.system import read_csv
 from .calibration import fit_temperature
 from .oof import Predictions, load_predictions
@@ -88,12 +88,13 @@ def held_out_confidence(
     reference: Reference,  # Its mean confidence is the accuracy of its photographs
     table: Predictions,  # Of sources that were held out
     temperature: float,  # That of the reference
-) -> HeldOutConfidence:
-    "What lost confidence means on held-out sources. Raises `DataError` where none is lost."
+) -> HeldOutConfidence | None:  # None, with a warning: they have lost no confidence
+    "What lost confidence means on held-out sources."
     usual, confidence = mean_confidence(reference), output_features(table.logits, temperature)[:, 0]
     right, slopes = table.logits.argmax(axis=1) == table.targets, []
     if usual - confidence.mean() < _LEAST_LOST:
-        raise DataError("the held-out sources are predicted as surely as the others: they say nothing about lost confidence")
+        log.warning("the held-out sources are predicted as surely as the others: they say nothing about lost confidence")
+        return None
     for rows in (np.ones(len(right), bool), *(table.folds == fold for fold in np.unique(table.folds))):
         lost = usual - float(confidence[rows].mean())
         if lost >= _LEAST_LOST:

@@ -390,7 +390,7 @@ def on_device_file(request: Request, sha256: _Sha256 = None) -> Response:
     headers = {"cache-control": "no-cache", "etag": f'"{predictor.card.file_sha256}"'}
     return Response(pack(predictor.content), media_type="application/gzip", headers=headers)
 
-
+# %% ../../nbs/serving/05_routes.ipynb #5b6d4d29
 @api.get("/on-device/sample.json", responses=error_responses(404, 422, 503))
 async def on_device_sample(request: Request, sha256: _Sha256 = None) -> FeatureSample:
     "Send features of photographs of the model's classes, which a new class must differ from."

@@ -220,7 +220,8 @@ def reweigh(
 
     def weight(side: bool, label: str) -> float:
         expected = n_class[label] / len(entries)
-        return expected * (n_side[side] + _PSEUDO_COUNT) / (n_both[side, label] + _PSEUDO_COUNT * expected)
+        ratio = expected * (n_side[side] + _PSEUDO_COUNT) / (n_both[side, label] + _PSEUDO_COUNT * expected)
+        return round(ratio, 6)
 
     return [weight(side, entry.label) for side, entry in zip(sides, entries, strict=True)]
 
