@@ -31,9 +31,14 @@ def write_json(
     path: Path,
     document: dict | list,
 ) -> None:
-    "Write indented JSON, and make the folder if it is missing."
+    "Write indented JSON, and make the folder if it is missing. Who reads meanwhile finds the old document or the new one."
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/core/03_system.ipynb #120a581d
 def _read_table(
