@@ -15,8 +15,11 @@ def check_outputs(*paths: Path) -> subprocess.CompletedProcess:
 
 
 def test_what_is_committed_is_what_a_kernel_shows():
+    index = ROOT / "trashsorting" / "_modidx.py"
+    written = index.stat().st_mtime_ns
     done = check_outputs(ROOT / "nbs" / "core" / "01_card.ipynb", ROOT / "nbs" / "explanations" / "data.ipynb")
     assert done.returncode == 0 and "2 notebook(s) run; 0 differ" in done.stdout, done.stderr
+    assert index.stat().st_mtime_ns == written, "it exports the modules, which other tests read meanwhile"
 
 
 def test_another_output_and_a_broken_cell_are_found(tmp_path):
