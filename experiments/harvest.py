@@ -10,7 +10,6 @@ ranked. A second table counts how many poisoned corrections are set apart, and h
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -26,7 +25,7 @@ from trashsorting.core.correction import Correction
 from trashsorting.data.harvest import find_poisoners, find_unlikely, rank_by_value
 from trashsorting.training.backbone import embed
 
-START, ROUND, SEEDS = 5, 40, 10  # Photographs of each class at first, labels of a round, repetitions
+START, ROUND, SEEDS = 5, 40, 8  # Photographs of each class at first, labels of a round, repetitions
 COMPONENTS = 128  # Principal components of the features, so that a probe is fitted in milliseconds
 
 
@@ -107,7 +106,6 @@ def badge(state: Round) -> np.ndarray:
         order.append(at)
         products = (errors @ errors[at]) * (state.pool @ state.pool[at])  # a gradient is an outer product
         distances = np.minimum(distances, np.maximum(squares + squares[at] - 2 * products, 0))
-        at = int(state.rng.choice(len(distances), p=distances / distances.sum()))
     return np.array(order)
 
 
@@ -126,29 +124,37 @@ def typiclust(state: Round) -> np.ndarray:
     return np.concatenate([order, rest]).astype(int)
 
 
-def curve(features: np.ndarray, labels: np.ndarray, seed: int, order: Order, rounds: int) -> list[tuple[int, float]]:
-    "Labels beyond the first ones, and the accuracy that they reach."
+def curve(features: np.ndarray, labels: np.ndarray, seed: int, order: Order, rounds: int) -> list[float]:
+    "The accuracy before the first round, and after each."
     rng = np.random.default_rng(seed)
     at = rng.permutation(len(labels))
     test, pool = at[: len(at) // 5], at[len(at) // 5 :]
     known = np.concatenate([pool[labels[pool] == label][:START] for label in np.unique(labels)])
-    pool, points = np.setdiff1d(pool, known), []
-    for n in range(rounds + 1):
+    pool, accuracies = np.setdiff1d(pool, known), []
+    for _ in range(rounds + 1):
         probe = fit(features[known], labels[known])
-        points.append((ROUND * n, float((probe.predict(features[test]) == labels[test]).mean())))
+        accuracies.append(float((probe.predict(features[test]) == labels[test]).mean()))
         probabilities = probe.predict_proba(features[pool])
         state = Round(probabilities, features[pool], features[known], rng)
         chosen = pool[order(state)[:ROUND]]
         known, pool = np.concatenate([known, chosen]), np.setdiff1d(pool, chosen)
-    return points
+    return accuracies
 
 
-def needed(points: list[tuple[int, float]], accuracy: float) -> float:
-    "Labels until an accuracy is reached, between two rounds by a straight line; infinite if it is not."
-    for (n, low), (after, high) in pairwise(points):
-        if high >= accuracy:
-            return n if low >= accuracy else n + (after - n) * (accuracy - low) / (high - low)
-    return float("inf")
+def share_of_labels(curves: np.ndarray, random: np.ndarray, n: int) -> float:
+    "Labels for the mean accuracy that random order reaches with n of them, divided by n; infinite if never reached."
+    given = ROUND * np.arange(curves.shape[1])  # curves: (seeds, rounds + 1), as those in random order
+    target = np.interp(n, given, random.mean(axis=0))
+    best = np.maximum.accumulate(curves.mean(axis=0))
+    return float(np.interp(target, best, given, right=np.inf)) / n
+
+
+def describe_share(curves: np.ndarray, random: np.ndarray, n: int) -> str:
+    "The share and its 95 % interval, by a bootstrap of the seeds."
+    draws = np.random.default_rng(0).integers(len(curves), size=(2000, len(curves)))
+    shares = [share_of_labels(curves[draw], random[draw], n) for draw in draws]
+    low, high = np.quantile(shares, [0.025, 0.975], method="nearest")
+    return f"{share_of_labels(curves, random, n):.2f} ({low:.2f} to {high:.2f})"
 
 
 def interval(values: list[float]) -> str:
@@ -157,7 +163,8 @@ def interval(values: list[float]) -> str:
     return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
 
 
-def show_labels(features: np.ndarray, labels: np.ndarray, rounds: int, targets: list[float]) -> None:
+def show_labels(features: np.ndarray, labels: np.ndarray, rounds: int, numbers: list[int]) -> None:
+    "The labels that each order needs for the mean accuracy of random order with these numbers of labels."
     orders = {
         "`data harvest`: margin, classes in turn": of_the_package,
         "margin": by_margin,
@@ -165,16 +172,14 @@ def show_labels(features: np.ndarray, labels: np.ndarray, rounds: int, targets: 
         "BADGE": badge,
         "TypiClust": typiclust,
     }
-    random = [curve(features, labels, seed, at_random, rounds) for seed in range(SEEDS)]
+    random = np.array([curve(features, labels, seed, at_random, rounds) for seed in range(SEEDS)])
     print(f"labels needed, as a share of those in random order; {SEEDS} seeds, {ROUND} labels a round\n")
-    print("| order | " + " | ".join(f"to {target:.0%}" for target in targets) + " |\n|---|" + "---|" * len(targets))
-    base = [[needed(points, target) for points in random] for target in targets]
-    print("| random, labels | " + " | ".join(f"{np.mean(each):.0f}" for each in base) + " |")
+    reached = [np.interp(n, ROUND * np.arange(rounds + 1), random.mean(axis=0)) for n in numbers]
+    heads = (f"{target:.1%}, random with {n}" for n, target in zip(numbers, reached, strict=True))
+    print("| order | " + " | ".join(heads) + " |\n|---|" + "---|" * len(numbers))
     for name, order in orders.items():
-        curves = [curve(features, labels, seed, order, rounds) for seed in range(SEEDS)]
-        reached = [[needed(points, target) for points in curves] for target in targets]
-        shares = [(np.array(ours) / np.array(others)).tolist() for ours, others in zip(reached, base, strict=True)]
-        print(f"| {name} | " + " | ".join(interval(each) for each in shares) + " |", flush=True)
+        curves = np.array([curve(features, labels, seed, order, rounds) for seed in range(SEEDS)])
+        print(f"| {name} | " + " | ".join(describe_share(curves, random, n) for n in numbers) + " |", flush=True)
 
 
 def corrections_of(labels: np.ndarray, predicted: np.ndarray, sources: list[str]) -> list[Correction]:
@@ -215,12 +220,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder with one sub-folder per class")
     parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "harvest.npz", help="file for the features")
     parser.add_argument("--rounds", type=int, default=12, help="rounds of labels")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.70, 0.75, 0.80], help="accuracies")
+    parser.add_argument("--labels", type=int, nargs="+", default=[100, 200], help="in random order, for the accuracies")
     options = parser.parse_args()
     features, labels = features_of(options.data, options.cache)
     print(f"{len(labels)} photographs of {len(np.unique(labels))} classes\n")
     reduced = PCA(COMPONENTS, random_state=0).fit_transform(StandardScaler().fit_transform(features))
-    show_labels(reduced, labels, options.rounds, options.targets)
+    show_labels(reduced, labels, options.rounds, options.labels)
     show_poison(features, labels)
 
 

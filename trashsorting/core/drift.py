@@ -49,37 +49,40 @@ def input_grey(
     return grey.reshape(inputs.shape[1:])
 
 # %% ../../nbs/core/08_drift.ipynb #59a989bc
+_SECOND_DIFFERENCE = np.array([1, -2, 1, 0], np.float32)  # Of four neighbours
+
+
 def _second_differences(
-    values: np.ndarray,  # (n, m)
-) -> np.ndarray:  # (ceil((n - 2) / 4), m)
-    "Second differences along the first axis, at every fourth place."
-    first, middle, last = (values[start : len(values) - 2 + start : 4] for start in range(3))
-    return (last - middle) - (middle - first)
+    grey: np.ndarray,  # (n, m)
+) -> np.ndarray:  # (n // 4, m // 4)
+    "Second differences along both axes, one for each 4 x 4 pixels."
+    n, m = (side // 4 for side in grey.shape)
+    along_rows = grey[: 4 * n, : 4 * m].reshape(-1, 4) @ _SECOND_DIFFERENCE
+    return _SECOND_DIFFERENCE @ along_rows.reshape(n, 4, m)
 
 # %% ../../nbs/core/08_drift.ipynb #a4e73d84
 def _median(
     values: np.ndarray,  # Any shape, finite
 ) -> float:  # 0 for no values
-    "The median. `np.median` gives the same and takes five times as long for some thousand values."
+    "The median. `np.median` gives the same and takes twice as long for some thousand values."
     if not values.size:
         return 0.0
-    half = values.size // 2
-    parted = np.partition(values, half, axis=None)
-    upper = parted[half]
-    return float(upper if values.size % 2 else (parted[:half].max() + upper) / 2)
+    middle = (values.size - 1) // 2, values.size // 2  # for one place alone, NumPy is up to ten times slower with many ties
+    parted = np.partition(values, middle, axis=None)
+    return float((parted[middle[0]] + parted[middle[1]]) / 2)
 
 # %% ../../nbs/core/08_drift.ipynb #e0f05e92
 def image_features(
     grey: np.ndarray,  # (height, width), 0..255, of a fixed size
     size: tuple[int, int],  # Width and height of the photograph, pixels
-) -> np.ndarray:  # (5,), in the order of `IMAGE_FEATURES`
+) -> tuple[float, ...]:  # 5, in the order of `IMAGE_FEATURES`
     "Features of a photograph: mean and standard deviation of its grey, median second difference, width / height, shorter side."
     coarse = grey[::2, ::2].ravel()
-    brightness = coarse.mean()
+    brightness = coarse.sum() / coarse.size
     coarse -= brightness
     contrast = math.sqrt(coarse @ coarse / coarse.size)
-    sharpness = _median(np.abs(_second_differences(_second_differences(grey).T)))
-    return np.array([brightness, contrast, sharpness, round(size[0] / size[1], 3), min(size)], dtype=np.float64)
+    sharpness = _median(np.abs(_second_differences(grey)))
+    return float(brightness), contrast, sharpness, round(size[0] / size[1], 3), min(size)
 
 # %% ../../nbs/core/08_drift.ipynb #95537f7c
 @dataclass(frozen=True, eq=False)

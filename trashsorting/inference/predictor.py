@@ -148,11 +148,11 @@ class Predictor:
     ) -> tuple[Prediction, np.ndarray]:  # And (8,) the features, in the order of `FEATURES`
         "Classify a decoded photograph, with the features that show drift. Raises as `predict_image`."
         inputs = self._prepare(picture)
+        image = image_features(input_grey(inputs[0], self.card.preprocessing), picture.size)  # while it is in the cache
         logits = run_logits(self.session, inputs)
         prediction = _to_prediction(self.card, logits[0])
         confidence, second = list(prediction.all_probabilities.values())[:2]
-        energy = float(logits.max()) / self.card.temperature - math.log(confidence)
-        image = image_features(input_grey(inputs[0], self.card.preprocessing), picture.size)
+        energy = max(logits[0].tolist()) / self.card.temperature - math.log(confidence)
         return prediction, np.array([confidence, confidence - second, energy, *image])
 
     def predict_one(
