@@ -38,7 +38,7 @@ def test_the_tree_passes_every_hook(checkout):
     ("name", "content", "hook", "words"),
     [
         ("data.bin", b"\0" * 2_100_000, "large-files", "data.bin (2051 KB) exceeds 2000 KB"),
-        ("key.py", b'token = "' + b"ghp_" + b"a1B2" * 9 + b'"\n', "secrets", "GitHub Token"),
+        ("key.py", b'"image/png": "' + b"ghp_" + b"a1B2" * 9 + b'"\n', "secrets", "GitHub Token"),  # no base64
         ("tools/odd.py", b"x=1\n", "ruff-format", "1 file would be reformatted"),
         ("tests/odd.py", b"import os\n", "ruff", "unused-import"),
         ("open.md", b"<<<<<<< one\n=======\n>>>>>>> two\n", "merge-conflicts", "Merge conflict string"),

@@ -7,8 +7,10 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -18,7 +20,7 @@ from trashsorting.data.sources import load_manifest
 from trashsorting.export.onnx import export_run
 from trashsorting.training.learner import create_learner, fit
 from trashsorting.training.run import save_run
-from trashsorting.training.tracking import TRACKERS, TrackCallback, start_tracker, track_model
+from trashsorting.training.tracking import TRACKERS, TrackCallback, _Profiler, start_tracker, track_model
 
 METRICS = {"loss", "lr/group0", "train_loss", "valid_loss", "accuracy", "images_per_second", "system/cpu"}
 
@@ -90,6 +92,17 @@ def test_tensorboard(tracked):
     assert (accuracy.step, accuracy.value) == (6, pytest.approx(history(tracked)["accuracy"], abs=1e-5))
     pictures = events.Tags()["images"]
     assert "confusion" in pictures and sum(name.startswith("predictions/") for name in pictures) == 24
+
+
+def test_the_profiler_writes_its_trace_and_nothing_else(tmp_path, capfd):
+    profiler = _Profiler(tmp_path, steps=1)
+    profiler.learn = SimpleNamespace(training=True)
+    for _ in range(3):
+        profiler.before_train()
+        torch.ones(3).sum()
+        profiler.after_batch()
+    assert "aten::ones" in (tmp_path / "trace.json").read_text(encoding="utf-8")
+    assert capfd.readouterr() == ("", "")
 
 
 # Weights & Biases

@@ -8,6 +8,7 @@ __all__ = ['start_tracker', 'track_model']
 # %% ../../nbs/training/10_tracking.ipynb #3862445a
 import csv
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -212,6 +213,7 @@ class _Profiler(Callback):
     order = 90
 
     def __init__(self, folder: Path, steps: int = 4):
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self.path, self.steps_left = Path(folder) / "trace.json", steps + 2
         schedule = torch.profiler.schedule(wait=1, warmup=1, active=steps, repeat=1)
         self.profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self.write)
