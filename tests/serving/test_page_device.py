@@ -23,6 +23,7 @@ from trashsorting.core.card import Preprocessing
 from trashsorting.core.image import crop_box, resize, to_input
 from trashsorting.core.places import bin_for, read_places
 from trashsorting.core.prediction import Prediction
+from trashsorting.data.duplicates import perceptual_hash
 from trashsorting.data.sample import draw_picture
 from trashsorting.serving import page as page_module
 from trashsorting.serving.page import write_page
@@ -323,6 +324,26 @@ def test_the_browser_resizes_as_pillow_does(modules, size, crop_mode, crop_pct, 
     values = np.frombuffer(base64.b64decode(answer["input"]), np.float32).reshape(3, 224, 224)
     whole = how.model_copy(update={"crop_mode": "squash", "crop_pct": 1.0})
     assert np.array_equal(values, to_input(Image.fromarray(pixels), whole))
+
+
+HASH = """async ([encoded, width, height]) => {
+    const { perceptualHash } = await import("/page/hash.js");
+    const values = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));
+    const rows = (top, count) => values.subarray(top * width * 4, (top + count) * width * 4);
+    return perceptualHash({ width, height, rows }).map((bits) => [...bits]);
+}"""
+
+
+@pytest.mark.parametrize("size", [(512, 384), (384, 512), (1024, 683), (40, 30), (31, 33)])
+def test_the_browser_hashes_as_python_does(modules, size):
+    """All bits of all orientations, of drawn pictures and of noise."""
+    noise = np.random.default_rng(0).integers(64, 192, (size[1] // 4, size[0] // 4, 3), np.uint8)
+    pictures = [draw_picture(label, 0, size) for label in SAMPLES] + [Image.fromarray(noise).resize(size)]
+    for picture in pictures:
+        arguments = [base64.b64encode(picture.convert("RGBA").tobytes()).decode(), *size]
+        bits = np.packbits(np.array(modules.evaluate(HASH, arguments), np.uint8), axis=1).view(np.uint64)
+        differing = np.bitwise_count(bits ^ perceptual_hash(picture)).sum(axis=1).max()
+        assert differing <= (4 if size[1] > size[0] else 0), "equal, or nearly where Pillow 13 goes down first"
 
 
 def test_the_browser_names_the_same_bin_as_the_service(modules, predictor):
