@@ -160,6 +160,8 @@ def test_a_thing_is_taught_and_tried_with_the_keyboard(visit):
     chooser.value.set_files([{"name": "new.png", "mimeType": "image/png", "buffer": draw_battery(99)}])
     card = visit.card("new")
     expect(card.locator(".verdict")).to_have_text("Batterie")
+    for hint in ("#teach-how", "#teach-count", "#teach-list .hint"):
+        expect(page.locator(hint)).to_be_visible()  # Also where there are pictures in the list
     card.get_by_role("button", name="Show what decided").click()
     expect(card.locator("canvas")).to_have_css("opacity", "1")
     card.locator(".label").select_option("Batterie")
@@ -252,8 +254,9 @@ def test_axe_finds_nothing(visit, language, scheme):
     page.emulate_media(color_scheme=scheme)
     page.locator("#language").select_option(language)
     page.locator("#teach-name").fill("ab/c")
-    choose(page, [b"no picture"])
+    choose(page, [BATTERIES[0], *near_copies(BATTERIES[0]), b"no picture"])
     expect(page.locator("#teach-problem")).to_be_visible()
+    expect(page.locator("#teach-copies")).to_be_visible()
     for width in (360, 320):
         page.set_viewport_size({"width": width, "height": 740})
         assert page.evaluate(f"({SMALL})().map((part) => part.outerHTML)") == [] and visit.overflow() <= 0
