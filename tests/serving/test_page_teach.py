@@ -1,6 +1,7 @@
 """A thing that is taught to the page: tried, kept without a network, saved for the command, and forgotten."""
 
 import base64
+import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from trashsorting.data.duplicates import is_duplicate, perceptual_hash
 from trashsorting.export.teach import Features, _known_features, fit_row, recalibrate
 from trashsorting.inference.features import compute_features
 from trashsorting.inference.predictor import Predictor
+from trashsorting.serving import on_device
 from trashsorting.serving import page as page_module
 
 __all__ = ["MORE_SWITCHES"]
@@ -149,7 +151,7 @@ def test_a_thing_is_taught_and_tried_with_the_keyboard(visit):
     page.locator("#teach-name").fill("")
     page.keyboard.type("Batterie")
     choose(page, [*BATTERIES, *COPIES])
-    expect(page.locator("#teach-count")).to_have_text("12 photographs")
+    expect(page.locator("#teach-count")).to_have_text("12 photographs", timeout=120_000)
     page.locator("#teach-name").press("Enter")
     expect(page.locator("#teach-list li")).to_contain_text("recognized")
     expect(page.locator("#spoken")).to_contain_text("It knows “Batterie”")
@@ -291,6 +293,34 @@ def test_it_is_kept_without_a_network_and_forgotten(visit, tmp_path):
     page.locator("#teach summary").click()
     expect(page.locator("#teach-known")).to_be_hidden()
     assert [error for error in visit.errors if "ERR_" not in error] == []
+
+
+def test_a_file_without_cells_has_no_map_of_a_taught_thing(visit, monkeypatch):
+    """As one that an earlier page has left in the browser."""
+    page = visit.page
+    choose(page, BATTERIES[:5])
+    expect(page.locator("#teach-pictures li")).to_have_count(5)
+    page.locator("#teach-name").fill("Batterie")
+    page.locator("#teach-name").press("Enter")
+    expect(page.locator("#teach-list li")).to_contain_text("recognized")
+    monkeypatch.setattr(on_device, "add_cells", lambda content: content)
+    file = gzip.compress(on_device.optimize(SHIPPED_MODEL.read_bytes()))
+    script = """async (encoded) => {
+        const cache = await caches.open("on-device");
+        const [model] = (await cache.keys()).filter(({ url }) => url.includes("model.onnx.gz"));
+        await cache.put(model, new Response(Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))));
+    }"""
+    page.evaluate(script, base64.b64encode(file).decode())
+    page.reload()
+    visit.upload(without=draw_battery(99))
+    card = visit.card("without")
+    expect(card.locator(".verdict")).to_have_text("Batterie")
+    assert sorted(card.locator(".label option").all_text_contents()) == sorted(Predictor(SHIPPED_MODEL).card.classes)
+    card.get_by_role("button", name="Show what decided").click()
+    expect(card.locator("canvas")).to_have_css("opacity", "1")
+    page.locator("#teach summary").click()
+    page.get_by_role("button", name="Forget it: Batterie").click()
+    expect(page.locator("#teach-known")).to_be_hidden()
 
 
 def test_a_model_that_has_learned_it_itself_needs_no_row(visit):

@@ -26,7 +26,7 @@ def _read_varint(
     data: memoryview,
     at: int,  # Where it begins
 ) -> tuple[int, int]:  # The number, and where the next thing begins
-    "A number of protobuf: seven bits a byte, the lowest first. Raises `IndexError` where the data ends."
+    "A number of protobuf: seven bits a byte, the lowest first. Raises `IndexError` if it is cut off."
     value = shift = 0
     while data[at] > 127:
         value |= (data[at] & 127) << shift
@@ -37,7 +37,7 @@ def _read_varint(
 def _read_fields(
     message: memoryview,
 ) -> Iterator[tuple[int, memoryview]]:  # Number and content, of those of variable length
-    "The fields of a message of protobuf. Raises `IndexError` for a damaged one."
+    "The fields of a message of protobuf. Raises `IndexError` if a number is cut off."
     at = 0
     while at < len(message):
         key, at = _read_varint(message, at)
@@ -54,7 +54,7 @@ _MEANS = {b"ReduceMean", b"GlobalAveragePool"}
 def _find_cells(
     content: bytes,  # An ONNX file
 ) -> bytes | None:  # The name of a tensor (n, n_features, ...); None: there is none
-    "What the features are the mean of. Raises `IndexError` for a damaged file."
+    "What the features are the mean of. Raises `IndexError` as `_read_fields`."
     makers = {}
     graphs = [graph for number, graph in _read_fields(memoryview(content)) if number == 7]
     for node in [list(_read_fields(part)) for graph in graphs for number, part in _read_fields(graph) if number == 1]:
@@ -77,7 +77,7 @@ def _field(
 def add_cells(
     content: bytes,  # An ONNX file
 ) -> bytes:  # The same if there are no cells, or if their name is too long for a field
-    "A file with the output `cells`. Raises `IndexError` for a damaged one."
+    "A file with the output `cells`. Raises `IndexError` as `_read_fields`."
     source = _find_cells(content)
     if source is None or len(source) > 80:
         return content
