@@ -446,7 +446,8 @@ def test_without_the_runtime_the_page_asks_the_service(monkeypatch, tmp_path, pr
 @pytest.mark.parametrize("size, scheme", [("phone", "light"), ("desktop", "dark")])
 def test_the_api_key_is_asked_for_once(browser, serve, size, scheme):
     with serve(TRASHSORTING_API_KEY="correct horse") as server:
-        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        touch = {"has_touch": size == "phone", "is_mobile": size == "phone"}
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, **touch)
         visit = Visit(context.new_page(), f"{size}-{scheme}")
         visit.page.goto(server.url)
         lock, key = visit.page.locator("#lock"), visit.page.get_by_label("This service wants a key")

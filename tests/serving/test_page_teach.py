@@ -1,26 +1,32 @@
 """A thing that is taught to the page: tried, kept without a network, saved for the command, and forgotten."""
 
+import base64
+import gzip
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from command import call
 from conftest import encode
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from playwright.sync_api import Page, expect
 from test_page_device import MORE_SWITCHES, Proxy, first_visit, predict_there, report
 from visits import SMALL, Visit
 
 from trashsorting.core.card import read_card
-from trashsorting.core.image import to_input
+from trashsorting.core.image import open_rgb, to_input
 from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.data.duplicates import is_duplicate, perceptual_hash
 from trashsorting.export.teach import Features, _known_features, fit_row, recalibrate
 from trashsorting.inference.features import compute_features
 from trashsorting.inference.predictor import Predictor
+from trashsorting.serving import on_device
 from trashsorting.serving import page as page_module
 
 __all__ = ["MORE_SWITCHES"]
@@ -40,12 +46,32 @@ def draw_battery(seed: int) -> bytes:
     return encode(picture.rotate(int(rng.integers(360)), fillcolor=picture.getpixel((0, 0))))
 
 
+def near_copies(data: bytes) -> list[bytes]:
+    """A picture as a smaller JPEG, and mirrored."""
+    with Image.open(BytesIO(data)) as picture:
+        return [
+            encode(picture.convert("RGB").resize((320, 240)), "JPEG", quality=80),
+            encode(ImageOps.mirror(picture)),
+        ]
+
+
 BATTERIES = [draw_battery(seed) for seed in range(10)]
+COPIES = near_copies(BATTERIES[4])
 
 
 def choose(page: Page, pictures: list[bytes]) -> None:
     chosen = [{"name": f"{i}.png", "mimeType": "image/png", "buffer": data} for i, data in enumerate(pictures)]
     page.locator("#teach-files").set_input_files(chosen)
+
+
+def explain_there(page: Page, data: bytes, label: str) -> dict:
+    """What the page draws over a picture."""
+    script = """async ([encoded, label]) => {
+        const { explainHere } = await import("./page/device.js");
+        const file = new File([Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))], "photo");
+        return explainHere(file, label);
+    }"""
+    return page.evaluate(script, [base64.b64encode(data).decode(), label])
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +122,36 @@ def test_what_cannot_be_taught_is_named(visit):
         page.get_by_role("button", name="Remove picture 1", exact=True).click()
 
 
+def test_near_copies_are_said_and_do_not_count(visit):
+    """By the rule of `teach`: the first one counts, in any size and orientation."""
+    page = visit.page
+    assert all(
+        is_duplicate(perceptual_hash(open_rgb(copy)), perceptual_hash(open_rgb(BATTERIES[4]))[0]).any()
+        for copy in COPIES
+    )
+    choose(page, [*BATTERIES[:5], *COPIES])
+    expect(page.locator("#teach-count")).to_have_text("7 photographs")
+    expect(page.locator("#teach-copies")).to_contain_text("not counted: 2 of 7. Take pictures from other sides.")
+    expect(page.locator("#spoken")).to_contain_text("not counted: 2 of 7")
+    expect(page.locator("#teach-pictures .copy")).to_have_count(2)
+    expect(page.get_by_alt_text("picture 7, nearly the same as another one")).to_be_visible()
+    page.get_by_role("button", name="Remove picture 1", exact=True).click()
+    page.get_by_role("button", name="Teach it", exact=True).click()
+    expect(page.locator("#teach-problem")).to_have_text("At least 5 pictures are needed.")
+    page.get_by_role("button", name="Remove picture 4", exact=True).click()
+    expect(page.locator("#teach-copies")).to_contain_text("not counted: 1 of 5")  # The next of them counts.
+    page.get_by_role("button", name="Remove picture 5", exact=True).click()
+    expect(page.locator("#teach-copies")).to_be_hidden()
+    while page.locator("#teach-pictures li").count():
+        page.get_by_role("button", name="Remove picture 1", exact=True).click()
+
+
 def test_a_thing_is_taught_and_tried_with_the_keyboard(visit):
     page = visit.page
     page.locator("#teach-name").fill("")
     page.keyboard.type("Batterie")
-    choose(page, BATTERIES)
-    expect(page.locator("#teach-count")).to_have_text("10 photographs")
+    choose(page, [*BATTERIES, *COPIES])
+    expect(page.locator("#teach-count")).to_have_text("12 photographs", timeout=120_000)
     page.locator("#teach-name").press("Enter")
     expect(page.locator("#teach-list li")).to_contain_text("recognized")
     expect(page.locator("#spoken")).to_contain_text("It knows “Batterie”")
@@ -112,9 +162,13 @@ def test_a_thing_is_taught_and_tried_with_the_keyboard(visit):
     chooser.value.set_files([{"name": "new.png", "mimeType": "image/png", "buffer": draw_battery(99)}])
     card = visit.card("new")
     expect(card.locator(".verdict")).to_have_text("Batterie")
+    for hint in ("#teach-how", "#teach-count", "#teach-list .hint"):
+        expect(page.locator(hint)).to_be_visible()  # Also where there are pictures in the list
     card.get_by_role("button", name="Show what decided").click()
     expect(card.locator("canvas")).to_have_css("opacity", "1")
-    assert "Batterie" not in card.locator(".label option").all_text_contents(), "it has no map"
+    card.locator(".label").select_option("Batterie")
+    expect(card.locator("canvas")).to_have_attribute("aria-label", re.compile("Batterie"))
+    expect(card.locator("canvas")).to_have_css("opacity", "1")
     assert visit.errors == [] and visit.overflow() <= 0
 
 
@@ -131,6 +185,8 @@ def test_the_file_is_read_by_the_command_which_answers_as_the_page(visit, tmp_pa
     path = saved(visit.page, tmp_path)
     done = call("teach", "--add", path, "--out", tmp_path / "new.onnx")
     assert done.returncode == 0 and "'Batterie' from 10 photographs" in done.stdout, done.stderr
+    with ZipFile(path) as file:
+        assert len(file.namelist()) == 10, "without copies"
     taught, item = Predictor(tmp_path / "new.onnx"), read_card(tmp_path / "new.onnx").taught[0]
     text = visit.page.locator("#teach-list li").text_content()
     assert f"{item.recognized} of 10 recognized, {item.lost} of {item.n_known} other" in text
@@ -145,6 +201,17 @@ def test_the_file_is_read_by_the_command_which_answers_as_the_page(visit, tmp_pa
         request, f"largest difference {max(differences):.4f}, threshold {threshold:.4f}, {taught.card.unsure_below:.4f}"
     )
     assert max(differences) < 0.05 and abs(threshold - taught.card.unsure_below) < 0.01
+
+
+def test_the_map_of_a_taught_thing_is_that_of_the_command(visit, tmp_path):
+    """And those of the other classes are, too, which it competes with."""
+    done = call("teach", "--add", saved(visit.page, tmp_path), "--out", tmp_path / "new.onnx")
+    assert done.returncode == 0, done.stderr
+    taught = Predictor(tmp_path / "new.onnx")
+    for label in ("Batterie", "metal"):
+        _, expected = taught.explain(Image.open(BytesIO(draw_battery(99))), label)
+        shown = explain_there(visit.page, draw_battery(99), label)
+        assert shown["label"] == label and np.abs(np.array(shown["activation_map"]) - expected).max() < 0.1
 
 
 def test_the_same_features_give_the_same_row(visit, tmp_path):
@@ -189,8 +256,9 @@ def test_axe_finds_nothing(visit, language, scheme):
     page.emulate_media(color_scheme=scheme)
     page.locator("#language").select_option(language)
     page.locator("#teach-name").fill("ab/c")
-    choose(page, [b"no picture"])
+    choose(page, [BATTERIES[0], *near_copies(BATTERIES[0]), b"no picture"])
     expect(page.locator("#teach-problem")).to_be_visible()
+    expect(page.locator("#teach-copies")).to_be_visible()
     for width in (360, 320):
         page.set_viewport_size({"width": width, "height": 740})
         assert page.evaluate(f"({SMALL})().map((part) => part.outerHTML)") == [] and visit.overflow() <= 0
@@ -213,14 +281,46 @@ def test_it_is_kept_without_a_network_and_forgotten(visit, tmp_path):
     expect(page.locator("#teach-list li")).to_contain_text("Batterie")
     assert predict_there(page, draw_battery(99))["all_probabilities"] == pytest.approx(before, abs=1e-6)
     assert saved(page, tmp_path).stat().st_size > 10_000
+    visit.upload(before=draw_battery(99))
+    expect(visit.card("before").locator(".verdict")).to_have_text("Batterie")
     page.get_by_role("button", name="Forget it: Batterie").click()
     expect(page.locator("#teach-known")).to_be_hidden()
     expect(page.locator("#teach summary")).to_be_focused()
+    expect(visit.card("before").locator(".result")).to_be_visible()
+    expect(visit.card("before").locator(".bars")).not_to_contain_text("Batterie")
     assert "Batterie" not in predict_there(page, draw_battery(99))["all_probabilities"]
     page.reload()
     page.locator("#teach summary").click()
     expect(page.locator("#teach-known")).to_be_hidden()
     assert [error for error in visit.errors if "ERR_" not in error] == []
+
+
+def test_a_file_without_cells_has_no_map_of_a_taught_thing(visit, monkeypatch):
+    """As one that an earlier page has left in the browser."""
+    page = visit.page
+    choose(page, BATTERIES[:5])
+    expect(page.locator("#teach-pictures li")).to_have_count(5)
+    page.locator("#teach-name").fill("Batterie")
+    page.locator("#teach-name").press("Enter")
+    expect(page.locator("#teach-list li")).to_contain_text("recognized")
+    monkeypatch.setattr(on_device, "add_cells", lambda content: content)
+    file = gzip.compress(on_device.optimize(SHIPPED_MODEL.read_bytes()))
+    script = """async (encoded) => {
+        const cache = await caches.open("on-device");
+        const [model] = (await cache.keys()).filter(({ url }) => url.includes("model.onnx.gz"));
+        await cache.put(model, new Response(Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))));
+    }"""
+    page.evaluate(script, base64.b64encode(file).decode())
+    page.reload()
+    visit.upload(without=draw_battery(99))
+    card = visit.card("without")
+    expect(card.locator(".verdict")).to_have_text("Batterie")
+    assert sorted(card.locator(".label option").all_text_contents()) == sorted(Predictor(SHIPPED_MODEL).card.classes)
+    card.get_by_role("button", name="Show what decided").click()
+    expect(card.locator("canvas")).to_have_css("opacity", "1")
+    page.locator("#teach summary").click()
+    page.get_by_role("button", name="Forget it: Batterie").click()
+    expect(page.locator("#teach-known")).to_be_hidden()
 
 
 def test_a_model_that_has_learned_it_itself_needs_no_row(visit):

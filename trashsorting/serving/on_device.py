@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/serving/13_on_device.ipynb #886f9188
 import gzip
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +17,72 @@ import onnxruntime as ort
 
 from ..core.card import ModelCard
 from ..core.errors import ModelError
-from ..inference.features import has_features
+from ..inference.features import FEATURES_OUTPUT, has_features
 from ..inference.session import Session
 from .schemas import ModelInfo, OnDeviceModel
+
+# %% ../../nbs/serving/13_on_device.ipynb #c1e7a3d1
+def _read_varint(
+    data: memoryview,
+    at: int,  # Where it begins
+) -> tuple[int, int]:  # The number, and where the next thing begins
+    "A number of protobuf: seven bits a byte, the lowest first. Raises `IndexError` if it is cut off."
+    value = shift = 0
+    while data[at] > 127:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return value | data[at] << shift, at + 1
+
+
+def _read_fields(
+    message: memoryview,
+) -> Iterator[tuple[int, memoryview]]:  # Number and content, of those of variable length
+    "The fields of a message of protobuf. Raises `IndexError` if a number is cut off."
+    at = 0
+    while at < len(message):
+        key, at = _read_varint(message, at)
+        size, start = _read_varint(message, at) if key & 7 in (0, 2) else ({1: 8, 5: 4}.get(key & 7, len(message)), at)
+        at = start if key & 7 == 0 else start + size
+        if key & 7 == 2:
+            yield key >> 3, message[start:at]
+
+# %% ../../nbs/serving/13_on_device.ipynb #c1e7a3d2
+_RESHAPES = {b"Identity", b"Flatten", b"Reshape", b"Squeeze"}
+_MEANS = {b"ReduceMean", b"GlobalAveragePool"}
+
+
+def _find_cells(
+    content: bytes,  # An ONNX file
+) -> bytes | None:  # The name of a tensor (n, n_features, ...); None: there is none
+    "What the features are the mean of. Raises `IndexError` as `_read_fields`."
+    makers = {}
+    graphs = [graph for number, graph in _read_fields(memoryview(content)) if number == 7]
+    for node in [list(_read_fields(part)) for graph in graphs for number, part in _read_fields(graph) if number == 1]:
+        sources, targets, kinds = ([bytes(part) for field, part in node if field == number] for number in (1, 2, 4))
+        makers.update({target: (kinds[0], sources[0]) for target in targets if sources})
+    kind, source = makers.get(FEATURES_OUTPUT.encode(), (b"", b""))
+    while kind in _RESHAPES:
+        kind, source = makers.get(source, (b"", b""))
+    return source if kind in _MEANS else None
+
+# %% ../../nbs/serving/13_on_device.ipynb #c1e7a3d5
+def _field(
+    number: int,  # 1..15
+    content: bytes,  # Less than 128
+) -> bytes:
+    "A field of a message of protobuf."
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def add_cells(
+    content: bytes,  # An ONNX file
+) -> bytes:  # The same if there are no cells, or if their name is too long for a field
+    "A file with the output `cells`. Raises `IndexError` as `_read_fields`."
+    source = _find_cells(content)
+    if source is None or len(source) > 80:
+        return content
+    node = _field(1, source) + _field(2, b"cells") + _field(4, b"Identity")
+    return content + _field(7, _field(1, node) + _field(12, _field(1, b"cells")))
 
 # %% ../../nbs/serving/13_on_device.ipynb #359081d7
 def optimize(
@@ -31,7 +95,7 @@ def optimize(
     with TemporaryDirectory(prefix="trashsorting-model-") as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         try:
-            ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(add_cells(content), options, providers=["CPUExecutionProvider"])
             return (Path(folder) / "model.onnx").read_bytes()
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception.
             raise ModelError("ONNX Runtime cannot optimise the model for browsers: export it again") from error

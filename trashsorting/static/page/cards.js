@@ -137,20 +137,22 @@ class Card {
   renderLabels() {
     const ranked = Object.entries(this.answer.all_probabilities).sort((a, b) => b[1] - a[1]);
     const labels = ranked.map(([label]) => label);
-    const mapped = labels.filter((label) => !this.answer.taught?.includes(label));  // What was taught here has no map
+    const mapped = labels.filter((label) => !this.answer.withoutMap?.includes(label));
     const chosen = this.part(".label").value;
     this.part(".bars").replaceChildren(...ranked.map(bar));
     this.part(".label").replaceChildren(...mapped.map(option));
     if (mapped.includes(chosen)) this.part(".label").value = chosen;
+    else this.pressed(false);
     const correction = this.part(".correction").value;
     const others = labels.filter((label) => this.answer.unsure || label !== this.answer.predicted_class);
     this.part(".correction").replaceChildren(...[...others, "other"].map(option));
     if (others.includes(correction)) this.part(".correction").value = correction;
   }
 
-  // Ask again: the first time, after an error, or for another place.
+  // Ask again: the first time, after an error, for another place, or when a class was forgotten.
   wait() {
     this.state = "waiting";
+    this.explanations.clear();
     this.feedback = null;
     this.render();
     waiting.push(this);
@@ -327,6 +329,11 @@ function remove(card) {
 whenPlaceChanges(() => {
   for (const card of cards) if (card.state === "answered") card.wait();
 });
+
+// A class that was forgotten is no answer any more.
+export function askAgain(label) {
+  for (const card of cards) if (card.state === "answered" && Object.hasOwn(card.answer.all_probabilities, label)) card.wait();
+}
 
 export function clear() {
   cards.splice(0).forEach(discard);

@@ -53,8 +53,12 @@ export async function predict(network, picture) {
     return answerOf(card.info.classes, softmax(outputs.logits.data, card.temperature), card.unsure_below);
   }
   const { logits } = withRows(await study(network, picture), taught.rows);
-  return { ...answerOf([...card.info.classes, ...taught.names], softmax(logits, 1), taught.unsureBelow), taught: taught.names };
+  const answer = answerOf([...card.info.classes, ...taught.names], softmax(logits, 1), taught.unsureBelow);
+  return { ...answer, withoutMap: hasCells(network) ? [] : taught.names };
 }
+
+// Whether the file tells the features of each cell. One that was kept by an earlier page may not.
+const hasCells = ({ session }) => session.outputNames.includes("cells");
 
 // What a class is learned from: the features of a picture, and its logits divided by the temperature.
 export async function study(network, picture) {
@@ -70,21 +74,27 @@ export function teach(network, { sample, things }) {
   return { measured, unsureBelow };
 }
 
+// The logit of a taught thing in each cell, as `evidence` has those of the card's classes: not divided by the temperature.
+function evidenceOf({ weights, bias }, cells, size, temperature) {
+  return Float64Array.from({ length: size }, (_, cell) =>
+    temperature * weights.reduce((sum, weight, feature) => sum + weight * cells[feature * size + cell], bias));
+}
+
 // The answer of `/api/explain`: the class activation map of one class, and the part of the picture that it lies on.
 export async function explain(network, picture, label) {
-  const { outputs, box } = await run(network, picture, ["evidence"]);
+  const { card, taught } = network;
+  const { names, rows } = taught && hasCells(network) ? taught : { names: [], rows: [] };
+  const labels = [...card.info.classes, ...names];
+  const { outputs, box } = await run(network, picture, names.length ? ["evidence", "cells"] : ["evidence"]);
   const [, classes, height, width] = outputs.evidence.dims;
-  const cells = outputs.evidence.data;
-  const support = (index, cell) => {
-    let sum = 0;
-    for (let other = 0; other < classes; other++) sum += cells[other * height * width + cell];
-    return Math.max(0, cells[index * height * width + cell] - sum / classes);
-  };
-  let largest = 0;
-  for (let i = 0; i < cells.length; i++) largest = Math.max(largest, support(Math.floor(i / (height * width)), i % (height * width)));
-  const index = network.card.info.classes.indexOf(label);
-  const activation_map = Array.from({ length: height }, (_, y) =>
-    Array.from({ length: width }, (_, x) => support(index, y * width + x) / (largest || 1)));
+  const size = height * width;
+  const maps = Array.from({ length: classes }, (_, index) => outputs.evidence.data.subarray(index * size, (index + 1) * size));
+  maps.push(...rows.map((row) => evidenceOf(row, outputs.cells.data, size, card.temperature)));
+  const means = Array.from({ length: size }, (_, cell) => maps.reduce((sum, map) => sum + map[cell], 0) / maps.length);
+  const supports = maps.map((map) => means.map((mean, cell) => Math.max(0, map[cell] - mean)));
+  const largest = Math.max(...supports.flat()) || 1;
+  const support = supports[labels.indexOf(label)].map((value) => value / largest);
+  const activation_map = Array.from({ length: height }, (_, y) => support.slice(y * width, (y + 1) * width));
   const sides = [picture.width, picture.height, picture.width, picture.height];
   return { label, activation_map, box: box.map((edge, i) => edge / sides[i]) };
 }

@@ -1,4 +1,4 @@
-// Pillow's resize with antialiasing, as core/image.py uses it: 8-bit channels, first across, then down. Pillow 13 goes down
+// Pillow's resize with antialiasing, as core/image.py and data/duplicates.py use it: 8-bit channels, first across, then down. Pillow 13 goes down
 // first where a picture is tall; the results then differ by one step of 255 at most.
 const FILTERS = {
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
@@ -9,7 +9,12 @@ const FILTERS = {
       return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
     },
   },
+  lanczos: {
+    support: 3,
+    weight: (x) => x === 0 ? 1 : x < -3 || x >= 3 ? 0 : sine(x) * sine(x / 3),
+  },
 };
+const sine = (x) => x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI);
 const BITS = 22;  // Of a weight's fraction
 
 // For each of `side` new pixels between two edges of an old side: where its old pixels begin, and their integer weights.

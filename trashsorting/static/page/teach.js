@@ -1,7 +1,9 @@
 // "Teach it a thing": pictures, a name, and what was taught before. Only where photographs are looked at on this device.
 import { announce, byId, element } from "./dom.js";
 import { takePictures } from "./camera.js";
+import { askAgain } from "./cards.js";
 import { card, forgetHere, keepHere, knows, loadThings, state, teachHere, things } from "./device.js";
+import { isCopy } from "./hash.js";
 import { Problem } from "./service.js";
 import { keeps } from "./things.js";
 import { materialName, numbers, photographs, show, translate } from "./texts.js";
@@ -14,6 +16,18 @@ let problem = null;  // A `Problem`, or the key of a text with its values
 let busy = "";  // The key of what is going on
 let next = Promise.resolve();  // One picture after the other
 
+// As in export/teach.py: of pictures that are nearly the same, the first one counts.
+function markCopies() {
+  const kept = [];
+  for (const item of pictures) if (!(item.copy = kept.some(({ hash }) => isCopy(item.hash, hash)))) kept.push(item);
+}
+
+function copiesText() {
+  const count = pictures.filter(({ copy }) => copy).length;
+  return count ? translate("teach.copies", { count: numbers.format(count), total: numbers.format(pictures.length) }) : "";
+}
+
+const countText = () => [photographs(pictures.length), copiesText()].filter(Boolean).join(" · ");
 const problemText = () => problem instanceof Problem ? problem.text() : problem ? translate(...problem) : "";
 
 // All of it, in the language of the page.
@@ -27,6 +41,7 @@ export function showTeach() {
   byId("teach-how").textContent = translate("teach.how", { least: numbers.format(LEAST), most: numbers.format(MOST) });
   show(byId("teach-lost"), keeps ? "" : translate("teach.not-kept"));
   byId("teach-count").textContent = busy ? translate(busy) : photographs(pictures.length);
+  show(byId("teach-copies"), copiesText());
   byId("teach-learn").disabled = Boolean(busy);
   byId("teach-camera").hidden = !navigator.mediaDevices?.getUserMedia;
   show(byId("teach-problem"), problemText());
@@ -44,10 +59,12 @@ function button(className, key, pressed) {
 
 function thumbnail(item, index) {
   const name = translate("teach.picture", { number: numbers.format(index + 1) });
-  const part = document.createElement("li");
-  const image = Object.assign(document.createElement("img"), { src: item.address ??= URL.createObjectURL(item.picture), alt: name });
+  const part = element("li", item.copy ? "copy" : "");
+  const image = Object.assign(document.createElement("img"), { src: item.address ??= URL.createObjectURL(item.picture) });
+  image.alt = item.copy ? translate("teach.copy", { name }) : name;
   const remove = button("remove", "teach.picture", () => {
     URL.revokeObjectURL(pictures.splice(index, 1)[0].address);
+    markCopies();
     announce(translate("list.removed", { name }));
     showTeach();
     (byId("teach-pictures").querySelectorAll("button")[Math.min(index, pictures.length - 1)] ?? byId("teach-files")).focus();
@@ -93,6 +110,7 @@ async function save({ name, pictures: taken }) {
 async function forget({ name }) {
   problem = null;
   if (!await attempt("teach.learning", () => forgetHere(name))) return;
+  askAgain(name);
   announce(translate("teach.forgotten", { name }));
   byId("teach").querySelector("summary").focus();
 }
@@ -119,7 +137,8 @@ export function addPictures(files) {
   for (const file of files) next = next.then(() => attempt("card.busy", async () => {
     if (pictures.length >= MOST) throw ["teach.many", { most: numbers.format(MOST) }];
     pictures.push(await keepHere(file));
-  })).then((done) => { if (done) announce(photographs(pictures.length)); });
+    markCopies();
+  })).then((done) => { if (done) announce(countText()); });
   return next;
 }
 
@@ -139,9 +158,10 @@ async function learn(event) {
   problem = null;
   let name;
   const done = await attempt("teach.learning", async () => {
-    if (pictures.length < LEAST) throw ["teach.few", { least: numbers.format(LEAST) }];
+    const different = pictures.filter(({ copy }) => !copy);
+    if (different.length < LEAST) throw ["teach.few", { least: numbers.format(LEAST) }];
     name = checkName(byId("teach-name").value);
-    await teachHere(name, pictures.map(({ picture, features, logits }) => ({ picture, features, logits })));
+    await teachHere(name, different.map(({ picture, features, logits }) => ({ picture, features, logits })));
   });
   byId("teach-name").setAttribute("aria-invalid", Boolean(problem) && !problem[0]?.endsWith("few"));
   if (!done) return byId("teach-name").focus();
@@ -159,7 +179,7 @@ export async function startTeach() {
     event.target.value = "";
     addPictures(files);
   });
-  byId("teach-camera").addEventListener("click", () => takePictures({ add: addPictures, text: () => photographs(pictures.length) }));
+  byId("teach-camera").addEventListener("click", () => takePictures({ add: addPictures, text: countText }));
   await loadThings();
   showTeach();
 }

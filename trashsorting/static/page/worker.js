@@ -1,5 +1,6 @@
 // What takes time, beside the page: decoding, resizing and the network. One message, one answer with its number.
 import { explain, openNetwork, predict, study, teach } from "./network.js";
+import { perceptualHash } from "./hash.js";
 import { decode, pixelsOf, shrink } from "./photograph.js";
 
 let network;  // A promise
@@ -13,12 +14,12 @@ async function withPicture(source, look) {
   }
 }
 
-// A picture as it is kept, and what the network says about that.
+// A picture as it is kept, with what the network says about that, and its perceptual hash.
 async function keep(source) {
   const bitmap = await decode(source);
   const picture = await shrink(bitmap);
   bitmap.close();
-  return { picture, ...await withPicture(picture, study) };
+  return withPicture(picture, async (opened, pixels) => ({ picture, hash: perceptualHash(pixels), ...await study(opened, pixels) }));
 }
 
 const TASKS = {
