@@ -380,7 +380,7 @@ def main() -> None:
     if not shutil.which("wrk"):
         raise SystemExit("bench: wrk is missing: apt-get install wrk")
     if options.quick:
-        options.seconds, options.count, options.rounds = 2, 3, 1
+        options.seconds, options.count, options.rounds = 1, 3, 1
     connections = options.connections or ((1, 8) if options.quick else CONNECTIONS)
     small = small_pictures(options.photos, options.count)
     print(f"{options.workers} workers on {count_cores()} cores, model {read_settings().model.name}")

@@ -17,6 +17,7 @@ from trashsorting.data.sample import draw_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"epochs": 1, "image_size": 64, "freeze_epochs": 0, "num_workers": 0, "lr": 4e-3}
+SMALL |= {"backbone": "test_efficientnet", "pretrained": False}
 
 
 def entry_point() -> list[str]:
