@@ -1,9 +1,10 @@
 """`trashsorting score` against the limit of its machine: `python bench/score.py --photos DIR`, a table of ratios.
 
 The limit is that of bench/serve.py: processes that loop over decode, preprocess and inference on pictures in memory.
-Limit and run take turns, since a shared machine changes its speed. The rate of a run is that from its first answer to
-its last; its processor time is the difference between a long run and a short one, so the start of the processes is in
-neither. Ray is measured where the extra `ray` is installed, on one machine.
+Limit and run take turns, since a shared machine changes its speed. The rate of a run is that of its middle, from a
+tenth of the answers to nine tenths, when every process has work; its processor time is the difference between a long
+run and a short one. So the start and the end of the processes are in neither. Ray is measured where the extra `ray` is
+installed, on one machine.
 """
 
 import argparse
@@ -37,8 +38,9 @@ class Clock(Progress):
         self.times.append((time.perf_counter(), self.done))
 
     def rate(self) -> float:
-        "Photographs a second, from the first answer to the last."
-        (start, first), (end, last) = self.times[0], self.times[-1]
+        "Photographs a second, from a tenth of the answers to nine tenths."
+        middle = [(moment, done) for moment, done in self.times if 0.1 < done / self.done < 0.9]
+        (start, first), (end, last) = middle[0], middle[-1]
         return (last - first) / (end - start)
 
 
@@ -66,17 +68,17 @@ def measure(
     name: str, files: Sequence[Path], engine: Callable, processes: int, options: argparse.Namespace
 ) -> list[Row]:
     "The rows of one engine."
-    ratios, spent, short = [], [], 16 * processes * 4
+    ratios, spent, short, count = [], [], 16 * processes * 4, options.count * processes
     rate, pace = 0.0, Pace(0, 0, 0)
     with limit(files, processes) as top:
         for _ in range(options.rounds):
             before = top(processes, options.seconds)
-            rate, seconds = run_once(files, options.count, engine, processes)
+            rate, seconds = run_once(files, count, engine, processes)
             pace = mean([before, top(processes, options.seconds)])
             ratios.append(rate / pace.rate)
             if engine is score_on_processes:
                 start = run_once(files, short, engine, processes)[1]
-                spent.append(pace.spent / (1000 * (seconds - start) / (options.count - short)))
+                spent.append(pace.spent / (1000 * (seconds - start) / (count - short)))
     least = 0.85 if engine is score_on_ray else 0.95
     ratio, words = median_and_range(ratios)
     rows = [Row(f"{name}, {processes} : limit", "small", f"{rate:.1f}/s : {pace.rate:.1f}/s{words}", ratio, least)]
@@ -91,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="JPEGs in sub-folders (TrashNet's images); default: drawn pictures")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="of each run; default: 1 2")
-    parser.add_argument("--count", type=int, default=2000, help="photographs of a run")
+    parser.add_argument("--count", type=int, default=2000, help="photographs of a run, for each process")
     parser.add_argument("--rounds", type=int, default=3, help="in which limit and run take turns")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement of the limit")
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it works; without Ray")
@@ -110,7 +112,7 @@ def main() -> None:
             start_ray(None)
             for processes in options.processes:
                 rows += measure("Ray", files, score_on_ray, processes, options)
-    print(f"{count_cores()} cores, model {read_settings().model.name}, {options.count} photographs a run\n")
+    print(f"{count_cores()} cores, model {read_settings().model.name}, {options.count} photographs for each process\n")
     print("| what | pictures | measured | ratio | target | |\n|---|---|---|---|---|---|")
     print("\n".join(row.line() for row in rows))
     if not with_ray:

@@ -22,6 +22,7 @@ from command import call
 from conftest import encode
 from test_models import write_model
 
+from trashsorting.core.card import read_card
 from trashsorting.core.errors import TrashsortingError
 from trashsorting.data.entries import Entry, EntryList, read_entry
 from trashsorting.data.sample import draw_picture, draw_sample
@@ -186,6 +187,24 @@ class Deadly:
 def test_a_process_that_cannot_start_ends_the_run(tiny):
     with pytest.raises(TrashsortingError, match=r"a process ended while it started \(exit code 7\); allow fewer"):
         list(score_on_processes(ScoringTask(Deadly(), tiny), None, [(0, [1])], 1))
+
+
+def note_and_read(entry: Entry) -> bytes:
+    "A photograph, of which a file beside it says that it was read."
+    Path(entry.file).touch()
+    return read_entry(entry)
+
+
+def test_a_process_works_while_the_program_writes(photos, tmp_path, tiny):
+    entries = [Entry(str(tmp_path / f"{number}.read"), str(photos / "metal/metal000.png")) for number in range(9)]
+    parts = ((number, [entry]) for number, entry in enumerate(entries))
+    finished = score_on_processes(ScoringTask(note_and_read, tiny), read_card(tiny), parts, 1)
+    assert next(finished).number == 0, "for this, photograph 1 was classified, too"
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "2.read").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "2.read").exists(), "the process has the next one already"
+    assert [part.number for part in finished] == list(range(1, 9))
 
 
 # Several tasks

@@ -245,4 +245,5 @@ def read_entry(
     if os.path.lexists(entry.where) and (reason := read_error(Path(entry.where))):
         raise OSError(reason)
     with open(entry.where, "rb") as stream:
-        return stream.read(MAX_FILE_BYTES + 1)
+        size = os.fstat(stream.fileno()).st_size or MAX_FILE_BYTES  # `read` would allocate the limit
+        return stream.read(min(size, MAX_FILE_BYTES) + 1)

@@ -12,25 +12,35 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 # %% ../../nbs/inference/00_batch.ipynb #8feada98
+def map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable,  # Of one item
+    items: Iterable,  # May be endless
+    ahead: int,  # Items taken beyond the current one
+) -> Iterator:  # Results, in the order of the items
+    "`map` on a pool that stays only a little ahead."
+    waiting: deque[Future] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def prefetch_map(
     function: Callable,  # Of one item
     items: Iterable,  # May be endless
     threads: int,  # Calls at a time; 0: no threads, as `map`
     ahead: int,  # Items taken beyond the current one
 ) -> Iterator:  # Results, in the order of the items
-    "`map` on threads that stays only a little ahead."
+    "`map_ahead` on threads of its own."
     if not threads:
         yield from map(function, items)
         return
-    waiting: deque[Future] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from map_ahead(pool, function, items, ahead)
         finally:
             pool.shutdown(cancel_futures=True)
 

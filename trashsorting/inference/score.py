@@ -15,12 +15,14 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
@@ -30,7 +32,7 @@ from ..core.errors import DataError, TrashsortingError, need
 from ..core.image import ImageError
 from ..core.settings import MAX_FILE_BYTES, MAX_PIXELS, SHIPPED_MODEL
 from ..core.system import count_cores
-from .batch import batches, prefetch_map
+from .batch import batches, map_ahead
 from .predictor import Predictor
 
 # %% ../../nbs/inference/05_score.ipynb #30c229dc
@@ -86,16 +88,17 @@ class ScoringTask:
         "The function from entries to rows. Raises `ModelError`."
         predictor = Predictor(self.model, threads=1)
         predictor.warm_up()
-        return partial(_score_entries, self, predictor)
+        return partial(_score_entries, self, predictor, ThreadPoolExecutor(_READERS))
 
 # %% ../../nbs/inference/05_score.ipynb #351a6260
 def _score_entries(
     task: ScoringTask,
     predictor: Predictor,
+    readers: ThreadPoolExecutor,
     entries: list,
 ) -> list[dict]:  # A row for each, in the same order
     "Classify entries. Raises `ModelError`, or what `task.read` raises but `OSError`."
-    outcomes = prefetch_map(partial(_read_outcome, task.read), entries, _READERS, 2 * _READERS)
+    outcomes = map_ahead(readers, partial(_read_outcome, task.read), entries, 2 * _READERS)
     return [_score_entry(predictor, entry, data, task.max_pixels) for entry, data in zip(entries, outcomes, strict=True)]
 
 # %% ../../nbs/inference/05_score.ipynb #d52291c2
@@ -139,6 +142,24 @@ def _reasons_in(
         raise DataError(f"not a part of a run ({str(error).splitlines()[0]}): remove it, and run again") from None
     return len(column), Counter(reason for reason in column if reason)
 
+# %% ../../nbs/inference/05_score.ipynb #aea54106
+def _receive_ahead(
+    connection: Connection,
+) -> Iterator[Any]:  # Ends with the connection
+    "Messages in their order. A thread receives them, so that who sends never waits for who works."
+    messages: SimpleQueue = SimpleQueue()
+
+    def receive() -> None:
+        with suppress(EOFError, OSError):
+            try:
+                while True:
+                    messages.put(connection.recv())
+            finally:
+                messages.put(None)
+
+    Thread(target=receive, daemon=True).start()
+    return iter(messages.get, None)
+
 # %% ../../nbs/inference/05_score.ipynb #8e9fdc1b
 def _serve_entries(
     connection: Connection,  # Receives lists of entries; sends None once it is ready, then a list of rows for each, or an error
@@ -152,12 +173,21 @@ def _serve_entries(
         try:
             score = task.open()
             connection.send(None)
-            while True:
-                connection.send(score(connection.recv()))
+            for entries in _receive_ahead(connection):
+                connection.send(score(entries))
         except TrashsortingError as error:
             connection.send(TrashsortingError(str(error)))
 
 # %% ../../nbs/inference/05_score.ipynb #ad2939cc
+@dataclass
+class _Chunk:
+    "A few entries of a part."
+
+    part: int  # Its number
+    entries: list
+    rows: list[dict] | None = None  # None: not classified yet
+
+
 class _Worker:
     "A process that classifies entries."
 
@@ -170,6 +200,13 @@ class _Worker:
         self.process = context.Process(target=_serve_entries, args=(remote, task), daemon=True)
         self.process.start()
         remote.close()  # so that a process that is gone ends `receive`
+        self.chunks = deque[_Chunk]()  # What it has, the one that it classifies first
+
+    def give(self, chunk: _Chunk) -> None:
+        "Let it classify a chunk after those that it has."
+        self.chunks.append(chunk)
+        with suppress(ConnectionError):  # `_finish` sees that it is gone
+            self.connection.send(chunk.entries)
 
     def receive(self) -> Any:
         "What it sends. Raises its error, or `EOFError` if the process is gone."
@@ -216,28 +253,23 @@ def _score_one_by_one(
     return rows
 
 # %% ../../nbs/inference/05_score.ipynb #65dff38a
-@dataclass
-class _Chunk:
-    "A few entries of a part."
-
-    part: int  # Its number
-    entries: list
-    rows: list[dict] | None = None  # None: not classified yet
-
-
 def _finish(
     task: ScoringTask,
-    worker: _Worker,
-    chunk: _Chunk,  # That the worker has
-) -> _Worker:  # The same, or another one if its process has ended
+    worker: _Worker,  # It has a chunk
+) -> _Worker:  # The same, or another one with the chunks left if its process has ended
     "Take the rows of a chunk. Raises as the process."
     try:
-        chunk.rows = worker.receive()
+        rows = worker.receive()
+        worker.chunks.popleft().rows = rows
         return worker
     except EOFError:
         worker.stop()
-        chunk.rows = _score_one_by_one(task, chunk.entries)
-        return _Worker(task).wait_until_ready()
+    first, *others = worker.chunks
+    first.rows = _score_one_by_one(task, first.entries)
+    worker = _Worker(task).wait_until_ready()
+    for chunk in others:
+        worker.give(chunk)
+    return worker
 
 # %% ../../nbs/inference/05_score.ipynb #a48caf40
 def _score_chunks(
@@ -246,25 +278,25 @@ def _score_chunks(
     processes: int,
 ) -> Iterator[_Chunk]:  # With rows, in the same order
     "Classify chunks on processes. Raises as the processes."
-    idle, busy, waiting = [_Worker(task) for _ in range(processes)], dict[Connection, tuple[_Worker, _Chunk]](), deque[_Chunk]()
+    workers, waiting = [_Worker(task) for _ in range(processes)], deque[_Chunk]()
     try:
-        for worker in idle:
+        import pyarrow.parquet  # noqa: F401 - takes long; while the processes start, it costs no time
+
+        for worker in workers:
             worker.wait_until_ready()
         while True:
-            while idle and len(waiting) < 4 * processes and (chunk := next(chunks, None)):
-                worker = idle.pop()
-                busy[worker.connection] = (worker, chunk)
-                with suppress(BrokenPipeError):  # `_finish` sees that it is gone
-                    worker.connection.send(chunk.entries)
-                waiting.append(chunk)
+            for worker in 2 * sorted(workers, key=lambda worker: len(worker.chunks)):
+                if len(worker.chunks) < 2 and len(waiting) < 4 * processes and (chunk := next(chunks, None)):
+                    worker.give(chunk)
+                    waiting.append(chunk)
             if not waiting:
                 return
-            for connection in wait(list(busy)):
-                idle.append(_finish(task, *busy.pop(connection)))  # type: ignore[call-overload]
+            ready = wait([worker.connection for worker in workers if worker.chunks])
+            workers[:] = [_finish(task, worker) if worker.connection in ready else worker for worker in workers]
             while waiting and waiting[0].rows is not None:
                 yield waiting.popleft()
     finally:
-        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+        for worker in workers:
             worker.stop()
 
 # %% ../../nbs/inference/05_score.ipynb #2d3d827f
