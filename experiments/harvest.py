@@ -191,7 +191,8 @@ def corrections_of(labels: np.ndarray, predicted: np.ndarray, sources: list[str]
 
 def show_poison(features: np.ndarray, labels: np.ndarray) -> None:
     "300 corrections, one in ten poisoned, by a probe that was trained on a third of the photographs."
-    print(f"\n| 10 % poisoned, {SEEDS} seeds | set apart by sender | or neighbours | honest ones set apart |\n|---|---|---|---|")
+    print(f"\n| 10 % poisoned, {SEEDS} seeds | set apart by sender | or neighbours | honest ones set apart |")
+    print("|---|---|---|---|")
     kinds = {"one sender, one class": 1, "30 senders, one class": 30, "30 senders, any class": 30}
     for name, n_poisoners in kinds.items():
         rows = []
