@@ -27,7 +27,7 @@ def map_ahead(
     while waiting:
         yield waiting.popleft().result()
 
-
+# %% ../../nbs/inference/00_batch.ipynb #7c1f0be2
 def prefetch_map(
     function: Callable,  # Of one item
     items: Iterable,  # May be endless
