@@ -87,7 +87,7 @@ trashsorting/static/runtime/ort.wasm.gz: package-lock.json tools/runtime.mjs
 	fi
 
 # A file's tests share what its fixtures made; tests/conftest.py says which file begins first.
-pytest := pytest -n 3 --dist loadfile --no-loadscope-reorder
+pytest := pytest -n 2 --dist loadfile --no-loadscope-reorder
 with_args := PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$ARGS"
 
 # One process a core: threads of two on the same cores wait for each other. torch reads its log level when it is loaded,
