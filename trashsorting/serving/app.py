@@ -95,7 +95,8 @@ async def _lifespan(
     "Load the model, serve, and close what was opened."
     state = app.state
     handed_in = state.predictor
-    tasks = [asyncio.create_task(end_when_stuck(state.queue, state.in_flight))]
+    stop_accepting = getattr(asyncio.get_running_loop(), "stop_accepting", None)  # Of one of several workers
+    tasks = [asyncio.create_task(end_when_stuck(state.queue, state.in_flight, stop_accepting=stop_accepting))]
     if handed_in:
         show_model(state.metrics, handed_in.card)
     else:

@@ -431,6 +431,7 @@ async def end_when_stuck(
     queue: Queue,
     in_flight: InFlight,
     end: Callable[[int], None] = os._exit,  # Of this process; its threads are not waited for
+    stop_accepting: Callable[[], None] | None = None,  # Where another worker accepts; a single one answers health checks
 ) -> None:
     "Check the queue all the time. When a job is stuck, refuse new work, finish the other jobs, and end with status 1."
     while not (stuck := _stuck_jobs(queue)):
@@ -439,5 +440,7 @@ async def end_when_stuck(
         _log_stuck(job)
     in_flight.draining = True
     queue.close()
+    if stop_accepting:
+        stop_accepting()
     await _drained(in_flight, queue.work_seconds)
     end(1)

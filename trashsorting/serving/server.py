@@ -495,14 +495,17 @@ class _AcceptLoop(_Listener, asyncio.AbstractServer):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
+        self.stopped = False
         self.task = self.loop.create_task(self.accept())
 
     async def accept(self) -> None:
-        "Accept connections for ever."
-        while True:
+        "Accept connections until it is stopped."
+        while not self.stopped:
             await self.readable()
             connections = len(self.connections)
             await asyncio.sleep(_accept_delay(connections))
+            if self.stopped:
+                return
             try:
                 for _ in range(min(max(connections, 1), _NO_BACKOFF)):
                     accepted, _ = self.listener.accept()
@@ -513,9 +516,14 @@ class _AcceptLoop(_Listener, asyncio.AbstractServer):
                 log.error("no connection can be accepted: %s", error)
                 await asyncio.sleep(1)
 
+    def stop(self) -> None:
+        "Accept no more, and keep what was accepted: the other workers accept."
+        self.stopped = True
+        self.loop.remove_reader(self.listener)
+
     def close(self) -> None:
         "Accept no more."
-        self.loop.remove_reader(self.listener)
+        self.stop()
         self.task.cancel()
 
     async def wait_closed(self) -> None:
@@ -526,11 +534,19 @@ class _AcceptLoop(_Listener, asyncio.AbstractServer):
 class WorkerEventLoop(EventLoop):
     "The event loop of one of several workers; uvicorn finds it by its name."
 
+    accept_loop: _AcceptLoop | None = None
+
     async def create_server(
         self, protocol_factory: Callable[[], asyncio.Protocol], *, sock: socket.socket, **options
     ) -> asyncio.AbstractServer:
-        "What uvicorn calls for each socket."
-        return _AcceptLoop(protocol_factory, sock)
+        "What uvicorn calls for its socket."
+        self.accept_loop = _AcceptLoop(protocol_factory, sock)
+        return self.accept_loop
+
+    def stop_accepting(self) -> None:
+        "Leave new connections to the other workers."
+        if self.accept_loop:
+            self.accept_loop.stop()
 
 # %% ../../nbs/serving/08_server.ipynb #91d21b3d
 @contextmanager
