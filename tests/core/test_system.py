@@ -1,6 +1,7 @@
 """A JSON document on the disk is whole at every moment."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,3 +25,17 @@ def test_a_failed_write_leaves_the_old_document(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"new": object()})
     assert json.loads(path.read_bytes()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_and_a_link_are_written_to_and_stay(tmp_path):
+    "Such as /dev/stdout, which is a link, and /dev/null."
+    link, file, pipe = tmp_path / "link.json", tmp_path / "file.json", tmp_path / "pipe"
+    file.touch()
+    link.symlink_to(file)
+    write_json(link, {"through": "the link"})
+    assert link.is_symlink() and json.loads(file.read_bytes()) == {"through": "the link"}
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(pipe.read_text, "utf-8")
+        write_json(pipe, {"through": "the pipe"})
+        assert pipe.is_fifo() and json.loads(reading.result(20)) == {"through": "the pipe"}

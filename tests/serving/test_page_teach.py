@@ -295,14 +295,19 @@ def test_it_is_kept_without_a_network_and_forgotten(visit, tmp_path):
     assert [error for error in visit.errors if "ERR_" not in error] == []
 
 
-def test_a_file_without_cells_has_no_map_of_a_taught_thing(visit, monkeypatch):
-    """As one that an earlier page has left in the browser."""
-    page = visit.page
+def teach_batteries(page):
+    """Five pictures and a name, until it is learned."""
     choose(page, BATTERIES[:5])
     expect(page.locator("#teach-pictures li")).to_have_count(5)
     page.locator("#teach-name").fill("Batterie")
     page.locator("#teach-name").press("Enter")
     expect(page.locator("#teach-list li")).to_contain_text("recognized")
+
+
+def test_a_file_without_cells_has_no_map_of_a_taught_thing(visit, monkeypatch):
+    """As one that an earlier page has left in the browser."""
+    page = visit.page
+    teach_batteries(page)
     monkeypatch.setattr(on_device, "add_cells", lambda content: content)
     file = gzip.compress(on_device.optimize(SHIPPED_MODEL.read_bytes()))
     script = """async (encoded) => {
@@ -326,11 +331,7 @@ def test_a_file_without_cells_has_no_map_of_a_taught_thing(visit, monkeypatch):
 def test_a_model_that_has_learned_it_itself_needs_no_row(visit):
     """And with features of another model, the pictures are looked at again."""
     page = visit.page
-    choose(page, BATTERIES[:5])
-    expect(page.locator("#teach-pictures li")).to_have_count(5)
-    page.locator("#teach-name").fill("Batterie")
-    page.locator("#teach-name").press("Enter")
-    expect(page.locator("#teach-list li")).to_contain_text("recognized")
+    teach_batteries(page)
     script = """async () => {
         const { keepThing, readThings } = await import("./page/things.js");
         const [thing] = await readThings();

@@ -33,9 +33,13 @@ def write_json(
 ) -> None:
     "Write indented JSON, and make the folder if it is missing. Who reads meanwhile finds the old document or the new one."
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2) + "\n"
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, /dev/null: never renamed over
+        path.write_text(text, encoding="utf-8")
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
