@@ -1,9 +1,10 @@
 """Structured pruning of a run's network with a short recovery: what it costs, and what it gives. A table.
 
 `pip install torch-pruning`, then `python experiments/prune.py RUN --data DIR --split FILE --out DIR`. RUN is a folder
-of `trashsorting train` or one fold of `crossval`, and data and split are its own. Whole channels are removed, the least
-important first over all layers, and the rest learns from the training subset. The pruned file with its card goes to
-`--out`, one folder for each amount, for `trashsorting quantize`. Only photographs that the run held out are compared.
+of `trashsorting train` or one fold of `crossval`, and data, split and synthetic images are its own. Whole channels are
+removed, the least important first over all layers, and the rest learns the answers of the network that was pruned
+(knowledge distillation, Hinton et al. 2015) on the training subset. The pruned file with its card goes to `--out`, one
+folder for each amount, for `trashsorting quantize`. Only photographs that the run held out are compared.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback
 
 from trashsorting.core.card import file_sha256, read_card, write_card
 from trashsorting.core.config import TrainConfig
@@ -53,12 +55,31 @@ def prune(model: torch.nn.Module, side: int, amount: float) -> tuple[torch.nn.Mo
     return pruned, after / before
 
 
-def recover(model: torch.nn.Module, manifest: Manifest, config: TrainConfig, folder: Path) -> torch.nn.Module:
+class Distil(Callback):
+    "The answers of a network in place of the labels, while training."
+
+    def __init__(self, teacher: torch.nn.Module):
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def before_loss(self) -> None:
+        if self.training:
+            self.learn.yb = (self.teacher(self.x).softmax(dim=1),)
+
+
+def recover(
+    model: torch.nn.Module,
+    teacher: torch.nn.Module,
+    manifest: Manifest,
+    config: TrainConfig,
+    folder: Path,
+    synthetic: Path | None,
+) -> torch.nn.Module:
     "Train a pruned network, all of its stages and their normalisation."
-    learn = create_learner(manifest, config, folder)
+    learn = create_learner(manifest, config, folder, synthetic)
+    device = next(learn.model.parameters()).device
     model.pretrained_cfg = learn.model.pretrained_cfg
-    learn.model = model.to(next(learn.model.parameters()).device)
-    fit(learn, config)
+    learn.model, learn.loss_func = model.to(device), torch.nn.CrossEntropyLoss()
+    fit(learn, config, [Distil(deepcopy(teacher).to(device))])
     return learn.model.cpu().eval()
 
 
@@ -72,6 +93,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--data", required=True, help="the photographs that it was made from, as for train")
     parser.add_argument("--split", type=Path, help="their split: CSV with the columns file,label,split")
+    parser.add_argument("--synthetic", type=Path, help="a folder of `trashsorting data synthesize`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pruned files")
     parser.add_argument("--amounts", type=float, nargs="+", default=[0.2, 0.35, 0.5], help="fractions of the channels")
     parser.add_argument("--epochs", type=int, default=8, help="of recovery; 0: none")
@@ -83,7 +105,7 @@ def main() -> None:
         export_run(options.run)
     card = read_card(file)
     recovery = {"epochs": options.epochs, "lr": options.lr, "freeze_epochs": 0, "frozen_stages": 0}
-    recovery |= {"freeze_norm": False, "stored_views": 0}
+    recovery |= {"freeze_norm": False, "stored_views": 0, "zero_shot_weight": 0.0}
     config = replace(run.config, **recovery)
     with TemporaryDirectory() as folder:
         manifest = load_manifest(options.data, Path(folder) / "data", options.split, card.provenance.seed)
@@ -100,7 +122,7 @@ def main() -> None:
             out, start = options.out / f"{amount:g}", time.perf_counter()
             out.mkdir(parents=True, exist_ok=True)
             if options.epochs:
-                model = recover(model, manifest, config, out)
+                model = recover(model, run.model, manifest, config, out, options.synthetic)
             seconds = (time.perf_counter() - start) / max(1, options.epochs)
             pruned = to_onnx(model, card.preprocessing.input_size, out / "model.onnx")
             second = logits_of(pruned, run, val)
