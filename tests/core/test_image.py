@@ -45,7 +45,7 @@ from trashsorting.data.sample import draw_picture
 PREPROCESSING = read_card(SHIPPED_MODEL).preprocessing
 LEAST = min_side(PREPROCESSING)
 PHOTOGRAPHS = int(
-    os.environ.get("CHECK_PHOTOGRAPHS", "12")
+    os.environ.get("CHECK_PHOTOGRAPHS", "6")
 )  # Enlarged to twelve megapixels; `make check-long` takes all
 TOLERANCE = 0.1  # Of a probability, between a whole and a reduced decode
 SAME_CLASS = 0.995  # Fraction of the photographs
@@ -547,7 +547,7 @@ def test_trashnet_photographs_are_not_reduced():
 
 
 def test_reduced_decoding_keeps_the_prediction_at_twelve_megapixels(predictor, capsys):
-    "`make check-long` takes all 328 validation photographs, `make test` a dozen."
+    "`make check-long` takes all 328 validation photographs, `make test` six."
     changed, differences = 0, []
     files = photographs()
     for seed, file in enumerate(files):

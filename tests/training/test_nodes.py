@@ -120,3 +120,14 @@ def test_a_machine_that_dies_ends_the_run_which_resumes_to_the_same_result(kille
     for row, expected in zip(history(outs[0]), history(unbroken), strict=True):
         assert row == pytest.approx(expected, abs=TOLERANCE)
     assert (weights(outs[0]) - weights(unbroken)).abs().max() < TOLERANCE
+
+
+def test_two_processes_of_the_command_train_like_one(tmp_path):
+    single, two = train_here(tmp_path / "one", FreezeNorm()), tmp_path / "two"
+    command = [COMMAND, *train_command(two, "--nproc-per-node", "2")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row, expected in zip(history(two), single, strict=True):
+        assert row == pytest.approx(expected, abs=MACHINES_TOLERANCE)
+    assert done.stdout.count("epoch 2/2  done") == 1, "only the first process prints"
+    assert (two / "model.onnx").exists() and not list(two.glob("space-*"))
