@@ -1,12 +1,10 @@
 """A sweep as a user starts one: workers that share a file, a break, synthetic images."""
 
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,16 +18,14 @@ from trashsorting.core.config import check_config
 from trashsorting.data.sample import draw_sample
 from trashsorting.training.sweep import PruningCallback, open_study
 
-COMMAND = Path(sys.executable).parent / "trashsorting"
 SECONDS = 600
 SMALL = ("backbone test_efficientnet", "pretrained false", "image_size 32", "freeze_epochs 0", "epochs 1")
 SAME = [word for pair in (*SMALL, "batch_size 8", "num_workers 0") for word in ("-p", *pair.split())]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def words(folder: Path, *more: str) -> list[str]:
     paths = {"--data": folder / "sample", "--synthetic": folder / "synthetic", "--out": folder / "sweep"}
-    return [str(COMMAND), "sweep", *(str(word) for pair in paths.items() for word in pair), *SAME, *more]
+    return ["sweep", *(str(word) for pair in paths.items() for word in pair), *SAME, *more]
 
 
 def ended(folder: Path) -> list[tuple[int, str]]:
@@ -43,18 +39,21 @@ def swept(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     draw_sample(folder / "sample", per_class=5)
     assert call("data", "synthesize", folder / "sample", "--out", folder / "synthetic", "-n", 1).returncode == 0
-    started = subprocess.Popen(words(folder, "--trials", "6"), env=ONE_THREAD, stderr=subprocess.DEVNULL)
+    fork = get_context("fork")  # torch is loaded already
+    started = fork.Process(target=call, args=words(folder, "--trials", "6"))
+    started.start()
     deadline = time.monotonic() + SECONDS
-    while started.poll() is None and time.monotonic() < deadline:
+    while started.is_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
         try:
             if ended(folder):
                 break
         except sqlite3.OperationalError:
             continue
-    started.send_signal(signal.SIGKILL)
-    assert started.wait(SECONDS) == -signal.SIGKILL
-    done = call(*words(folder, "--trials", "6", "--workers", "2")[1:], OMP_NUM_THREADS="1")
+    started.kill()
+    started.join(SECONDS)
+    assert started.exitcode == -signal.SIGKILL
+    done = call(*words(folder, "--trials", "6", "--workers", "2"), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
     return folder
