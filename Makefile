@@ -102,6 +102,7 @@ test: setup runtime ## Exported and clean, lint, the notebooks, pytest (ARGS="-k
 check-long: setup runtime ## What each notebook shows, then the tests with tens of thousands of hostile uploads
 	$(in_venv) PYTHONWARNINGS=ignore python tools/check_outputs.py
 	$(in_venv) CHECK_FUZZ=30000 CHECK_SCHEMATHESIS=300 CHECK_PHOTOGRAPHS=328 CHECK_PREDICTIONS=20000 CHECK_ALARMS=1 CHECK_SWAPS=100 CHECK_SCORE=100000 CHECK_RAY=1 CHECK_NODES=1 CHECK_TEACH=1 \
+		CHECK_EXPERIMENTS=1 \
 		$(with_args) pytest
 
 lint: setup ## Rules, layout, types, dead code, dependencies, which package may import which, rules of places

@@ -1,6 +1,7 @@
 """Benchmarks and experiments run and print their tables; no time is asserted."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.sample import draw_sample
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
+experiment = pytest.mark.skipif("CHECK_EXPERIMENTS" not in os.environ, reason="once in a while: `make check-long`")
 
 
 def run(*words: str) -> str:
@@ -53,6 +55,7 @@ def test_the_servers_of_the_comparison_are_pinned(monkeypatch):
     compile(others.MODEL, "model.py", "exec")
 
 
+@experiment
 def test_speed(tmp_path):
     photos = draw_sample(tmp_path, per_class=2)
     options = ["--data", str(photos), "--sides", "96", "--factors", "1", "--count", "4"]
@@ -63,6 +66,7 @@ def test_speed(tmp_path):
     assert all(float(value) >= 0 for row in rows for value in row[1:9])
 
 
+@experiment
 @pytest.mark.skipif(
     not importlib.util.find_spec("torch_pruning"),
     reason="!!! torch-pruning is missing: experiments/prune.py was not run",
@@ -89,6 +93,7 @@ def test_copies():
     assert "66 pairs of 12 pictures; 0 count as copies (at most 6 grey bits and 16 of all)" in table
 
 
+@experiment
 def test_backbones(tmp_path):
     photos = draw_sample(tmp_path, per_class=10)
     table = run("experiments/backbones.py", "--data", str(photos), "--backbones", "tf_efficientnet_lite0")
@@ -96,6 +101,7 @@ def test_backbones(tmp_path):
     assert re.search(r"lite0 \| 224 \| \d+\.\d% \| .* \| 0, 0 \|$", table, re.M)
 
 
+@experiment
 def test_train():
     table = run("experiments/train.py", "--quick")
     for what in ("loading alone", "loading alone, in this process", "forward and backward alone", "both"):

@@ -6,6 +6,7 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,10 +37,9 @@ def tracked(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
-        configs = [
-            TrainConfig(image_size=64, freeze_epochs=0, epochs=1, batch_size=16, num_workers=0, lr=1e-3, tracker=kind)
-            for kind in ("files", "wandb")
-        ]
+        small = TrainConfig("test_efficientnet", pretrained=False, image_size=64, batch_size=16, num_workers=0)
+        config = replace(small, freeze_epochs=0, epochs=1, lr=1e-3)
+        configs = [replace(config, tracker=kind) for kind in ("files", "wandb")]
         manifest = load_manifest("sample", out / "data", seed=0)
         trackers = [start_tracker(config, out, manifest, "drawn") for config in configs]
         learn = create_learner(manifest, configs[0], out)

@@ -205,6 +205,7 @@ def _weight_scales(
 
 # %% ../../nbs/export/01_quantize.ipynb #7f871b95
 _DAMPING = 0.01  # Of the mean second moment; added to each
+_BLOCK = 64  # Weights whose errors reach the later ones in one product, as in the paper
 
 
 def _inverse_factor(
@@ -229,13 +230,17 @@ def _gptq_round(
     exact = np.take_along_axis(rows, order[:, None], axis=2)
     factor = _inverse_factor(moments[each[:, None, None], order[:, :, None], order[:, None]])
     rounded = np.zeros((*rows.shape[:2], size + 1))  # the last column is the partner of a weight without one
+    errors = np.zeros(exact.shape)
     for k, column in enumerate(order.T):
+        begin, end = k // _BLOCK * _BLOCK, (k // _BLOCK + 1) * _BLOCK
         partner = rounded[0, :, column ^ 1] if groups == 1 else np.zeros(1)  # 0 until it is rounded
         low, high = np.maximum(-127, -128 - partner.clip(max=0)), np.minimum(127, 128 - partner.clip(min=0))
         integers = np.rint(exact[:, :, k]).clip(low, high)
         rounded[each, :, column] = integers
-        error = (exact[:, :, k] - integers) / factor[:, k, k, None]
-        exact[:, :, k + 1 :] -= error[:, :, None] * factor[:, k, None, k + 1 :]
+        errors[:, :, k] = (exact[:, :, k] - integers) / factor[:, k, k, None]
+        exact[:, :, k + 1 : end] -= errors[:, :, k, None] * factor[:, k, None, k + 1 : end]
+        if k == end - 1:
+            exact[:, :, end:] -= errors[:, :, begin:end] @ factor[:, begin:end, end:]
     return rounded[:, :, :size].reshape(n_out, *window, n_in).transpose(0, 3, 1, 2)
 
 # %% ../../nbs/export/01_quantize.ipynb #308af946
