@@ -236,7 +236,7 @@ class _Profiler(Callback):
 def run_callbacks(
     config: TrainConfig,
     folder: Path,  # Of the run
-    tracker: _Tracker,
+    tracker: _Tracker,  # From `start_tracker`
 ) -> list[Callback]:
     "The callbacks for tracking and profiling that the configuration asks for."
     return [TrackCallback(tracker), *([_Profiler(folder)] if config.profile and not rank_distrib() else [])]
@@ -268,9 +268,9 @@ def _worst_predictions(
 
 # %% ../../nbs/training/10_tracking.ipynb #2690d2ce
 def track_model(
-    tracker: _Tracker,
+    tracker: _Tracker,  # From `start_tracker`
     file: Path,  # The exported model, its card beside it
-    manifest: Manifest,
+    manifest: Manifest,  # Of the run
 ) -> None:
     "Record an exported model, and close the tracker."
     if type(tracker) is not _Tracker:
