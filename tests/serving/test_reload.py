@@ -100,10 +100,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_version_never_answers(serve, tmp_path, name):
-    spoil, reason = BROKEN[name]
+    corrupt, reason = BROKEN[name]
     add_version(tmp_path, "v1")
     with serve(workers=2, TRASHSORTING_MODEL=str(tmp_path), TRASHSORTING_MODEL_SECONDS="0.5") as server:
-        spoil(add_version(tmp_path / "aside", "v2"))
+        corrupt(add_version(tmp_path / "aside", "v2"))
         (tmp_path / "aside" / "v2").rename(tmp_path / "v2")
         wait_until(lambda: metric(server, VERSIONS % ("refused", "model")) == 2)
         assert {model_name(server) for _ in range(10)} == {"v1"} and predict(server) == 200

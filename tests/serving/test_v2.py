@@ -518,9 +518,9 @@ def test_mutated_requests(client, model, changes, end):
     data = elements(small, small)
     text = json.dumps({"inputs": [pixels([2], parameters={"binary_data_size": len(data)})]}).encode()
     body = bytearray(text + data)
-    for place, piece in changes:
-        start = int(place * (len(body) - len(piece)))
-        body[start : start + len(piece)] = piece
+    for place, replacement in changes:
+        start = int(place * (len(body) - len(replacement)))
+        body[start : start + len(replacement)] = replacement
     headers = {"Inference-Header-Content-Length": str(len(text))}
     answer = client.post(
         f"{model}/infer", content=bytes(body[: int(end * len(body))] if end < 0.5 else body), headers=headers

@@ -26,7 +26,7 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.data.sources import load_manifest
 from trashsorting.data.splits import split_by_hash
 from trashsorting.training.callbacks import Diverged, FreezeNorm
-from trashsorting.training.checkpoint import FILE, Checkpointer, check_room
+from trashsorting.training.checkpoint import FILE, Checkpointer, check_disk_space
 from trashsorting.training.learner import create_learner, fit
 from trashsorting.training.run import initialize_from, save_run, train
 
@@ -216,9 +216,9 @@ def mounted(folder: Path, options: str):
 
 def test_a_full_disk_is_an_error_before_training(tmp_path):
     with mounted(tmp_path / "small", "size=2m") as folder:
-        check_room(folder, 1_000_000)
+        check_disk_space(folder, 1_000_000)
         with pytest.raises(DataError, match=r"a run needs 3 MB there, and writing them failed \(No space left"):
-            check_room(folder, 3_000_000)
+            check_disk_space(folder, 3_000_000)
         assert list(folder.iterdir()) == []
 
 

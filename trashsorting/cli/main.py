@@ -464,7 +464,7 @@ def _simulate_drift(
     if predictor.card.reference is None:
         return "no simulated drift: the card has no reference, `trashsorting reference` writes one"
     clean = observe_photographs(predictor, paths)
-    kinds = {"another class mixture": few_classes(clean), "no trash": observe_photographs(predictor, list(ood_images(ood_files)))}
+    kinds = {"other class proportions": few_classes(clean), "no trash": observe_photographs(predictor, list(ood_images(ood_files)))}
     for kind, name in {"blurred": "blur", "dark": "darker"}.items():
         kinds[kind] = observe_photographs(predictor, [corrupt(reduce(open_rgb(path)), name, 4) for path in paths])
     for folder in others:

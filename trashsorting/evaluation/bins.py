@@ -73,11 +73,11 @@ class BinEvaluation(BaseModel):
 
 # %% ../../nbs/evaluation/06_bins.ipynb #fda61a46
 def evaluate_bins(
-    place: Place,
+    place: Place,  # With its rules
     probabilities: np.ndarray,  # (n, n_classes), calibrated
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     classes: tuple[str, ...],  # Of the model
-    unsure_below: float | None,  # Threshold of the model card; None: never unsure
+    unsure_below: float | None,  # Threshold of the model card, 0..1; None: never unsure
 ) -> BinEvaluation:
     "Compare the most probable bin of each photograph with the bin of its true class."
     columns, is_bin = _bin_columns(place, classes)
@@ -103,7 +103,7 @@ def evaluate_bins(
 
 # %% ../../nbs/evaluation/06_bins.ipynb #7ffa00fd
 def bin_line(
-    evaluation: BinEvaluation,
+    evaluation: BinEvaluation,  # From `evaluate_bins`
 ) -> str:
     "Accuracy over bins and answered share of one place, beside those over classes, as a line of text."
     low, high = evaluation.accuracy_interval

@@ -133,7 +133,7 @@ def choose_threshold(
     probabilities: np.ndarray,  # (n, n_classes), out of fold, after the temperature
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     risk: float,  # Target fraction of wrong answers, 0..1 exclusive
-    confidence: float | None = 0.95,  # That it holds on new photographs; None: on these photographs only
+    confidence: float | None = 0.95,  # That it holds on new photographs, 0..1; None: on these photographs only
 ) -> _UnsureRule:
     "The threshold with the largest coverage at a given risk. Raises `ModelError` if there is none, or `MissingExtra`."
     thresholds, coverage, risks = risk_coverage(probabilities, targets)
@@ -156,7 +156,7 @@ def choose_threshold(
 # %% ../../nbs/evaluation/01_calibration.ipynb #4722df29
 def plot_risk_coverage(
     sets: dict[str, tuple[np.ndarray, np.ndarray]],  # By name: probabilities (n, n_classes) and targets (n,)
-    unsure_below: float | None = None,  # The threshold; None: no points
+    unsure_below: float | None = None,  # The threshold, 0..1; None: no points
 ):  # A matplotlib figure
     "Draw risk against coverage for each set, with a point at the threshold. Raises `MissingExtra`."
     need("matplotlib", "Drawing", "train")
@@ -180,7 +180,7 @@ def calibrate(
     logits: np.ndarray,  # (n, n_classes), out of fold
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
     risk: float,  # Target fraction of wrong answers, 0..1 exclusive
-    confidence: float | None = 0.95,  # That it holds on new photographs; None: on these photographs only
+    confidence: float | None = 0.95,  # That it holds on new photographs, 0..1; None: on these photographs only
 ) -> dict:  # `temperature`, `unsure_below` and `decision_note`, for `ModelCard.model_copy(update=...)`
     "Fit the temperature and choose the threshold. Raises `ModelError` if no threshold has this risk, or `MissingExtra`."
     temperature = fit_temperature(logits, targets)

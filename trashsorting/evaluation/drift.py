@@ -87,7 +87,7 @@ _LEAST_LOST = 0.02  # Mean confidence that photographs must lose, to say what th
 def held_out_confidence(
     reference: Reference,  # Its mean confidence is the accuracy of its photographs
     table: Predictions,  # Of sources that were held out
-    temperature: float,  # That of the reference
+    temperature: float,  # That of the reference, more than 0
 ) -> HeldOutConfidence | None:  # None, with a warning: they have lost no confidence
     "What lost confidence means on held-out sources."
     usual, confidence = mean_confidence(reference), output_features(table.logits, temperature)[:, 0]
@@ -132,7 +132,7 @@ def out_of_fold_reference(
 
 # %% ../../nbs/evaluation/05_drift.ipynb #b6aacddb
 def drift_table(
-    report: DriftReport,
+    report: DriftReport,  # From `find_drift`
 ) -> str:  # Lines for a terminal
     "A report as plain text."
     lines = [f"{'feature':12}{'statistic':>10}{'p-value':>10}{'of last':>9}"]
@@ -149,7 +149,7 @@ def drift_table(
 # %% ../../nbs/evaluation/05_drift.ipynb #59586e57
 def plot_drift(
     reference: Reference,
-    observations: Observations,
+    observations: Observations,  # What is compared with it
 ):  # A matplotlib figure
     "Draw each feature's distribution beside that of the reference. Raises `MissingExtra` without matplotlib."
     need("matplotlib", "Drawing", "train")
@@ -206,9 +206,9 @@ _BEFORE, _AFTER = 200, 200  # Photographs of a stream: as many as the service ke
 def photographs_until_alarm(
     card: ModelCard,  # With a reference
     clean: Observations,  # Like the reference
-    drifted: Observations,
+    drifted: Observations,  # What comes after the change
     slide: int = 0,  # Photographs until all are drifted; 0: at once
-    seed: int = 0,
+    seed: int = 0,  # Of the stream
 ) -> int | None:  # None: no alarm
     "How many photographs of a stream pass between the change and the alarm."
     stream = _simulate_stream(clean, drifted, _BEFORE, _AFTER, slide, np.random.default_rng(seed))
@@ -220,11 +220,11 @@ def photographs_until_alarm(
 # %% ../../nbs/evaluation/05_drift.ipynb #6332b392
 def count_false_alarms(
     card: ModelCard,  # With a reference
-    clean: Observations,
-    windows: int = 1000,
+    clean: Observations,  # Like the reference
+    windows: int = 1000,  # How many are drawn
     size: int = 200,  # Photographs of each window
-    seed: int = 0,
-) -> int:
+    seed: int = 0,  # Of the windows
+) -> int:  # 0..windows
     "How many windows of clean photographs, drawn at random, raise an alarm."
     rng = np.random.default_rng(seed)
     return sum(find_drift(card, _sample(clean, size, rng)).alarm for _ in range(windows))
@@ -247,10 +247,10 @@ def false_alarms_by_fold(
 
 # %% ../../nbs/evaluation/05_drift.ipynb #945ddc2c
 def few_classes(
-    observations: Observations,
+    observations: Observations,  # Of all classes
     n: int = 2,  # Classes that stay: the rarest
 ) -> Observations:
-    "The photographs that are predicted as the rarest classes: another mixture."
+    "The photographs that are predicted as the rarest classes: other proportions of the classes."
     counts = np.bincount(observations.predicted)
     rarest = sorted(np.flatnonzero(counts), key=lambda predicted: counts[predicted])[:n]
     return observations.take(np.isin(observations.predicted, rarest))
@@ -258,7 +258,7 @@ def few_classes(
 # %% ../../nbs/evaluation/05_drift.ipynb #7b0ce6f2
 def stream_table(
     card: ModelCard,  # With a reference
-    clean: Observations,
+    clean: Observations,  # Like the reference
     kinds: dict[str, Observations],  # By what the photographs become
     streams: int = 10,  # Of each kind
     windows: int = 200,  # Clean windows

@@ -139,7 +139,7 @@ N_BINS = 15  # Of equal width, over 0..1
 def calibration_bins(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # By bin: photographs, sum of top-1 probabilities, correct photographs
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (N_BINS,) each: photographs, sum of top-1 probabilities, correct ones
     "Sort photographs into `N_BINS` bins by top-1 probability."
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     bins = np.digitize(confidence, np.arange(1, N_BINS) / N_BINS, right=True)
@@ -160,7 +160,7 @@ def expected_calibration_error(
 def risk_coverage(
     probabilities: np.ndarray,  # (n, n_classes), each row sums to 1
     targets: np.ndarray,  # (n,) true classes, 0..n_classes-1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # Thresholds, descending; coverage and risk at each, 0..1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (k,) each: thresholds, descending; coverage; risk, 0..1
     "Coverage and risk at each threshold on the top-1 probability."
     wrong = probabilities.argmax(axis=1) != targets
     thresholds, position = np.unique(-probabilities.max(axis=1), return_inverse=True)
@@ -169,8 +169,8 @@ def risk_coverage(
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #f704f58b
 def area_under_risk_coverage(
-    coverage: np.ndarray,  # From `risk_coverage`, ascending
-    risk: np.ndarray,  # At each
+    coverage: np.ndarray,  # (k,) from `risk_coverage`, ascending, 0..1
+    risk: np.ndarray,  # (k,) at each, 0..1
 ) -> float:  # 0 (no errors) to 1
     "Area under the risk-coverage curve (AURC): the mean of the risk over all photographs."
     return float((np.diff(coverage, prepend=0) * risk).sum())
@@ -232,8 +232,8 @@ def evaluate(
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #e2e8318e
 def add_unseen(
-    evaluation: Evaluation,
-    probabilities: np.ndarray,  # (n, len(classes)) of the same photographs
+    evaluation: Evaluation,  # From `evaluate`
+    probabilities: np.ndarray,  # (n, n_classes) of the same photographs
     targets: np.ndarray,  # (n,) of the same photographs
     seen: np.ndarray,  # (n,) booleans: a training photograph, or a near-duplicate of one
 ) -> Evaluation:  # With the accuracy over the unseen photographs; None if there are none
@@ -286,7 +286,7 @@ def _confidence_lines(
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #00083bbf
 def table(
-    evaluation: Evaluation,
+    evaluation: Evaluation,  # From `evaluate`
 ) -> str:  # Lines for a terminal
     "An evaluation as plain text, each interval with its method."
     low, high = evaluation.accuracy_interval
@@ -301,7 +301,7 @@ def table(
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #967e1c14
 def confusion_table(
-    evaluation: Evaluation,
+    evaluation: Evaluation,  # From `evaluate`
 ) -> str:  # Lines for a terminal
     "A confusion matrix as plain text."
     width = max(map(len, evaluation.classes)) + 2
@@ -357,7 +357,7 @@ def recall_comparison(
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #e454dec5
 def plot_confusion(
-    evaluation: Evaluation,
+    evaluation: Evaluation,  # From `evaluate`
     path: Path | None = None,  # Where to save the figure; None: nowhere
 ):  # A matplotlib figure
     "Draw the confusion matrix, shaded by the fraction of the true class. Raises `MissingExtra` without matplotlib."

@@ -75,7 +75,7 @@ def ood_images(
 # %% ../../nbs/evaluation/04_ood.ipynb #9c24978c
 def energy(
     logits: np.ndarray,  # (n, n_classes)
-    temperature: float = 1.0,  # From the model card
+    temperature: float = 1.0,  # From the model card, more than 0
 ) -> np.ndarray:  # (n,) higher for photographs of trash
     "Negative free energy: temperature * log(sum(exp(logits / temperature))). Raises `MissingExtra` without SciPy."
     need("scipy", "Detecting out-of-distribution images", "train")
@@ -98,7 +98,7 @@ class _OODMetrics:
 def score_ood(
     trash: np.ndarray,  # (n,) scores of photographs of trash
     other: np.ndarray,  # (m,) scores of OOD images
-    tpr: float = 0.95,  # Fraction of the trash that must be accepted
+    tpr: float = 0.95,  # Fraction of the trash that must be accepted, 0..1
 ) -> _OODMetrics:
     "AUROC and FPR of one score. Raises `MissingExtra` without scikit-learn."
     need("sklearn", "Detecting out-of-distribution images", "train")
@@ -114,7 +114,7 @@ def score_ood(
 def detect(
     trash: np.ndarray,  # (n, n_classes) logits for photographs of trash
     other: np.ndarray,  # (m, n_classes) logits for OOD images
-    temperature: float = 1.0,  # From the model card
+    temperature: float = 1.0,  # From the model card, more than 0
 ) -> dict[str, _OODMetrics]:  # By score: "probability" and "energy"
     "Measure how well both scores detect OOD images. Raises `MissingExtra`."
     scores = {

@@ -62,7 +62,7 @@ def pool(
 
 # %% ../../nbs/evaluation/02_oof.ipynb #3f8e077b
 def save_predictions(
-    predictions: Predictions,
+    predictions: Predictions,  # Of all folds
     path: Path,  # A CSV; its folder exists
 ) -> Path:  # The same path
     "Write predictions as CSV: file, label, fold, and a logit for each class."
@@ -91,8 +91,8 @@ def load_predictions(
 # %% ../../nbs/evaluation/02_oof.ipynb #bf9be022
 def evaluate_folds(
     predictions: Predictions,  # Of all folds
-    temperature: float = 1.0,  # The logits are divided by it
-    unsure_below: float | None = None,  # Threshold on the top-1 probability
+    temperature: float = 1.0,  # The logits are divided by it, more than 0
+    unsure_below: float | None = None,  # Threshold on the top-1 probability, 0..1; None: never unsure
 ) -> dict[int, Evaluation]:  # By fold, ascending
     "Score each fold separately."
     subsets = {int(fold): predictions.subset(fold) for fold in np.unique(predictions.folds)}
@@ -137,11 +137,11 @@ def fold_table(
 
 # %% ../../nbs/evaluation/02_oof.ipynb #28d2e14f
 def evaluate_sources(
-    predictions: Predictions,
+    predictions: Predictions,  # Of all folds
     sources: Mapping[str, str],  # By file: its source
     groups: Mapping[str, str],  # By file: its group; a file that is not in it is a group of its own
-    temperature: float = 1.0,  # The logits are divided by it
-    unsure_below: float = 0.0,  # Threshold on the top-1 probability
+    temperature: float = 1.0,  # The logits are divided by it, more than 0
+    unsure_below: float = 0.0,  # Threshold on the top-1 probability, 0..1
 ) -> dict[str, SourceMetrics]:  # By source, sorted
     "Score the photographs of each source."
     probabilities = softmax(predictions.logits, temperature)

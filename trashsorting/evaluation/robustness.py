@@ -142,7 +142,7 @@ class Robustness:
         return self.right[name][strength] / self.n
 
     @property
-    def mean(self) -> float:
+    def mean(self) -> float:  # 0..1
         "Mean accuracy over all corruptions and the strengths 1 to 5."
         return float(np.mean([self.accuracy(name, strength) for name in self.right for strength in range(1, 6)]))
 
@@ -152,7 +152,7 @@ def measure_robustness(
     preprocessing: Preprocessing,  # From the model card
     images: Iterable[Image.Image],  # Upright, mode RGB; may be a generator that opens them one at a time
     targets: Sequence[int],  # True classes, as many
-    corruptions: Sequence[str] = tuple(_CORRUPTIONS),
+    corruptions: Sequence[str] = tuple(_CORRUPTIONS),  # Names, as for `corrupt`
 ) -> Robustness:
     "Score an exported model on corrupted photographs. Raises `MissingExtra` without torchvision."
     correct = {name: np.zeros(6, dtype=int) for name in corruptions}
@@ -165,7 +165,7 @@ def measure_robustness(
 
 # %% ../../nbs/evaluation/03_robustness.ipynb #745b4149
 def robustness_table(
-    measured: Robustness,
+    measured: Robustness,  # From `measure_robustness`
 ) -> str:  # Lines for a terminal
     "Accuracy by corruption and strength, as plain text."
     lines = [f"{'strength':12}" + "".join(f"{strength:8}" for strength in range(6)) + f"{'mean 1-5':>11}"]
@@ -179,7 +179,7 @@ def robustness_table(
 
 # %% ../../nbs/evaluation/03_robustness.ipynb #5909cf27
 def plot_robustness(
-    measured: Robustness,
+    measured: Robustness,  # From `measure_robustness`
 ):  # A matplotlib figure
     "Draw accuracy against strength for each corruption, with 95 % Wilson intervals. Raises `MissingExtra`."
     need("matplotlib", "Drawing", "train")

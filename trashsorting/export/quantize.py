@@ -127,8 +127,8 @@ def _is_scalable(
 
 # %% ../../nbs/export/01_quantize.ipynb #be60ad03
 def equalization_groups(
-    model: onnx.ModelProto,
-) -> list[list[str]]:
+    model: onnx.ModelProto,  # In float
+) -> list[list[str]]:  # Names of tensors, by group
     "Tensors between convolutions with no activation function on the way; those that are added are one group."
     group_of = {node.output[0]: {node.output[0]} for node in _convolutions(model)}
     for node in model.graph.node:
@@ -471,7 +471,7 @@ def export_int8(
     n: int = N_CALIBRATION,  # Photographs to calibrate with, at most
     progress: bool = False,  # Show a bar
     first: int = FLOAT_CONVOLUTIONS,  # How many convolutions at the start stay in float
-    decode_factor: float | None = None,  # For the new card's preprocessing; None: as the float file's
+    decode_factor: float | None = None,  # For the new card's preprocessing, 1..16; None: as the float file's
 ) -> ModelCard:  # Of the INT8 file
     "Make an INT8 file, compare it, and write its card. Raises `DataError` for other photographs, `ModelError`."
     for source in (file, *folds):

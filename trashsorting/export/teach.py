@@ -195,9 +195,9 @@ def left_out_odds(
 
 # %% ../../nbs/export/02_teach.ipynb #5f669b4e
 def recalibrate(
-    unsure_below: float | None,  # The card's threshold
-    known: Features,
-    row: NewRow,
+    unsure_below: float | None,  # The card's threshold, 0..1
+    known: Features,  # Of photographs of the known classes
+    row: NewRow,  # From `fit_row`
 ) -> float | None:  # At most the card's
     "The largest threshold that answers as many known photographs as before."
     if unsure_below is None or not (answered := int((known.confidence >= unsure_below).sum())):
@@ -209,7 +209,7 @@ def recalibrate(
 # %% ../../nbs/export/02_teach.ipynb #eab39bdc
 def add_features_output(
     model: onnx.ModelProto,  # That is changed, unless it has the output already
-    n_classes: int,
+    n_classes: int,  # Of the model
 ) -> None:
     "Give a file the output `features`. Raises `ModelError` if they cannot be found."
     if any(value.name == FEATURES_OUTPUT for value in model.graph.output):
@@ -244,7 +244,7 @@ def _open_model(
 
 def open_with_features(
     file: Path,  # A model
-    n_classes: int,
+    n_classes: int,  # Of the model
 ) -> tuple[onnx.ModelProto, Session]:  # The model with the output `features`, and its session
     "Open a file so that it tells its features. Raises `ModelError` for a file that cannot be taught."
     model = onnx.load(file)

@@ -102,7 +102,7 @@ def _not_finite(
 
 # %% ../../nbs/training/04_callbacks.ipynb #e7482df9
 def check_converging(
-    rows: list[dict[str, float]],  # The history so far
+    rows: list[dict[str, float]],  # The history so far, a row an epoch
     config: TrainConfig,
 ) -> None:
     "Raise `Diverged`, with what to try, if the last epoch has a loss that is not finite."

@@ -36,7 +36,7 @@ def bytes_needed(
     return 8 * weights + _MARGIN_BYTES
 
 # %% ../../nbs/training/07_checkpoint.ipynb #ef04841e
-def check_room(
+def check_disk_space(
     folder: Path,  # Of the run
     needed: int,  # Bytes
 ) -> None:

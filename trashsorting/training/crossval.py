@@ -262,7 +262,7 @@ def measure_other_things(
 # %% ../../nbs/training/12_crossval.ipynb #8004df41
 def logit_scale_ratio(
     run: Run,  # An average
-    folds: Sequence[Run],
+    folds: Sequence[Run],  # The runs that it is the average of
     photographs: Sequence[Path],  # Whose labels are not used
 ) -> float:  # 1: the same scale
     "Standard deviation of a run's logits, divided by the folds' mean one."

@@ -107,7 +107,7 @@ class Photographs:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest,  # With the subsets "train" and "val"
         preprocessing: Preprocessing,  # Of evaluation
         augment: bool = True,  # Is the training subset cropped at random?
         train_size: int | None = None,  # Side of a training picture, pixels; None: as for evaluation
@@ -124,7 +124,7 @@ class Photographs:
             return np.asarray(open_rgb(self.root / entry.file, min_side=self.min_side))
         return np.asarray(resize(open_rgb(self.root / entry.file), self.preprocessing))
 
-    def open(self, entry: Entry) -> PILImage:
+    def open(self, entry: Entry) -> PILImage:  # Mode RGB
         "From the cache if it is there."
         pixels = self.cache.get(entry.file)
         kind = PILImage if self.augment and entry.split == "train" else _Resized
@@ -132,7 +132,7 @@ class Photographs:
 
     @property
     def n_bytes(self) -> int:
-        "Memory of the cache."
+        "Memory of the cache, bytes."
         return sum(pixels.nbytes for pixels in self.cache.values())
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class Loader(TfmdDL):
     def __init__(
         self,
         *args,
-        weights: Sequence[float] | None = None,  # How often each item is drawn, relative to the others; None: once an epoch
+        weights: Sequence[float] | None = None,  # How often each item is drawn, relative to others, 0 or more; None: once an epoch
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -208,7 +208,7 @@ _PSEUDO_COUNT = 10  # Photographs with the classes of all, which are added to ei
 
 
 def reweigh(
-    entries: Sequence[Entry],
+    entries: Sequence[Entry],  # Of the training subset
 ) -> list[float]:  # About 1 on average; all 1 for a single source
     "Weights with which the smaller sources together have the classes of the largest."
     largest = Counter(entry.source for entry in entries).most_common(1)[0][0]

@@ -117,7 +117,7 @@ def once_per_machine(
     return results[0]
 
 # %% ../../nbs/training/08_distributed.ipynb #f21c93c3
-def processes_here() -> int:
+def processes_here() -> int:  # 1 or more
     "The number of processes of the run on this machine."
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if num_distrib() > 1 else 1
 

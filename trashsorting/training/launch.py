@@ -163,7 +163,7 @@ _QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL", "PYTHONWARNINGS": "ignore"}  # both ar
 
 def launch(
     nodes: Nodes,  # From `find_nodes`
-    words: Sequence[str],  # Of the command that each process runs, without `trashsorting`
+    arguments: Sequence[str],  # Of the command that each process runs, without `trashsorting`
     timeout: int = 900,  # Seconds to wait for the other machines
 ) -> None:
     "Run the command in each process of this machine. Raises `TrashsortingError` if one fails, or the machines do not meet."
@@ -179,6 +179,6 @@ def launch(
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        elastic_launch(_launch_config(nodes, timeout), sys.executable)("-m", "trashsorting", *words)
+        elastic_launch(_launch_config(nodes, timeout), sys.executable)("-m", "trashsorting", *arguments)
     except (ChildFailedError, SignalException, DistError) as error:
         raise _describe_failure(error, nodes, timeout) from None

@@ -140,7 +140,7 @@ def fit(
 
 # %% ../../nbs/training/05_learner.ipynb #09ca7709
 def plot_history(
-    rows: list[dict[str, float]],  # From `fit`
+    rows: list[dict[str, float]],  # From `fit`, a row an epoch
     path: Path | None = None,  # Where to save the figure; None: nowhere
 ):  # A matplotlib figure
     "Draw losses and accuracy by epoch."

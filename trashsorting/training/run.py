@@ -30,7 +30,7 @@ from ..data.manifest import Manifest, manifest_from_csv
 from ..data.sources import describe_source
 from ..data.storage import fetch
 from .backbone import create_backbone
-from .checkpoint import Checkpointer, bytes_needed, check_room
+from .checkpoint import Checkpointer, bytes_needed, check_disk_space
 from .distributed import all_devices
 from .learner import create_learner, fit
 from .provenance import find_provenance
@@ -198,7 +198,7 @@ def train(
     learn = create_learner(manifest, config, out, synthetic)
     if init_from:
         initialize_from(learn, init_from, manifest)
-    check_room(out, bytes_needed(learn))
+    check_disk_space(out, bytes_needed(learn))
     stored = store_views(learn, config, views or out / "views") if config.stored_views else None
     checkpointers = [Checkpointer(out, config, manifest, learn)] if resumable else []
     tracker = start_tracker(config, out, manifest, describe_source(data))

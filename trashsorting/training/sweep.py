@@ -165,7 +165,7 @@ _STUDY = "trashsorting"
 def open_study(
     folder: Path,  # Of the sweep
     worker: int = 0,  # So that two do not try the same
-    seed: int = 0,
+    seed: int = 0,  # Of the sweep
 ) -> optuna.Study:
     "The study of a folder, new or continued."
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -238,9 +238,9 @@ def _work_together(
 
 # %% ../../nbs/training/11_sweep.ipynb #3c69cce1
 def run_sweep(
-    manifest: Manifest,
+    manifest: Manifest,  # With the subsets "train" and "val"
     folder: Path,  # Made if it is not there
-    space: dict[str, dict] = _SPACE,
+    space: dict[str, dict] = _SPACE,  # By parameter, from `read_space`
     fixed: dict | None = None,  # Parameters that are the same in every trial
     trials: int = 20,  # Of the whole sweep, earlier ones included
     workers: int = 1,  # Processes
@@ -287,9 +287,9 @@ def plot_sweep(
 
 # %% ../../nbs/training/11_sweep.ipynb #06723e2f
 def save_winner(
-    study: optuna.Study,
-    fixed: dict,
-    path: Path,
+    study: optuna.Study,  # From `run_sweep`
+    fixed: dict,  # Parameters that were the same in every trial
+    path: Path,  # Where the YAML goes
 ) -> TrainConfig:
     "Write the best trial's whole configuration as YAML, to train with. Raises `TrashsortingError` if there is none."
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):

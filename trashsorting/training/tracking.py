@@ -80,17 +80,17 @@ class _FileTracker(_Tracker):
         self.table = csv.writer(self.stream, lineterminator="\n")
         if is_new:
             self.table.writerow(["step", "name", "value"])
-        self.board = SummaryWriter(str(self.folder))
-        self.board.add_text("facts", f"```json\n{json.dumps(facts, indent=2)}\n```")
+        self.writer = SummaryWriter(str(self.folder))
+        self.writer.add_text("facts", f"```json\n{json.dumps(facts, indent=2)}\n```")
 
     def log(self, metrics, step):
         for name, value in metrics.items():
             self.table.writerow([step, name, f"{value:.6g}"])
-            self.board.add_scalar(name, value, step)
+            self.writer.add_scalar(name, value, step)
         self.stream.flush()
 
     def confusion(self, evaluation):
-        self.board.add_figure("confusion", plot_confusion(evaluation))
+        self.writer.add_figure("confusion", plot_confusion(evaluation))
         rows = [[label, *row] for label, row in zip(evaluation.classes, evaluation.confusion, strict=True)]
         text = csv_text([["true \\ predicted", *evaluation.classes], *rows])
         (self.folder / "confusion.csv").write_text(text, encoding="utf-8")
@@ -103,7 +103,7 @@ class _FileTracker(_Tracker):
             row.thumbnail.save(self.folder / name)
             table.append([row.file, name, row.label, row.predicted, f"{row.confidence:.4f}"])
             title = f"predictions/{number:03} {row.label}, predicted {row.predicted}"
-            self.board.add_image(title, np.asarray(row.thumbnail), dataformats="HWC")
+            self.writer.add_image(title, np.asarray(row.thumbnail), dataformats="HWC")
         (self.folder / "predictions.csv").write_text(csv_text(table), encoding="utf-8")
 
     def model(self, files, aliases, facts):
@@ -112,7 +112,7 @@ class _FileTracker(_Tracker):
 
     def finish(self):
         self.stream.close()
-        self.board.close()
+        self.writer.close()
 
 # %% ../../nbs/training/10_tracking.ipynb #b3ba0c54
 class _WandbTracker(_Tracker):
@@ -236,7 +236,7 @@ class _Profiler(Callback):
 def run_callbacks(
     config: TrainConfig,
     folder: Path,  # Of the run
-    tracker: _Tracker,
+    tracker: _Tracker,  # From `start_tracker`
 ) -> list[Callback]:
     "The callbacks for tracking and profiling that the configuration asks for."
     return [TrackCallback(tracker), *([_Profiler(folder)] if config.profile and not rank_distrib() else [])]
@@ -268,9 +268,9 @@ def _worst_predictions(
 
 # %% ../../nbs/training/10_tracking.ipynb #2690d2ce
 def track_model(
-    tracker: _Tracker,
+    tracker: _Tracker,  # From `start_tracker`
     file: Path,  # The exported model, its card beside it
-    manifest: Manifest,
+    manifest: Manifest,  # Of the run
 ) -> None:
     "Record an exported model, and close the tracker."
     if type(tracker) is not _Tracker:

@@ -98,7 +98,7 @@ def fit_zero_shot(
 # %% ../../nbs/training/14_zero_shot.ipynb #a5de70ad
 def interpolate_classifiers(
     trained: nn.Linear,  # Changed in place
-    zero_shot: tuple[np.ndarray, np.ndarray],  # From `fit_zero_shot`
+    zero_shot: tuple[np.ndarray, np.ndarray],  # Weights (m, features) and biases (m,) from `fit_zero_shot`
     rows: list[int],  # The classes of `zero_shot`, as rows of `trained`
     features: np.ndarray,  # (n, features), which give the scale
     weight: float,  # Of the zero-shot classifier, 0..1
