@@ -503,6 +503,31 @@ def test_the_camera_s_light_is_switched_where_there_is_one(here):
     page.get_by_role("button", name="Close").click()
 
 
+SLOW_CAMERA = """() => {
+    const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    window.tracks = [];
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+        await new Promise((done) => setTimeout(done, 300));
+        const stream = await open(wanted);
+        window.tracks.push(...stream.getTracks());
+        return stream;
+    };
+}"""
+
+
+def test_a_camera_that_is_opened_twice_ends_as_a_whole(here):
+    page = here.page
+    page.evaluate(SLOW_CAMERA)
+    for _ in range(2):
+        page.get_by_role("button", name="Live camera").click()
+        page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Live camera").click()
+    expect(page.get_by_role("button", name="Keep this picture")).to_be_enabled()
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Close").click()
+    assert page.evaluate("tracks.map((track) => track.readyState)") == ["ended"] * 3
+
+
 def test_a_refused_camera_is_explained(here):
     page = here.page
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }; }")
