@@ -328,6 +328,25 @@ def test_a_file_without_cells_has_no_map_of_a_taught_thing(visit, monkeypatch):
     expect(page.locator("#teach-known")).to_be_hidden()
 
 
+def test_what_does_not_fit_is_said_to_be_lost(visit):
+    """A full disk ends a transaction after its request has succeeded."""
+    page = visit.page
+    page.evaluate("""() => {
+        const { put } = IDBObjectStore.prototype;
+        IDBObjectStore.prototype.put = function (thing) {
+            const request = put.call(this, thing);
+            request.addEventListener("success", () => this.transaction.abort());
+            return request;
+        };
+    }""")
+    teach_batteries(page)
+    expect(page.locator("#teach-lost")).to_contain_text("forgotten when you leave the page")
+    page.get_by_role("button", name="Forget it: Batterie").click()
+    expect(page.locator("#teach-known")).to_be_hidden()
+    page.reload()
+    page.locator("#teach summary").click()
+
+
 def test_a_model_that_has_learned_it_itself_needs_no_row(visit):
     """And with features of another model, the pictures are looked at again."""
     page = visit.page
