@@ -460,6 +460,18 @@ def test_the_first_answer_with_a_cold_cache(browser, client, server, predictor, 
     context.close()
 
 
+FULL = "Cache.prototype.put = async () => { throw new DOMException('', 'QuotaExceededError'); }"
+
+
+def test_a_full_disk_keeps_nothing_and_answers(browser, server, predictor):
+    context = browser.new_context(service_workers="block")
+    context.add_init_script(FULL)
+    page = context.new_page()
+    page.goto(server.url)
+    assert difference(predict_there(page, SAMPLES["glass"]), predictor.predict_one(SAMPLES["glass"])) < 1e-3
+    context.close()
+
+
 CHROME_TORCH = """() => {
     MediaStreamTrack.prototype.getCapabilities = () => ({ torch: true });
     MediaStreamTrack.prototype.applyConstraints = async ({ advanced }) => { window.torch = advanced[0].torch; };

@@ -16,15 +16,15 @@ export let card = null;  // Of the model that is here: what to do before and aft
 export let rules = [];  // Of every place.
 export let state = "absent";  // Or loading, ready, failed.
 
-// Files by address. Where the browser keeps none (without https, or in a private window), they stay until the page is left.
+// Files by address. Where the browser keeps none (without https, in a private window, on a full disk), they stay until the page is left.
 const memory = new Map();
 
 async function kept(url) {
+  let found;
   try {
-    return await (await caches.open(CACHE)).match(url, { ignoreVary: true });
-  } catch {
-    return memory.get(url)?.clone();
-  }
+    found = await (await caches.open(CACHE)).match(url, { ignoreVary: true });
+  } catch { /* See above. */ }
+  return found ?? memory.get(url)?.clone();
 }
 
 async function keep(url, response) {
