@@ -347,6 +347,29 @@ def test_what_does_not_fit_is_said_to_be_lost(visit):
     page.locator("#teach summary").click()
 
 
+def test_a_model_that_cannot_be_taught_forgets(visit):
+    page = visit.page
+    teach_batteries(page)
+    script = """async () => {
+        const cache = await caches.open("on-device");
+        const [{ url }] = (await cache.keys()).filter(({ url }) => url.endsWith("model.json"));
+        const card = await (await cache.match(url)).text();
+        await cache.put(url, new Response(card.replace('"teachable":true', '"teachable":false')));
+        return card;
+    }"""
+    card = page.evaluate(script)
+    page.reload()
+    page.locator("#teach summary").click()
+    expect(page.locator("#teach-form")).to_be_hidden()
+    page.get_by_role("button", name="Forget it: Batterie").click()
+    expect(page.locator("#teach")).to_be_hidden()
+    page.evaluate("""async (card) => {
+        await (await caches.open("on-device")).put("api/on-device/model.json", new Response(card));
+    }""", card)
+    page.reload()
+    page.locator("#teach summary").click()
+
+
 def test_a_model_that_has_learned_it_itself_needs_no_row(visit):
     """And with features of another model, the pictures are looked at again."""
     page = visit.page

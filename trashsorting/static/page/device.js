@@ -164,7 +164,7 @@ async function changeThings(changed) {
   const before = things;
   things = changed;
   try {
-    await learnAll(ask);
+    if (card.teachable) await learnAll(ask);
   } catch (error) {
     things = before;
     throw error;
