@@ -540,6 +540,22 @@ def test_a_camera_that_is_opened_twice_ends_as_a_whole(here):
     assert page.evaluate("tracks.map((track) => track.readyState)") == ["ended"] * 3
 
 
+def test_a_model_that_is_replaced_answers_what_it_was_asked(here):
+    page, asked = here.page, []
+    page.route("**/api/on-device/model.json", lambda route: asked.append(route))
+    page.route("**/*sha256=*", lambda route: route.continue_(url=route.request.url.partition("?")[0]))
+    page.reload()
+    names = [f"photo{number}" for number in range(12)]
+    here.upload(**dict.fromkeys(names, SAMPLES["glass"]))
+    expect(here.card(names[0]).locator(".result")).to_be_visible()
+    asked[0].fulfill(json={**asked[0].fetch().json(), "sha256": "0" * 64})
+    for name in names:
+        expect(here.card(name).locator(".result")).to_be_visible()
+    page.unroute_all()
+    page.reload()
+    wait_until_ready(page)
+
+
 def test_a_refused_camera_is_explained(here):
     page = here.page
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }; }")

@@ -96,7 +96,7 @@ export function prepare(shown = () => {}) {
 let network = null;
 
 function closeNetwork() {
-  network?.then(({ worker }) => worker.terminate());
+  network?.then(({ close }) => close());
   network = null;
 }
 
@@ -105,12 +105,16 @@ async function openNetwork() {
   const [model, wasm] = await Promise.all(responses.map((response) => response.arrayBuffer()));
   const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   const answers = new Map();
-  let number = 0;
+  let number = 0, closed = false;
+  // A worker of a model that was replaced answers what it was asked before.
+  const endIfIdle = () => { if (closed && !answers.size) worker.terminate(); };
+  const close = () => { closed = true; endIfIdle(); };
   worker.addEventListener("message", ({ data }) => {
     const { done, failed } = answers.get(data.number);
     answers.delete(data.number);
     if (data.code) failed(new Problem({ status: 422 }, data));
     else done(data.result);
+    endIfIdle();
   });
   worker.addEventListener("error", ({ message }) => {
     for (const { failed } of answers.values()) failed(new Problem({ status: 422 }, { code: "cannot-run", detail: message }));
@@ -122,7 +126,7 @@ async function openNetwork() {
   await ask("open", { model, wasm, card }, [model, wasm]);
   things ??= await readThings();
   if (card.teachable && things.length) await learnAll(ask);
-  return { worker, ask };
+  return { close, ask };
 }
 
 // What was taught, in the order in which it was; null: not read yet.
