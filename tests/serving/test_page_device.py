@@ -556,6 +556,20 @@ def test_a_model_that_is_replaced_answers_what_it_was_asked(here):
     wait_until_ready(page)
 
 
+def test_what_was_removed_is_not_looked_at(here):
+    page = here.page
+    page.evaluate("""() => {
+        const post = Worker.prototype.postMessage;
+        window.asked = 0;
+        Worker.prototype.postMessage = function (...message) { asked += 1; return post.apply(this, message); };
+    }""")
+    here.upload(**{f"photo{number}": SAMPLES["glass"] for number in range(12)})
+    page.get_by_role("button", name="Clear the list").click()
+    here.upload(last=SAMPLES["paper"])
+    expect(here.card("last").locator(".result")).to_be_visible()
+    assert page.evaluate("asked") < 12
+
+
 def test_a_refused_camera_is_explained(here):
     page = here.page
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }; }")

@@ -312,6 +312,7 @@ export function add(files) {
 
 function discard(card) {
   card.stop.abort();
+  if (waiting.includes(card)) waiting.splice(waiting.indexOf(card), 1);
   URL.revokeObjectURL(card.part("img").src);
   card.root.remove();
 }
