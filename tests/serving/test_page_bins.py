@@ -170,10 +170,12 @@ def test_right_is_sent_without_the_picture(visit):
     assert parts(requests[0]) == {"answer_id": b"1.a", "correct": b"true", "label": b"glass"}
     expect(card.locator(".ask").first).to_be_hidden()
     deleted = []
-    visit.page.route("**/api/feedback/*", lambda route: (deleted.append(route.request), route.fulfill(status=204)))
-    card.get_by_role("button", name="Take it back").click()
+    visit.page.route("**/api/feedback/*", lambda route: deleted.append(route))
+    card.get_by_role("button", name="Take it back").dblclick()
+    for route in deleted:
+        route.fulfill(status=204)
     thanks(card, "taken back")
-    assert (deleted[0].method, deleted[0].url.rsplit("/", 1)[1]) == ("DELETE", "20260504-a")
+    assert [(route.request.method, route.request.url.rsplit("/", 1)[1]) for route in deleted] == [("DELETE", "20260504-a")]
     assert visit.errors == []
 
 

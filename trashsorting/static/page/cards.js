@@ -274,11 +274,14 @@ class Card {
 
   async undoFeedback() {
     const { token } = this.feedback;
+    if (this.undoing === token) return;
+    this.undoing = token;
     try {
       await send("api/feedback/" + encodeURIComponent(token), {}, this.stop.signal, "DELETE");
       this.setFeedback("undone");
       this.root.focus();
     } catch (error) {
+      this.undoing = null;
       if (!this.stop.signal.aborted) error.show(this.part(".refused"));
     }
   }
