@@ -160,6 +160,11 @@ def test_without_places_the_page_names_the_material(visit, places):
     assert not any("place=" in url for url in visit.requested)
 
 
+def test_a_folder_is_no_picture(visit, tmp_path):
+    visit.drop(tmp_path)
+    expect(visit.page.locator(".card .problem")).to_contain_text("damaged or cut off")
+
+
 def test_right_is_sent_without_the_picture(visit):
     requests = take_feedback(visit, {"token": "20260504-a", "stored": False})
     upload(visit, ANSWER)

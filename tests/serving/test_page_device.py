@@ -570,6 +570,11 @@ def test_what_was_removed_is_not_looked_at(here):
     assert page.evaluate("asked") < 12
 
 
+def test_a_folder_is_no_picture(here, tmp_path):
+    here.drop(tmp_path)
+    expect(here.page.locator(".card .problem").first).to_contain_text("damaged or cut off")
+
+
 def test_a_refused_camera_is_explained(here):
     page = here.page
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new Error(); }; }")
