@@ -180,7 +180,8 @@ def test_right_is_sent_without_the_picture(visit):
     for route in deleted:
         route.fulfill(status=204)
     thanks(card, "taken back")
-    assert [(route.request.method, route.request.url.rsplit("/", 1)[1]) for route in deleted] == [("DELETE", "20260504-a")]
+    (request,) = [route.request for route in deleted]
+    assert (request.method, request.url.rsplit("/", 1)[1]) == ("DELETE", "20260504-a")
     assert visit.errors == []
 
 

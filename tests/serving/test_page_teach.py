@@ -363,9 +363,12 @@ def test_a_model_that_cannot_be_taught_forgets(visit):
     expect(page.locator("#teach-form")).to_be_hidden()
     page.get_by_role("button", name="Forget it: Batterie").click()
     expect(page.locator("#teach")).to_be_hidden()
-    page.evaluate("""async (card) => {
+    page.evaluate(
+        """async (card) => {
         await (await caches.open("on-device")).put("api/on-device/model.json", new Response(card));
-    }""", card)
+    }""",
+        card,
+    )
     page.reload()
     page.locator("#teach summary").click()
 
