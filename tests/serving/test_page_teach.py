@@ -122,6 +122,23 @@ def test_what_cannot_be_taught_is_named(visit):
         page.get_by_role("button", name="Remove picture 1", exact=True).click()
 
 
+def test_a_name_that_another_tab_taught_is_known(visit):
+    page = visit.page
+    page.evaluate("""async () => {
+        const { keepThing } = await import("./page/things.js");
+        await keepThing({ name: "Batterie", added: 0, sha256: "0", pictures: [] });
+    }""")
+    choose(page, BATTERIES[:5])
+    expect(page.locator("#teach-pictures li")).to_have_count(5)
+    page.get_by_label("Its name").fill("Batterie")
+    page.get_by_role("button", name="Teach it", exact=True).click()
+    expect(page.locator("#teach-problem")).to_contain_text("It knows “Batterie” already")
+    page.get_by_role("button", name="Forget it: Batterie").click()
+    expect(page.locator("#teach-known")).to_be_hidden()
+    while page.locator("#teach-pictures li").count():
+        page.get_by_role("button", name="Remove picture 1", exact=True).click()
+
+
 def test_near_copies_are_said_and_do_not_count(visit):
     """By the rule of `teach`: the first one counts, in any size and orientation."""
     page = visit.page

@@ -182,6 +182,11 @@ export async function loadThings() {
   things ??= await readThings();
 }
 
+// Another tab may have taught or forgotten something since.
+export async function reloadThings() {
+  things = await readThings();
+}
+
 async function ask(task, content, transfer) {
   if (state !== "ready") await prepare();
   if (state !== "ready") throw new Problem({ status: 503 }, { code: "no-device-model" });
