@@ -236,6 +236,25 @@ def test_invalid_http(server, request_):
     assert httpx.get(f"{server.url}/api/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /api/predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /api/health HTTP/1.1\r\n\r\nzz\r\n\r\n",
+    ],
+    ids=["no chunk", "no second request"],
+)
+def test_what_cannot_be_read_gets_the_last_answer(server, request_):
+    """Nothing is written behind it, so nothing is logged as an error of the service."""
+    before = len(server.lines())
+    with connect(server) as connection:
+        connection.sendall(request_)
+        answer = read_all(connection)
+    assert answer.split()[1] == b"400" and answer.count(b"content-length") == 1, answer
+    wait_until(lambda: any(line["message"] == "request" for line in server.lines()[before:]))
+    assert not any("traceback" in line for line in server.lines()[before:])
+
+
 # Hostile connections
 
 

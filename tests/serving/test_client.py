@@ -95,6 +95,7 @@ def test_feedback(serve, tmp_path):
         for answer, wanted, code in [
             (right, None, "already-given"),
             (last, "glas", "unknown-class"),
+            (last, "", "unknown-class"),
             (last.model_copy(update={"id": "a.b"}), None, "unknown-answer"),
         ]:
             with pytest.raises(Refused) as error:

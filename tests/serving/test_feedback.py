@@ -205,6 +205,13 @@ def test_wrong_fields(asking, fields, code):
     assert check_problem(give(asking, predict(asking), None, **fields)) == code
 
 
+def test_half_a_character_is_no_answer(asking):
+    form = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    body = form % (b"answer_id", rb"\ud800.a") + form % (b"correct", b"true") + b"--x--\r\n"
+    charset = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    assert check_problem(asking.post("/api/feedback", content=body, headers=charset)) == "unknown-answer"
+
+
 def test_the_own_answer_is_no_correction(asking):
     answer = predict(asking)
     assert "correct=true" in give(asking, answer, None, label=answer["predicted_class"]).json()["detail"]

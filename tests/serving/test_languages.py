@@ -113,9 +113,12 @@ def test_the_choice_survives_a_reload(browser, server, predictor):
 
 def test_a_language_that_cannot_be_loaded_leaves_the_page_as_it_is(browser, server):
     with open_page(browser, server.url) as visit:
-        visit.page.route("**/languages/*.json", lambda route: route.abort())
-        visit.page.locator("#language").select_option("de")
-        expect(visit.page.locator("#spoken")).to_contain_text("could not be reached")
+        visit.page.route("**/languages/de.json", lambda route: route.abort())
+        busy = {"code": "too-many-connections", "detail": "later"}
+        visit.page.route("**/languages/fr.json", lambda route: route.fulfill(status=503, json=busy))
+        for count, language in enumerate(("de", "fr"), 1):
+            visit.page.locator("#language").select_option(language)
+            expect(visit.page.locator("#spoken p", has_text="could not be reached")).to_have_count(count)
         expect(visit.page.locator("#language")).to_have_value("en")
         expect(visit.page.locator("h1")).to_have_text("Trash sorting")
 

@@ -160,6 +160,11 @@ def test_without_places_the_page_names_the_material(visit, places):
     assert not any("place=" in url for url in visit.requested)
 
 
+def test_a_folder_is_no_picture(visit, tmp_path):
+    visit.drop(tmp_path)
+    expect(visit.page.locator(".card .problem")).to_contain_text("damaged or cut off")
+
+
 def test_right_is_sent_without_the_picture(visit):
     requests = take_feedback(visit, {"token": "20260504-a", "stored": False})
     upload(visit, ANSWER)
@@ -170,10 +175,13 @@ def test_right_is_sent_without_the_picture(visit):
     assert parts(requests[0]) == {"answer_id": b"1.a", "correct": b"true", "label": b"glass"}
     expect(card.locator(".ask").first).to_be_hidden()
     deleted = []
-    visit.page.route("**/api/feedback/*", lambda route: (deleted.append(route.request), route.fulfill(status=204)))
-    card.get_by_role("button", name="Take it back").click()
+    visit.page.route("**/api/feedback/*", lambda route: deleted.append(route))
+    card.get_by_role("button", name="Take it back").dblclick()
+    for route in deleted:
+        route.fulfill(status=204)
     thanks(card, "taken back")
-    assert (deleted[0].method, deleted[0].url.rsplit("/", 1)[1]) == ("DELETE", "20260504-a")
+    (request,) = [route.request for route in deleted]
+    assert (request.method, request.url.rsplit("/", 1)[1]) == ("DELETE", "20260504-a")
     assert visit.errors == []
 
 

@@ -460,6 +460,18 @@ def test_the_first_answer_with_a_cold_cache(browser, client, server, predictor, 
     context.close()
 
 
+FULL = "Cache.prototype.put = async () => { throw new DOMException('', 'QuotaExceededError'); }"
+
+
+def test_a_full_disk_keeps_nothing_and_answers(browser, server, predictor):
+    context = browser.new_context(service_workers="block")
+    context.add_init_script(FULL)
+    page = context.new_page()
+    page.goto(server.url)
+    assert difference(predict_there(page, SAMPLES["glass"]), predictor.predict_one(SAMPLES["glass"])) < 1e-3
+    context.close()
+
+
 CHROME_TORCH = """() => {
     MediaStreamTrack.prototype.getCapabilities = () => ({ torch: true });
     MediaStreamTrack.prototype.applyConstraints = async ({ advanced }) => { window.torch = advanced[0].torch; };
@@ -501,6 +513,66 @@ def test_the_camera_s_light_is_switched_where_there_is_one(here):
     expect(light).to_have_attribute("aria-pressed", "false")
     assert page.evaluate("torch") is False
     page.get_by_role("button", name="Close").click()
+
+
+SLOW_CAMERA = """() => {
+    const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    window.tracks = [];
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+        await new Promise((done) => setTimeout(done, 300));
+        const stream = await open(wanted);
+        window.tracks.push(...stream.getTracks());
+        return stream;
+    };
+}"""
+
+
+def test_a_camera_that_is_opened_twice_ends_as_a_whole(here):
+    page = here.page
+    page.evaluate(SLOW_CAMERA)
+    for _ in range(2):
+        page.get_by_role("button", name="Live camera").click()
+        page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Live camera").click()
+    expect(page.get_by_role("button", name="Keep this picture")).to_be_enabled()
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Close").click()
+    assert page.evaluate("tracks.map((track) => track.readyState)") == ["ended"] * 3
+
+
+def test_a_model_that_is_replaced_answers_what_it_was_asked(here):
+    page, asked = here.page, []
+    page.route("**/api/on-device/model.json", lambda route: asked.append(route))
+    page.route("**/*sha256=*", lambda route: route.continue_(url=route.request.url.partition("?")[0]))
+    page.reload()
+    names = [f"photo{number}" for number in range(12)]
+    here.upload(**dict.fromkeys(names, SAMPLES["glass"]))
+    expect(here.card(names[0]).locator(".result")).to_be_visible()
+    asked[0].fulfill(json={**asked[0].fetch().json(), "sha256": "0" * 64})
+    for name in names:
+        expect(here.card(name).locator(".result")).to_be_visible()
+    page.unroute_all()
+    page.reload()
+    wait_until_ready(page)
+
+
+def test_what_was_removed_is_not_looked_at(here):
+    page = here.page
+    page.evaluate("""() => {
+        const post = Worker.prototype.postMessage;
+        window.asked = 0;
+        Worker.prototype.postMessage = function (...message) { asked += 1; return post.apply(this, message); };
+    }""")
+    here.upload(**{f"photo{number}": SAMPLES["glass"] for number in range(12)})
+    page.get_by_role("button", name="Clear the list").click()
+    here.upload(last=SAMPLES["paper"])
+    expect(here.card("last").locator(".result")).to_be_visible()
+    assert page.evaluate("asked") < 12
+
+
+def test_a_folder_is_no_picture(here, tmp_path):
+    here.drop(tmp_path)
+    expect(here.page.locator(".card .problem").first).to_contain_text("damaged or cut off")
 
 
 def test_a_refused_camera_is_explained(here):

@@ -129,6 +129,10 @@ def test_hangup_reaches_every_worker_and_ends_none(serve, tmp_path):
 
 
 def test_a_service_without_a_model_gets_one(serve, tmp_path):
+    "Beside folders of any name."
+    for name in ("²", "v²", "①", "emoji 💩", "a\nb", os.fsdecode(b"\xff"), "x" * 255):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "parity.json").touch()
     with serve(TRASHSORTING_MODEL=str(tmp_path), TRASHSORTING_MODEL_SECONDS="0.5") as server:
         assert predict(server) == 503
         add_version(tmp_path, "v1")

@@ -31,6 +31,13 @@ class Visit:
         chosen = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": data} for name, data in files.items()]
         self.page.locator("#file").set_input_files(chosen)
 
+    def drop(self, path: Path) -> None:
+        """Drop a file or a folder on the page, as from a desktop."""
+        devtools = self.page.context.new_cdp_session(self.page)
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for step in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": step, "x": 150, "y": 250, "data": data})
+
     def card(self, name: str = "glass") -> Locator:
         """The picture of that name in the list."""
         return self.page.get_by_role("listitem", name=f"{name}.png", exact=True)

@@ -7,6 +7,7 @@ __all__ = ['is_place', 'list_versions', 'write_parity', 'open_version']
 
 # %% ../../nbs/inference/03_versions.ipynb #8f59c916
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def _natural_key(
 ) -> list[tuple[bool, int, str]]:
     "Digits compare as numbers."
     parts = re.findall(r"\d+|\D+", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 # %% ../../nbs/inference/03_versions.ipynb #33e4a001
 @contextmanager
@@ -64,7 +65,7 @@ def list_versions(
         with _open_store(str(place)) as (store, path):
             files = store.glob(f"{path}/*/{_PARITY}")
     else:
-        if not Path(place).is_dir():
+        if not os.path.isdir(place):
             raise ModelError(f"{place}: no such folder; a model is an ONNX file, or a folder with a folder for each version")
         files = [path.as_posix() for path in Path(place).glob(f"*/{_PARITY}")]
     names = [file.split("/")[-2] for file in files]

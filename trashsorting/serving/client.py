@@ -294,7 +294,7 @@ class Client(_Requests):
         photograph: Photograph | None = None,  # Keep it, too: give one only if the person agrees
     ) -> Receipt:  # With the token that deletes what is kept
         "Say whether an answer is right. Raises `OSError`, too, for a file that cannot be read."
-        texts = {"answer_id": answer.id or "", "correct": "false" if label else "true", "label": label or ""}
+        texts = {"answer_id": answer.id or "", "correct": "true" if label is None else "false", "label": label or ""}
         consent = "false" if photograph is None else "true"
         form = _encode_form("file", [] if photograph is None else [photograph], **texts, consent=consent)
         return self.ask("/api/feedback", Receipt, form)

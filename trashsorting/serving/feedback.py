@@ -75,7 +75,7 @@ def _sign(
     text: str,
 ) -> str:  # 128 bits
     "The signature of a text."
-    return _encode(hmac.digest(key, text.encode(), "sha256")[:16])
+    return _encode(hmac.digest(key, text.encode(errors="replace"), "sha256")[:16])
 
 # %% ../../nbs/serving/11_feedback.ipynb #904bce98
 def _make_answer_id(

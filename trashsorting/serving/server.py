@@ -105,6 +105,10 @@ class _TimedConnection(HttpToolsProtocol):
         "Close the connection; answer the request whose head has begun."
         if not self.in_head or self.transport.is_closing():
             return self.transport.end()
+        self.refuse(error)
+
+    def refuse(self, error: ApiError) -> None:
+        "Answer a request that cannot be read, and close."
         self.transport.write(_error_response(error))
         self.transport.close()
 
@@ -268,10 +272,20 @@ class _Pipelining(_DiscardBody):
         self.unanswered.popleft()
         super().on_response_complete()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def cancel(self) -> None:
+        "Let nobody answer any more."
         for cycle in self.unanswered:
             cycle.disconnected = not cycle.response_complete
             cycle.message_event.set()
+
+    def refuse(self, error: ApiError) -> None:
+        self.cancel()
+        if any(cycle.response_started for cycle in self.unanswered):
+            return self.transport.close()
+        super().refuse(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.cancel()
         super().connection_lost(error)
 
 # %% ../../nbs/serving/08_server.ipynb #83b25b68
@@ -379,8 +393,7 @@ class Connection(_ConnectionLimit):
         super().on_body(body)
 
     def send_400_response(self, _message: str) -> None:
-        self.transport.write(_error_response(ApiError("bad-request")))
-        self.transport.close()
+        self.refuse(ApiError("bad-request"))
 
 # %% ../../nbs/serving/08_server.ipynb #b28ecb13
 def _listen(

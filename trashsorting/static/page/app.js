@@ -29,6 +29,7 @@ async function loadLanguage(code) {
   wanted = code;
   try {
     const response = await fetch("languages/" + code + ".json", { cache: "no-cache" });
+    if (!response.ok) throw response;
     const loaded = await response.json();
     if (wanted === code) setLanguage(code, loaded);
   } catch {

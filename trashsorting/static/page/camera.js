@@ -35,15 +35,16 @@ function showLive(answer) {
 
 // Look at frame after frame until the camera is closed. Nothing is sent anywhere.
 async function look(video) {
+  const shown = stream;
   let answers = [];
   showLive(null);
-  while (stream) {
+  while (stream === shown) {
     if (taker) {
       if (byId("live-text").textContent !== taker.text()) show(byId("live-text"), taker.text());
     } else if (isHere() && state !== "failed" && video.readyState >= 2) {
       try {
         answers = [...answers, await predictHere(await createImageBitmap(video))].slice(-FRAMES);
-        if (stream) showLive(steadyAnswer(answers, threshold()));
+        if (stream === shown) showLive(steadyAnswer(answers, threshold()));
       } catch { /* The next frame may do. */ }
     }
     await sleep(0.15);
@@ -61,13 +62,15 @@ async function open() {
   const video = byId("video");
   byId("camera-problem").hidden = true;
   dialog.showModal();
+  let opened;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
+    opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
   } catch {
     show(byId("camera-problem"), translate("camera.refused"));
     return;
   }
-  if (!dialog.open) return stop();
+  if (!dialog.open || stream) return end(opened);  // It was closed, and perhaps opened again, before the camera was ready.
+  stream = opened;
   video.srcObject = stream;
   byId("torch").hidden = !track().getCapabilities?.().torch;
   byId("torch").setAttribute("aria-pressed", false);
@@ -76,8 +79,10 @@ async function open() {
   look(video);
 }
 
+const end = (ended) => ended?.getTracks().forEach((part) => part.stop());
+
 function stop() {
-  for (const part of stream?.getTracks() ?? []) part.stop();
+  end(stream);
   stream = null;
   byId("shoot").disabled = true;
 }

@@ -274,11 +274,14 @@ class Card {
 
   async undoFeedback() {
     const { token } = this.feedback;
+    if (this.undoing === token) return;
+    this.undoing = token;
     try {
       await send("api/feedback/" + encodeURIComponent(token), {}, this.stop.signal, "DELETE");
       this.setFeedback("undone");
       this.root.focus();
     } catch (error) {
+      this.undoing = null;
       if (!this.stop.signal.aborted) error.show(this.part(".refused"));
     }
   }
@@ -312,6 +315,7 @@ export function add(files) {
 
 function discard(card) {
   card.stop.abort();
+  if (waiting.includes(card)) waiting.splice(waiting.indexOf(card), 1);
   URL.revokeObjectURL(card.part("img").src);
   card.root.remove();
 }

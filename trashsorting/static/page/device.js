@@ -16,15 +16,15 @@ export let card = null;  // Of the model that is here: what to do before and aft
 export let rules = [];  // Of every place.
 export let state = "absent";  // Or loading, ready, failed.
 
-// Files by address. Where the browser keeps none (without https, or in a private window), they stay until the page is left.
+// Files by address. Where the browser keeps none (without https, in a private window, on a full disk), they stay until the page is left.
 const memory = new Map();
 
 async function kept(url) {
+  let found;
   try {
-    return await (await caches.open(CACHE)).match(url, { ignoreVary: true });
-  } catch {
-    return memory.get(url)?.clone();
-  }
+    found = await (await caches.open(CACHE)).match(url, { ignoreVary: true });
+  } catch { /* See above. */ }
+  return found ?? memory.get(url)?.clone();
 }
 
 async function keep(url, response) {
@@ -96,7 +96,7 @@ export function prepare(shown = () => {}) {
 let network = null;
 
 function closeNetwork() {
-  network?.then(({ worker }) => worker.terminate());
+  network?.then(({ close }) => close());
   network = null;
 }
 
@@ -105,12 +105,16 @@ async function openNetwork() {
   const [model, wasm] = await Promise.all(responses.map((response) => response.arrayBuffer()));
   const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   const answers = new Map();
-  let number = 0;
+  let number = 0, closed = false;
+  // A worker of a model that was replaced answers what it was asked before.
+  const endIfIdle = () => { if (closed && !answers.size) worker.terminate(); };
+  const close = () => { closed = true; endIfIdle(); };
   worker.addEventListener("message", ({ data }) => {
     const { done, failed } = answers.get(data.number);
     answers.delete(data.number);
     if (data.code) failed(new Problem({ status: 422 }, data));
     else done(data.result);
+    endIfIdle();
   });
   worker.addEventListener("error", ({ message }) => {
     for (const { failed } of answers.values()) failed(new Problem({ status: 422 }, { code: "cannot-run", detail: message }));
@@ -122,7 +126,7 @@ async function openNetwork() {
   await ask("open", { model, wasm, card }, [model, wasm]);
   things ??= await readThings();
   if (card.teachable && things.length) await learnAll(ask);
-  return { worker, ask };
+  return { close, ask };
 }
 
 // What was taught, in the order in which it was; null: not read yet.
@@ -164,7 +168,7 @@ async function changeThings(changed) {
   const before = things;
   things = changed;
   try {
-    await learnAll(ask);
+    if (card.teachable) await learnAll(ask);
   } catch (error) {
     things = before;
     throw error;
@@ -176,6 +180,11 @@ export const keepHere = (source) => ask("keep", { source });
 
 export async function loadThings() {
   things ??= await readThings();
+}
+
+// Another tab may have taught or forgotten something since.
+export async function reloadThings() {
+  things = await readThings();
 }
 
 async function ask(task, content, transfer) {

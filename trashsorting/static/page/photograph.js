@@ -13,7 +13,8 @@ const EVERYWHERE = ["jpeg", "png", "webp"];  // What every browser opens, so tha
 // Decode a file. Throws the code of an error, one of the service's, or `not-readable-here`.
 export async function decode(file) {
   if (!file.size) throw "empty-image";
-  const beginning = String.fromCharCode(...new Uint8Array(await file.slice(0, 64).arrayBuffer()));
+  const first = await file.slice(0, 64).arrayBuffer().catch(() => { throw "damaged-image"; });  // A folder, or it was moved.
+  const beginning = String.fromCharCode(...new Uint8Array(first));
   const format = Object.keys(FORMATS).find((name) => FORMATS[name].test(beginning));
   if (!format) throw "not-an-image";
   try {

@@ -112,6 +112,7 @@ export async function send(path, fields, signal, method = "POST", attempts = ATT
     answer = response.status === 204 ? {} : await response.json();
   } catch (error) {
     if (signal.aborted) throw error;
+    await fields.file?.slice(0, 1).arrayBuffer().catch(() => { throw new Problem({ status: 422 }, { code: "damaged-image" }); });
   }
   if (response?.ok && answer) return answer;
   const wait = Number(response?.headers.get("retry-after") || NaN);

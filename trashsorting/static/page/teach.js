@@ -2,7 +2,7 @@
 import { announce, byId, element } from "./dom.js";
 import { takePictures } from "./camera.js";
 import { askAgain } from "./cards.js";
-import { card, forgetHere, keepHere, knows, loadThings, state, teachHere, things } from "./device.js";
+import { card, forgetHere, keepHere, knows, loadThings, reloadThings, state, teachHere, things } from "./device.js";
 import { isCopy } from "./hash.js";
 import { Problem } from "./service.js";
 import { keeps } from "./things.js";
@@ -160,6 +160,7 @@ async function learn(event) {
   const done = await attempt("teach.learning", async () => {
     const different = pictures.filter(({ copy }) => !copy);
     if (different.length < LEAST) throw ["teach.few", { least: numbers.format(LEAST) }];
+    await reloadThings();
     name = checkName(byId("teach-name").value);
     await teachHere(name, different.map(({ picture, features, logits }) => ({ picture, features, logits })));
   });

@@ -8,12 +8,22 @@ const done = (request) => new Promise((resolve, reject) => {
   request.onerror = () => reject(request.error);
 });
 
+// What does not fit on the disk is given up at the end of the transaction, after the request has succeeded.
+const end = (transaction) => new Promise((resolve, reject) => {
+  transaction.oncomplete = resolve;
+  transaction.onabort = () => reject(transaction.error);
+});
+
 async function use(mode, work) {
   const opening = indexedDB.open("trashsorting", 1);
   opening.onupgradeneeded = () => opening.result.createObjectStore("things", { keyPath: "name" });
   const database = await done(opening);
   try {
-    return await done(work(database.transaction("things", mode).objectStore("things")));
+    const transaction = database.transaction("things", mode);
+    const written = end(transaction);
+    const request = work(transaction.objectStore("things"));
+    await written;
+    return request.result;
   } finally {
     database.close();
   }
