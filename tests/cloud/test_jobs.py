@@ -387,6 +387,7 @@ def test_list_logs_and_cancel_as_commands(login):
     )
     assert (last[0], last[1], last[3]) == ("POST", f"{PARENT}/42:cancel", {})
     assert "is no job's number" in error_of("job", "cancel", "../../models")
+    assert "is no job's number" in error_of("job", "cancel", "12²")
 
 
 # Logging in

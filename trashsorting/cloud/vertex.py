@@ -380,7 +380,7 @@ def _job_address(
 ) -> str:
     "Address of one job. Raises `CloudError` for anything but a number."
     number = id.split("/")[-1]
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise CloudError(f"{id!r} is no job's number; `trashsorting job list` shows them")
     return f"{client.parent}/{number}"
 
