@@ -25,7 +25,7 @@ from .train import average, crossval, export, quantize, sweep, teach, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up
 from ..core.settings import MAX_FILE_BYTES, SHIPPED_MODEL, Settings, read_settings
-from ..core.system import csv_text, write_json
+from ..core.system import csv_text, write_json, write_text
 
 # %% ../../nbs/cli/04_main.ipynb #a5ac541e
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -376,8 +376,7 @@ def _evaluate_folder(
     targets = np.array([card.classes.index(entry.label) for entry in manifest.entries])
     report_skipped(manifest)
     if predictions:
-        predictions.parent.mkdir(parents=True, exist_ok=True)
-        predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
+        write_text(predictions, predictions_csv(manifest.entries, probabilities, card.classes))
     evaluation = compute_metrics(probabilities, targets, card.classes, ms, card.unsure_below)
     bins = evaluate_bins(place, probabilities, targets, card.classes, card.unsure_below) if place else None
     return (evaluation if seen is None else add_unseen(evaluation, probabilities, targets, seen)), bins
@@ -633,7 +632,7 @@ def _write_drift_page(
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "drift.png", dpi=90)
     text = f"# Drift of {source.name}\n\n```\n{drift_table(report)}\n```\n\n![distributions](drift.png)\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
+    write_text(out / "report.md", text)
 
 # %% ../../nbs/cli/04_main.ipynb #f9e9fd6d
 @cli.command()

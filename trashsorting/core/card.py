@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ModelError
+from .system import write_text
 
 # %% ../../nbs/core/01_card.ipynb #8a053aad
 def check_labels(
@@ -412,5 +413,5 @@ def write_card(
     model: Path,  # The ONNX file
     card: ModelCard,
 ) -> None:
-    "Write a model's card beside it."
-    card_path(model).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    "Write a model's card beside it. Raises `DataError`."
+    write_text(card_path(model), card.model_dump_json(indent=2) + "\n")
