@@ -27,6 +27,7 @@ from ..core.correction import LICENCE
 from ..core.errors import DataError, need
 from ..core.log import step
 from ..core.settings import SHIPPED_MODEL
+from ..core.system import write_text
 
 # %% ../../nbs/cli/02_data.ipynb #1d267725
 @click.group()
@@ -66,8 +67,7 @@ def manifest(source: str, split: Path | None, seed: int, out: Path | None) -> No
         photographs = load_manifest(source, Path(folder) / "data", split, seed, progress=True)
     report_skipped(photographs)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(photographs.to_csv(), encoding="utf-8")
+        write_text(out, photographs.to_csv())
         click.echo(f"{out}: {_count_line(photographs)}")
     else:
         click.echo(photographs.to_csv(), nl=False)
@@ -168,8 +168,7 @@ def notice(source: str, out: Path | None) -> None:
         with source_errors(source, into):
             text = notice_text(apply_own_manifest(photographs))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
         click.echo(f"{out}: {text.splitlines()[2]}")
     else:
         click.echo(text, nl=False)
@@ -291,14 +290,14 @@ def _write_tables(
     from trashsorting.data.splits import complete_split, split_csv
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "groups.csv").write_text(groups_csv(groups), encoding="utf-8")
+    write_text(out / "groups.csv", groups_csv(groups))
     try:
         split = complete_split(resolve_conflicts(manifest, groups), 0, groups=[group.files for group in groups])
-        (out / "split.csv").write_text(split_csv(keep_together(split, groups)), encoding="utf-8")
+        write_text(out / "split.csv", split_csv(keep_together(split, groups)))
     except DataError as error:
         click.echo(f"no split is written: {error}", err=True)
     if issues is not None:
-        (out / "labels.csv").write_text(label_issues_csv(issues), encoding="utf-8")
+        write_text(out / "labels.csv", label_issues_csv(issues))
 
 # %% ../../nbs/cli/02_data.ipynb #209118ff
 @data.command()

@@ -20,12 +20,12 @@ import click
 from .. import __version__
 from .data import data
 from .job import job
-from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, check_written, logged, report_skipped
+from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, LOCATION, check_written, logged, printable, report_skipped
 from .train import average, crossval, export, quantize, sweep, teach, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
 from ..core.log import set_up
 from ..core.settings import MAX_FILE_BYTES, SHIPPED_MODEL, Settings, read_settings
-from ..core.system import csv_text, write_json
+from ..core.system import csv_text, write_json, write_text
 
 # %% ../../nbs/cli/04_main.ipynb #a5ac541e
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -88,6 +88,8 @@ def _predict_file(
     from trashsorting.core.image import ImageError
     from trashsorting.core.places import bin_for
 
+    if path == "-" and sys.stdin is None:
+        return {"file": path, "error": "standard input is closed: name a file, or send a picture to it"}
     try:
         with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as stream:
             prediction = predictor.predict_one(stream, MAX_FILE_BYTES, max_pixels)
@@ -118,12 +120,12 @@ def _prediction_line(
     "A prediction as a line of text."
     ranked = list(result["all_probabilities"].items())[:top_k]
     classes = "  ".join(f"{label} {probability:.1%}" for label, probability in ranked)
-    line = f"{result['file']}\t{classes}" + ("  unsure" if result["unsure"] else "")
+    line = f"{printable(result['file'])}\t{classes}" + ("  unsure" if result["unsure"] else "")
     return f"{line}\t{_bin_text(result['bin'])}" if "bin" in result else line
 
 # %% ../../nbs/cli/04_main.ipynb #b7cfabc8
 @cli.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=LOCATION, metavar="PATH...")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of classes to name.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with every probability.")
 @_PLACE_OPTION
@@ -145,7 +147,7 @@ def predict(paths: tuple[str, ...], top_k: int, as_json: bool, place: str | None
         result = failed if reason else _predict_file(predictor, path, settings.max_pixels, where)
         results.append(result)
         if "error" in result:
-            click.echo(f"trashsorting: {path}: {result['error']}", err=True)
+            click.echo(f"trashsorting: {printable(path)}: {result['error']}", err=True)
         elif not as_json:
             click.echo(_prediction_line(result, top_k))
     if as_json:
@@ -180,8 +182,8 @@ def _report_progress(
 
 # %% ../../nbs/cli/04_main.ipynb #cd7be24f
 @cli.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--out", required=True, metavar="DIR|gs://...", help="Folder for the answers, part-000000.parquet and so on.")
+@click.argument("sources", nargs=-1, required=True, type=LOCATION, metavar="SOURCE...")
+@click.option("--out", required=True, type=LOCATION, metavar="DIR|gs://...", help="Folder for the answers, part-000000.parquet and so on.")
 @click.option(
     "--engine",
     type=click.Choice(["processes", "ray"]),
@@ -261,7 +263,7 @@ def score(
         summary = score_all(task, photographs, ResultFolder(out), (task_index, task_count), run, at_once, Progress(_report_progress))
     except KeyboardInterrupt:
         click.echo("\ntrashsorting: stopped; the same command goes on where it was", err=True)
-        raise
+        sys.exit(130)
     for line in summary.lines():
         click.echo(line)
     if photographs.others:
@@ -376,8 +378,7 @@ def _evaluate_folder(
     targets = np.array([card.classes.index(entry.label) for entry in manifest.entries])
     report_skipped(manifest)
     if predictions:
-        predictions.parent.mkdir(parents=True, exist_ok=True)
-        predictions.write_text(predictions_csv(manifest.entries, probabilities, card.classes), encoding="utf-8")
+        write_text(predictions, predictions_csv(manifest.entries, probabilities, card.classes))
     evaluation = compute_metrics(probabilities, targets, card.classes, ms, card.unsure_below)
     bins = evaluate_bins(place, probabilities, targets, card.classes, card.unsure_below) if place else None
     return (evaluation if seen is None else add_unseen(evaluation, probabilities, targets, seen)), bins
@@ -393,7 +394,7 @@ def _with_bins(
 
 # %% ../../nbs/cli/04_main.ipynb #a8aa6e96
 @cli.command()
-@click.argument("sources", nargs=-1, required=True, metavar="DIR...")
+@click.argument("sources", nargs=-1, required=True, type=LOCATION, metavar="DIR...")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split, of the first DIR.")
 @click.option("--subset", help="Subset of the first DIR to score.  [default: val with --split, otherwise all]")
 @_JSON_OPTION
@@ -426,7 +427,7 @@ def evaluate(
     if predictions and len(sources) > 1:
         raise click.UsageError("--predictions is for one DIR")
     set_up("normal")
-    check_written(json_file, predictions)
+    check_written(json_file, predictions, inputs=(model, model.with_suffix(".json"), split, *sources))
     where = find_place(place) if place is not None else None
     predictor = Predictor(model, read_settings().threads)
     evaluations: dict = {}
@@ -473,7 +474,7 @@ def _simulate_drift(
 
 # %% ../../nbs/cli/04_main.ipynb #f8c8195e
 @cli.command()
-@click.argument("source", metavar="DIR")
+@click.argument("source", type=LOCATION, metavar="DIR")
 @click.option("--split", type=FILE, help="CSV with the columns file,label,split.")
 @click.option("--subset", help="Subset to corrupt.  [default: val with --split, otherwise all]")
 @click.option("--ood", type=MADE_FOLDER, help="Photographs that show no trash, beside drawn textures.")
@@ -498,7 +499,7 @@ def robustness(
     for module in ("torchvision", "sklearn"):
         need(module, "Corrupting photographs", "train")
     set_up("normal")
-    check_written(json_file)
+    check_written(json_file, inputs=(model, model.with_suffix(".json"), split, source))
     from dataclasses import asdict
 
     from trashsorting.core.image import open_rgb
@@ -600,7 +601,7 @@ def _observe_source(
     pictures = _list_pictures(str(source))
     for path, reason in pictures:
         if reason:
-            click.echo(f"trashsorting: {path}: {reason}", err=True)
+            click.echo(f"trashsorting: {printable(path)}: {reason}", err=True)
     return observe_photographs(predictor, [Path(path) for path, reason in pictures if not reason], progress=True)
 
 # %% ../../nbs/cli/04_main.ipynb #746fa3c1
@@ -633,7 +634,7 @@ def _write_drift_page(
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "drift.png", dpi=90)
     text = f"# Drift of {source.name}\n\n```\n{drift_table(report)}\n```\n\n![distributions](drift.png)\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
+    write_text(out / "report.md", text)
 
 # %% ../../nbs/cli/04_main.ipynb #f9e9fd6d
 @cli.command()
@@ -660,7 +661,7 @@ def drift(source: Path, place: Path | None, out: Path | None, json_file: Path | 
     from trashsorting.inference.predictor import Predictor
 
     set_up("normal")
-    check_written(json_file, out)
+    check_written(json_file, out, inputs=(model, model.with_suffix(".json"), source, place))
     if out:
         need("matplotlib", "A page of pictures", "train")
     predictor = Predictor(model, read_settings().threads)
@@ -685,7 +686,7 @@ def _serve_help() -> str:
 
 # %% ../../nbs/cli/04_main.ipynb #3b6b42bd
 @cli.command(epilog="Environment variables:\n\n" + _serve_help())
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: every interface.")
+@click.option("--host", type=LOCATION, metavar="TEXT", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: every interface.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -724,10 +725,15 @@ def main() -> None:
         click.echo(f"trashsorting: {error.format_message()}{hint}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        click.echo("trashsorting: stopped", err=True)
         sys.exit(130)
     except BrokenPipeError:  # `trashsorting predict photos | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (TrashsortingError, OSError) as error:
+    except TrashsortingError as error:
         click.echo(f"trashsorting: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        where = printable(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "input or output"
+        click.echo(f"trashsorting: {where}: {error.strerror or error}", err=True)
         sys.exit(1)

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/cli/00_options.ipynb #37898ec3
 import functools
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -17,16 +18,45 @@ from ..core.errors import TrashsortingError
 from ..core.log import log, set_up
 
 # %% ../../nbs/cli/00_options.ipynb #c1a0f002
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-MADE_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-OUT_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+class _Path(click.Path):
+    "A path that is not empty: '' would be the current folder."
+
+    def convert(self, value, param, ctx):
+        "Fails for an empty word, which a variable of the shell that is not set leaves."
+        if value == "":
+            self.fail("it is empty; is a variable of the shell not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+LOCATION = _Path(path_type=str, allow_dash=True)  # A path or an address
+FILE = _Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = _Path(file_okay=False, path_type=Path)
+MADE_FOLDER = _Path(exists=True, file_okay=False, path_type=Path)
+OUT_FILE = _Path(dir_okay=False, writable=True, path_type=Path)
 
 # %% ../../nbs/cli/00_options.ipynb #b81c40e6
+def _refuse_overwriting(
+    outputs: list[Path],
+    inputs: list[Path],
+) -> None:
+    "Raise `TrashsortingError` for an output that is an input, a picture, or another output."
+    from trashsorting.data.listing import SUFFIXES
+
+    used = {path.resolve() for path in inputs}
+    for output in outputs:
+        if output.exists() and not output.is_file():  # a folder, or /dev/null
+            continue
+        if output.resolve() in used or (output.exists() and output.suffix.lower() in SUFFIXES):
+            raise TrashsortingError(f"{output}: would overwrite a file that is read, a picture or another result; choose another name")
+        used.add(output.resolve())
+
+# %% ../../nbs/cli/00_options.ipynb #8557d1af
 def check_written(
     *outputs: Path | None,  # Files and folders that a command will write; None: not asked for
+    inputs: Iterable[Path | str | None] = (),  # Files that it reads
 ) -> None:
-    "Raise `TrashsortingError` for an output that cannot be written. Makes nothing."
+    "Raise `TrashsortingError` for an output that cannot be written or that is needed otherwise. Makes nothing."
+    _refuse_overwriting([output for output in outputs if output], [Path(path) for path in inputs if path])
     for output in (output.absolute() for output in outputs if output):
         existing = next(path for path in (output, *output.parents) if path.exists())
         try:
@@ -59,6 +89,13 @@ def logged(command):
     return run
 
 # %% ../../nbs/cli/00_options.ipynb #f0f1cd60
+def printable(
+    name: str,  # Of a file, or a message with one
+) -> str:
+    "A text on one line: line ends, colours and other control characters are escaped."
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+# %% ../../nbs/cli/00_options.ipynb #3d65c63e
 def report_skipped(
     manifest,  # A `Manifest`
 ) -> None:
@@ -66,4 +103,4 @@ def report_skipped(
     from trashsorting.data.manifest import skipped_lines
 
     for line in skipped_lines(manifest):
-        log.warning("%s", line)
+        log.warning("%s", printable(line))

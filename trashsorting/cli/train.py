@@ -19,6 +19,7 @@ import click
 from trashsorting.cli.options import (
     FILE,
     FOLDER,
+    LOCATION,
     MADE_FOLDER,
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
@@ -630,7 +631,7 @@ def export(run: Path, held_out_sources: Path | None, install: bool) -> None:
 # %% ../../nbs/cli/01_train.ipynb #7b04734d
 @click.command()
 @click.argument("model", type=FILE)
-@click.option("--data", required=True, metavar="DIR", help="The photographs that MODEL was trained on; as for train.")
+@click.option("--data", required=True, type=LOCATION, metavar="DIR", help="The photographs that MODEL was trained on; as for train.")
 @click.option("--split", type=FILE, help="The split that it was made with: CSV with the columns file,label,split.")
 @click.option(
     "--out",
@@ -681,12 +682,15 @@ def quantize(
     from all photographs is compared by its folds alone: name each one's INT8 file, made with the same options, with --fold.
     """
     need("fastai", "Quantizing", "train")
-    from trashsorting.core.card import read_card
+    from trashsorting.core.card import check_output_path, read_card
     from trashsorting.data.sources import load_manifest
     from trashsorting.export.install import install_model
     from trashsorting.core.log import step
     from trashsorting.export.quantize import check_install_criteria, comparison_text, export_int8
 
+    for source in (model, *folds):
+        check_output_path(source, out)
+    check_written(out, out.with_suffix(".json"))
     before = read_card(model)
     seed = before.provenance.seed
     with TemporaryDirectory() as folder, step("quantizing"):

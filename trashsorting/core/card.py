@@ -6,7 +6,7 @@
 __all__ = ['LEAST_OF_SOURCE', 'Preprocessing', 'ClassMetrics', 'Bootstrap', 'Evaluation', 'PairedComparison', 'Speedup',
            'Quantization', 'Source', 'Provenance', 'CrossValidation', 'HeldOutConfidence', 'Reference', 'FeatureSample',
            'TaughtClass', 'SourceMetrics', 'mean_over_sources', 'OutOfDistribution', 'ModelCard', 'card_path',
-           'file_sha256', 'read_card', 'write_card']
+           'file_sha256', 'read_card', 'write_card', 'write_model']
 
 # %% ../../nbs/core/01_card.ipynb #2c9563c7
 import hashlib
@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ModelError
+from .system import write_files, write_text
 
 # %% ../../nbs/core/01_card.ipynb #8a053aad
 def check_labels(
@@ -372,13 +373,15 @@ def check_output_path(
     file: Path,  # A model with its card
     out: Path,  # Path for a model that is made from it
 ) -> None:
-    "Raise `ModelError` unless the new path ends in `.onnx` and overwrites neither the model nor its card."
+    "Raise `ModelError` unless the new path ends in `.onnx`, and it and its card's can be files other than the model's."
     out = Path(out)
     if out.suffix != ".onnx":
         raise ModelError(f"{out}: a model's file ends in .onnx and its card in .json: choose a name that ends in .onnx")
     protected = {path.resolve() for path in (Path(file), card_path(file))}
     if not protected.isdisjoint(path.resolve() for path in (out, card_path(out))):
         raise ModelError(f"{out} would overwrite {file} or its card: choose another name or folder")
+    if other := [path for path in (out, card_path(out)) if path.exists() and not path.is_file()]:
+        raise ModelError(f"{other[0]} is no file but a folder, a pipe or a device: choose another name or folder")
 
 # %% ../../nbs/core/01_card.ipynb #3537a83e
 def file_sha256(
@@ -412,5 +415,14 @@ def write_card(
     model: Path,  # The ONNX file
     card: ModelCard,
 ) -> None:
-    "Write a model's card beside it."
-    card_path(model).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    "Write a model's card beside it. Raises `DataError`."
+    write_text(card_path(model), card.model_dump_json(indent=2) + "\n")
+
+# %% ../../nbs/core/01_card.ipynb #93226fc8
+def write_model(
+    made: Path,  # A finished ONNX file
+    card: ModelCard,  # Of it
+    out: Path,  # Where its copy goes, with the card beside it
+) -> None:
+    "Write a model and its card: both or none. Raises `DataError`."
+    write_files({Path(out): Path(made).read_bytes(), card_path(out): card.model_dump_json(indent=2).encode() + b"\n"})

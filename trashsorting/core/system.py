@@ -11,9 +11,10 @@ import json
 import math
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 
 from .errors import DataError
 
@@ -27,22 +28,54 @@ def csv_text(
     return text.getvalue()
 
 # %% ../../nbs/core/03_system.ipynb #0a9ac522
+def _write_disk(
+    path: Path,
+    data: bytes,
+) -> None:
+    "Write a file, and wait until the disk has it."
+    with open(path, "wb") as stream:
+        stream.write(data)
+        if path.is_file():
+            stream.flush()
+            os.fsync(stream.fileno())
+
+# %% ../../nbs/core/03_system.ipynb #18a8c17b
+def write_files(
+    contents: Mapping[Path, bytes],  # Files that belong together
+) -> None:
+    "Write all files or none, and make their folders. Who reads meanwhile finds an old file or a whole one. Raises `DataError`."
+    parts: dict[Path, Path] = {}
+    try:
+        for path, data in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, /dev/null: never renamed over
+                _write_disk(path, data)
+            else:
+                parts[path] = path.with_name(f".{path.name[:40]}.{token_hex(4)}")
+                _write_disk(parts[path], data)
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; choose a place with room that you may write to") from None
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+# %% ../../nbs/core/03_system.ipynb #f3a01d90
+def write_text(
+    path: Path,
+    text: str,  # Written as UTF-8
+) -> None:
+    "Write a text as `write_files` does."
+    write_files({Path(path): text.encode(errors="backslashreplace")})
+
+# %% ../../nbs/core/03_system.ipynb #07e33fd4
 def write_json(
     path: Path,
     document: dict | list,
 ) -> None:
-    "Write indented JSON, and make the folder if it is missing. Who reads meanwhile finds the old document or the new one."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2) + "\n"
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, /dev/null: never renamed over
-        path.write_text(text, encoding="utf-8")
-        return
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    "Write indented JSON as `write_files` does."
+    write_text(path, json.dumps(document, indent=2) + "\n")
 
 # %% ../../nbs/core/03_system.ipynb #120a581d
 def _read_table(

@@ -7,14 +7,13 @@ __all__ = ['fetch', 'folder_for']
 
 # %% ../../nbs/data/00_storage.ipynb #19448b09
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..core.errors import DataError, MissingExtra
-from ..core.system import is_remote
+from ..core.system import is_remote, write_files
 
 # %% ../../nbs/data/00_storage.ipynb #26a4eee0
 _CLOUD_SCHEMES = ("gs", "gcs", "http", "https")  # their clients come with the `cloud` extra
@@ -116,23 +115,6 @@ def folder_for(
         finally:
             _upload(Path(folder), out)
 
-# %% ../../nbs/data/00_storage.ipynb #a59ba17b
-def _write_whole(
-    path: Path,
-    data: bytes,
-) -> None:
-    "Write a file under another name, onto the disk, then rename it. Raises `DataError`."
-    hidden = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(hidden, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(hidden, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; choose a place with room that you may write to") from None
-
 # %% ../../nbs/data/00_storage.ipynb #896ce8af
 class ResultFolder:
     "A folder for results, on this machine or in a store. Its methods raise `DataError`, or `MissingExtra`."
@@ -162,7 +144,7 @@ class ResultFolder:
     def write(self, name: str, data: bytes) -> None:
         "Write a file, or replace it."
         if not is_remote(self.place):
-            return _write_whole(Path(self.place) / name, data)
+            return write_files({Path(self.place) / name: data})
         with store_errors(f"{self.place}/{name}"):
             store, path = open_store(f"{self.place}/{name}")
             store.pipe_file(path, data)

@@ -6,7 +6,6 @@
 __all__ = ['install_model']
 
 # %% ../../nbs/export/03_install.ipynb #e1a40003
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import onnx
 from ..core.card import ModelCard, card_path, file_sha256, read_card
 from ..core.errors import ModelError
 from ..core.settings import SHIPPED_MODEL
+from ..core.system import write_files
 from ..data.licences import is_non_commercial
 from ..data.sources import SAMPLE_NAME
 from ..evaluation.metrics import evaluate
@@ -62,7 +62,5 @@ def install_model(
     for source in card.provenance.sources:
         if is_non_commercial(source.licence):
             raise ModelError(f"{file} was trained on source '{source.name}', licence {source.licence}: it may not ship")
-    Path(to).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, to)
-    shutil.copyfile(card_path(file), card_path(to))
+    write_files({Path(to): Path(file).read_bytes(), card_path(to): card_path(file).read_bytes()})
     return card

@@ -7,7 +7,6 @@ __all__ = ['quantize', 'export_int8', 'check_install_criteria']
 
 # %% ../../nbs/export/01_quantize.ipynb #989902e0
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,11 +32,11 @@ from trashsorting.core.card import (
     check_output_path,
     file_sha256,
     read_card,
-    write_card,
+    write_model,
 )
 from ..core.errors import DataError, ModelError
 from ..core.image import min_side, open_rgb, to_input
-from ..core.system import count_cores
+from ..core.system import count_cores, write_files
 from ..data.manifest import Manifest
 from ..evaluation.metrics import wilson
 from .install import revised_card, strip_metadata
@@ -333,8 +332,7 @@ def quantize(
     if card.quantization:
         raise ModelError(f"{file} is an INT8 file already: quantize the float file that it was made of")
     inputs = load_inputs(paths, card.preprocessing)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=Path(out).parent) as folder:
+    with TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(file, prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
@@ -344,7 +342,7 @@ def quantize(
         _run_quantizer(prepared, quantized, inputs, scales, first)
         strip_metadata(quantized)
         onnx.checker.check_model(quantized)
-        os.replace(quantized, out)
+        write_files({Path(out): quantized.read_bytes()})
     return Path(out)
 
 # %% ../../nbs/export/01_quantize.ipynb #b82928db
@@ -486,24 +484,26 @@ def export_int8(
     if not card.provenance.n_valid and not pooled:
         raise ModelError(f"{file} learned from all photographs: name the INT8 files of its folds, which can be compared")
     chosen = choose_photographs(manifest, n)
-    quantize(file, chosen, out, first)
-    if card.provenance.n_valid:
-        files = {file: card.preprocessing, out: preprocessing}
-        before, after, targets = _predict_held_out(files, card, manifest, progress)
-        pooled = pooled or compare(before, after, targets)
-        revised = revised_card(card, out, after, targets)
-    else:
-        revised = card.model_copy(update={"file_sha256": file_sha256(out), "file_bytes": out.stat().st_size})
-    quantization = Quantization(
-        float_sha256=card.file_sha256,
-        n_calibration=len(chosen),
-        compared_on="out of fold" if folds else "the photographs that the run held out",
-        comparison=pooled,
-        speedups=_measure_speedups(file, out, load_inputs(chosen[:1], card.preprocessing)),
-    )
-    fields = {"name": f"{card.name}-int8", "preprocessing": preprocessing, "quantization": quantization}
-    revised = revised.model_copy(update=fields)
-    write_card(out, revised)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "int8.onnx"
+        quantize(file, chosen, made, first)
+        if card.provenance.n_valid:
+            files = {file: card.preprocessing, made: preprocessing}
+            before, after, targets = _predict_held_out(files, card, manifest, progress)
+            pooled = pooled or compare(before, after, targets)
+            revised = revised_card(card, made, after, targets)
+        else:
+            revised = card.model_copy(update={"file_sha256": file_sha256(made), "file_bytes": made.stat().st_size})
+        quantization = Quantization(
+            float_sha256=card.file_sha256,
+            n_calibration=len(chosen),
+            compared_on="out of fold" if folds else "the photographs that the run held out",
+            comparison=pooled,
+            speedups=_measure_speedups(file, made, load_inputs(chosen[:1], card.preprocessing)),
+        )
+        fields = {"name": f"{card.name}-int8", "preprocessing": preprocessing, "quantization": quantization}
+        revised = revised.model_copy(update=fields)
+        write_model(made, revised, out)
     return revised
 
 # %% ../../nbs/export/01_quantize.ipynb #f25ee12f

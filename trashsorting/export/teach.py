@@ -6,7 +6,6 @@
 __all__ = ['LEAST', 'MOST', 'add_features_output', 'find_photographs', 'teach']
 
 # %% ../../nbs/export/02_teach.ipynb #5e93681a
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..core.card import ModelCard, TaughtClass, check_output_path, file_sha256, write_card
+from ..core.card import ModelCard, TaughtClass, check_output_path, file_sha256, write_model
 from ..core.correction import OTHER
 from ..core.errors import DataError, ModelError
 from ..core.image import ImageError, min_side, open_rgb, to_input
@@ -425,7 +424,9 @@ def _known_features(
     "Photographs of the other classes. Raises `ModelError` if there are none, or what `sample_features` raises."
     sample = card.feature_sample
     if known:
-        sample = sample_features(session, card.preprocessing, list_folder(known).pictures, progress)
+        if not (pictures := list_folder(known).pictures):
+            raise DataError(f"{known}: no photographs in it; --known names a folder with photographs of the model's own classes")
+        sample = sample_features(session, card.preprocessing, pictures, progress)
     if sample is None:
         raise ModelError(
             "the card has no features of the model's own classes, which the new class must differ from: name a folder with "
@@ -513,21 +514,17 @@ def _with_row(
     return Features(part.features, np.insert(part.logits, index, row.logits(part.features), axis=1))
 
 
-def _write_model(
+def _save_checked(
     model: onnx.ModelProto,
-    out: Path,  # Replaced only once the new file is whole
+    path: Path,
     inputs: Sequence[np.ndarray],  # Of the new photographs
     expected: np.ndarray,  # (k, n_classes + 1) logits of the file
 ) -> None:
     "Write a file, and try it. Raises `ModelError` if its logits are not those that were expected."
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=Path(out).parent) as folder:
-        temporary = Path(folder) / Path(out).name
-        onnx.save(model, temporary)
-        logits = run_network(open_session(temporary), ["logits"], np.stack(inputs))[0]
-        if logits.shape != expected.shape or not np.allclose(logits, expected, rtol=1e-3, atol=1e-3):
-            raise ModelError(f"{out}: the new file does not answer as it was computed; nothing was written")
-        os.replace(temporary, out)
+    onnx.save(model, path)
+    logits = run_network(open_session(path), ["logits"], np.stack(inputs))[0]
+    if logits.shape != expected.shape or not np.allclose(logits, expected, rtol=1e-3, atol=1e-3):
+        raise ModelError("the new file does not answer as it was computed; nothing was written")
 
 # %% ../../nbs/export/02_teach.ipynb #e8cb5af6
 def _open_source(
@@ -563,11 +560,13 @@ def teach(
     row = fit_row(new, old)
     index = sorted([*card.classes, label]).index(label)
     _append_row(model, row, index, f"taught{len(card.taught)}", card.temperature)
-    _write_model(model, out, pictures.inputs, card.temperature * _with_row(new, row, index).logits)
     unsure_below = recalibrate(card.unsure_below, old, row)
     measured = _measure(label, new, old, unsure_below)
-    revised = _taught_card(card, out, measured, unsure_below, _with_row(old + new, row, index), pictures.hashes)
-    write_card(out, revised)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "taught.onnx"
+        _save_checked(model, made, pictures.inputs, card.temperature * _with_row(new, row, index).logits)
+        revised = _taught_card(card, made, measured, unsure_below, _with_row(old + new, row, index), pictures.hashes)
+        write_model(made, revised, out)
     return revised
 
 # %% ../../nbs/export/02_teach.ipynb #9eee2d85

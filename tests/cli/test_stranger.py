@@ -1,0 +1,101 @@
+"""What a clumsy stranger types: no traceback, no lost file, a sentence that says what to do."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from shutil import copyfile
+
+import pytest
+from command import call
+
+from trashsorting.cli.main import main
+from trashsorting.core.card import card_path, read_card
+from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.data.sample import draw_sample
+
+
+@pytest.fixture
+def sample(tmp_path) -> Path:
+    return draw_sample(tmp_path / "photos", 1, ("glass", "metal"))
+
+
+def test_a_closed_standard_input_is_an_error_of_that_picture(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    done = call("predict", "-")
+    assert done.returncode == 1 and done.stderr.startswith("trashsorting: -: standard input is closed: name a file")
+
+
+def test_names_with_control_characters_stay_on_one_line(sample):
+    picture = next(sample.glob("glass/*.png"))
+    for name in ("new\nline.png", "\x1b[31mred.png", "new\nline.txt"):
+        copyfile(picture, sample / "glass" / name)
+    (sample / "glass" / "bad\n.png").write_text("no picture", encoding="utf-8")
+    done = call("predict", sample / "glass")
+    assert len(done.stdout.splitlines()) == 3 and "\x1b" not in done.stdout
+    assert r"new\nline.png" in done.stdout and r"\x1b[31mred.png" in done.stdout
+    assert len(done.stderr.splitlines()) == 2 and r"bad\n.png: not a picture" in done.stderr
+
+
+def test_ctrl_c_is_one_sentence(sample, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("trashsorting.inference.predictor.Predictor", interrupted)
+    done = call("predict", sample)
+    assert (done.returncode, done.stderr.strip()) == (130, "trashsorting: stopped")
+
+
+def test_a_full_output_is_a_sentence(sample, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trashsorting", "predict", str(sample)])
+    with open("/dev/full", "w", encoding="utf-8") as full, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdout", full)
+        try:
+            main()
+        finally:
+            monkeypatch.undo()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # so that closing it writes what it still holds
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "trashsorting: input or output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", ""],
+        ["evaluate", ""],
+        ["evaluate", "{photos}", "--json", ""],
+        ["drift", "{photos}", "--out", ""],
+        ["score", "{photos}", "--out", ""],
+        ["score", "", "--out", "{new}"],
+        ["teach", "--add", "{photos}/glass", "--out", ""],
+        ["serve", "--host", ""],
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(words, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(sample)
+    done = call(*(word.format(photos=sample, new=tmp_path / "new") for word in words))
+    assert done.returncode == 2 and "it is empty; is a variable of the shell not set?" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_result_never_overwrites_what_is_read(sample, tmp_path):
+    model, split = tmp_path / "model.onnx", tmp_path / "split.csv"
+    copyfile(SHIPPED_MODEL, model)
+    copyfile(card_path(SHIPPED_MODEL), card_path(model))
+    picture = next(sample.glob("glass/*.png"))
+    before = picture.read_bytes()
+    split.write_text("file,label,split\n", encoding="utf-8")
+    for words in (
+        ("evaluate", sample, "--json", card_path(model), "--model", model),
+        ("evaluate", sample, "--predictions", model, "--model", model),
+        ("evaluate", sample, "--predictions", split, "--split", split),
+        ("evaluate", sample, "--json", picture),
+        ("evaluate", sample, "--json", tmp_path / "one", "--predictions", tmp_path / "one"),
+        ("robustness", sample, "--json", card_path(model), "--model", model),
+        ("drift", sample, "--json", card_path(model), "--reference", card_path(model)),
+    ):
+        done = call(*words)
+        assert done.returncode == 1 and "would overwrite a file that is read" in done.stderr, words
+    assert read_card(model) == read_card(SHIPPED_MODEL) and picture.read_bytes() == before
+    assert split.read_text("utf-8").startswith("file,") and not (tmp_path / "one").exists()
