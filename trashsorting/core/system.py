@@ -10,10 +10,12 @@ import csv
 import json
 import math
 import os
+import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 from .errors import DataError
 
@@ -22,9 +24,10 @@ def csv_text(
     rows: Iterable[Iterable],  # The first row is the header
 ) -> str:
     "Rows as CSV, the same text on every system."
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    lines: list[str] = []
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")  # quotes these two characters
+    writer.writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 # %% ../../nbs/core/03_system.ipynb #0a9ac522
 def write_json(
@@ -61,7 +64,7 @@ def _read_table(
         raise DataError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8; {hint}") from None
     if "\0" in text:
         raise DataError(f"{path}: is not text; a CSV is needed")
-    if not text.strip(' \t\r\n,;"'):
+    if not re.search(r'[^\s,;"]', text):
         raise DataError(f"{path}: is empty; a CSV is needed")
     return text
 
