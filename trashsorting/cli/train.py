@@ -58,14 +58,10 @@ def _read_parameters(
     typed: tuple[tuple[str, str], ...],  # Names and values; they replace the file's
 ) -> dict:  # By name
     "Collect the parameters of a run. Raises `TrashsortingError` for a name or a value that training refuses."
-    import yaml
-
     from trashsorting.core.config import RUN_PATHS, check_config
+    from trashsorting.core.system import read_yaml
 
-    try:
-        values = yaml.safe_load(file.read_bytes()) or {} if file else {}
-    except yaml.YAMLError as error:
-        raise TrashsortingError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    values = (read_yaml(file) or {}) if file else {}
     if not isinstance(values, dict):
         raise TrashsortingError(f"{file}: needs a line `name: value` for each parameter")
     values |= {name: read_value(value) for name, value in typed}

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from ..core.errors import DataError, need
+from ..core.system import read_yaml
 from .listing import Listing, list_folder, split_of
 from .table import check_inside
 
@@ -188,19 +189,6 @@ def _read_coco(
         url, size = item.flickr_url or item.coco_url or "", (item.width, item.height)
         pictures.append(AnnotatedPicture(file, tuple(boxes[item.id]), size, licence, item.author or "", url))
     return pictures
-
-# %% ../../nbs/data/12_annotations.ipynb #0b644c73
-def read_yaml(
-    path: Path,
-) -> Any:  # Its content
-    "Read YAML. Raises `DataError`, or `MissingExtra` without PyYAML."
-    need("yaml", f"Reading {path.name}", "train")
-    import yaml
-
-    try:
-        return yaml.safe_load(_read_limited(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
 
 # %% ../../nbs/data/12_annotations.ipynb #217b2b49
 def _yolo_names(

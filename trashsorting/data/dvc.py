@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
+from ..core.system import read_yaml
 from .licences import check_licences
 from .manifest import OPTIONAL_FIELDS, SPLITS, Manifest, manifest_from_csv
 from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources, source_errors
@@ -184,13 +185,11 @@ def tracked_version(
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
-    need("yaml", f"Reading {note.name}", "cloud")
-    import yaml
-
+    content = read_yaml(note, "cloud")
     try:
-        out = yaml.safe_load(note.read_bytes())["outs"][0]
+        out = content["outs"][0]
         return out.get("md5") or folder_hash({file["relpath"]: file["md5"] for file in out["files"]})
-    except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"{note}: not a file that `dvc add` wrote: {error!r}") from None
 
 # %% ../../nbs/data/09_dvc.ipynb #06f940c1

@@ -19,8 +19,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..core.card import Labels, Source
 from ..core.errors import DataError, need
 from ..core.log import log, step
-from ..core.system import is_remote
-from .annotations import check_fields, find_annotations, read_yaml
+from ..core.system import is_remote, read_yaml
+from .annotations import check_fields, find_annotations
 from .archive import unpack
 from .crops import crop_annotations
 from .duplicates import compute_hashes, seen_in_training
