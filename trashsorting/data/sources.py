@@ -30,7 +30,7 @@ from .open_sets import OPEN_SETS, fetch_open_set
 from .sample import draw_sample
 from .splits import apply_split, complete_split, match_spelling, train_on_all, unite_groups
 from .storage import fetch
-from .table import read_table
+from .table import check_label, read_table
 
 # %% ../../nbs/data/06_sources.ipynb #fb955327
 def _open_archive(
@@ -274,8 +274,11 @@ def _read_classes(
     root: Path,  # Its folder, with one sub-folder per class
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Classes with their new names
-    "Read a source that is a folder. Raises `DataError`."
+    "Read a source that is a folder. Raises `DataError`, also for a new name that cannot be a folder."
     manifest = read_folder(root, progress=progress)
+    for label in manifest.labels:
+        if (ours := source.class_of(label)) not in ("", label):
+            check_label(ours)
     renamed = [replace(entry, label=source.class_of(entry.label), source=source.name) for entry in manifest.entries]
     reasons = {
         entry.file: f"source '{source.name}' skips its class '{entry.label}'"
@@ -378,6 +381,24 @@ def _listed_sources(
     return _read_sources(path) if suffix == ".json" else ()
 
 # %% ../../nbs/data/06_sources.ipynb #7443a726
+def _check_read(
+    manifest: Manifest,  # As read, with our classes
+    source: str | Path,  # What the user named, for errors
+    labels: Labels | None,  # The classes that may occur; None: whatever is there
+) -> Manifest:  # The same
+    "Raise `DataError` for no photograph, an unknown class, or two that differ in case or spaces only."
+    first: dict[str, str] = {}
+    for label in manifest.labels:
+        if (other := first.setdefault(label.strip().casefold(), label)) != label:
+            raise DataError(f"{source}: the classes '{other}' and '{label}' differ in case or spaces only; give them one name")
+    if labels and (unknown := set(manifest.labels) - set(labels)):
+        raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
+    if not manifest.entries:
+        reasons = "; ".join(f"{reason} ({n})" for reason, n in Counter(item.reason for item in manifest.skipped).most_common(3))
+        raise DataError(f"{source}: no photograph is left: {reasons}")
+    return manifest
+
+
 def open_manifest(
     source: str | Path,  # As for `open_source`, a CSV for `read_table`, or a JSON file with a list of sources
     into: Path,  # The folder for what is unpacked, fetched, drawn or joined
@@ -391,15 +412,12 @@ def open_manifest(
         root = open_source(source, into, progress)
         with source_errors(source, into):
             if not classes and not find_annotations(root):
-                return read_folder(root, labels, progress)
+                return _check_read(read_folder(root, labels, progress), source, labels)
         sources = (_ListedSource(name=_name_of(source), where=str(root)),)
     if classes:
         sources = tuple(each if each.classes else each.model_copy(update={"classes": classes}) for each in sources)
     with source_errors(source, into):
-        manifest = _join_sources(sources, Path(into), progress)
-    if labels and (unknown := set(manifest.labels) - set(labels)):
-        raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
-    return manifest
+        return _check_read(_join_sources(sources, Path(into), progress), source, labels)
 
 # %% ../../nbs/data/06_sources.ipynb #30fdef01
 OWN_MANIFEST, OWN_SOURCES = "manifest.csv", "sources.json"

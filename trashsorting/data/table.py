@@ -18,7 +18,7 @@ from ..core.card import Source
 from ..core.errors import DataError
 from ..core.log import progress_bar, step
 from ..core.system import count_cores, read_csv
-from .listing import Listing, SkippedFile
+from .listing import Listing, SkippedFile, is_clutter, split_of
 from .manifest import SPLITS, Entry, Manifest, check_skipped, inspect_file
 
 # %% ../../nbs/data/11_table.ipynb #c4f8f786
@@ -122,11 +122,15 @@ def _read_named(
         raise DataError(f"{path}: source '{first['input']}' cannot be a name: {first['msg']}") from None
 
 # %% ../../nbs/data/11_table.ipynb #d4f3ec7e
+_MAX_NAME = 255  # bytes of a folder's name
+
+
 def check_label(
     label: str,  # One of our classes, from somebody else's file
 ) -> None:
-    "Raise `DataError` if a class cannot be the name of a folder."
-    if label.startswith(".") or any(character in "/\\:" or not character.isprintable() for character in label):
+    "Raise `DataError` if a class cannot be the name of a folder that is read as a class."
+    is_text = label.strip() and all(character.isprintable() and character not in "/\\:" for character in label)
+    if not is_text or len(label.encode()) > _MAX_NAME or is_clutter(label) or label.startswith("__") or split_of(label):
         raise DataError(f"class {label!r} cannot be the name of a folder; rename it in `classes` of the list of sources")
 
 # %% ../../nbs/data/11_table.ipynb #6f6386f3
