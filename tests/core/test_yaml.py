@@ -38,7 +38,7 @@ def test_what_is_no_yaml_is_one_sentence(text, tmp_path, monkeypatch):
 
 def test_another_encoding_is_named_with_its_line(tmp_path):
     (tmp_path / "params.yaml").write_bytes("epochs: 1\nout: Müll\n".encode("latin-1"))
-    with pytest.raises(DataError, match="params.yaml, line 2: byte 0xfc is not UTF-8"):
+    with pytest.raises(DataError, match=r"params\.yaml, line 2: byte 0xfc is not UTF-8"):
         read_yaml(tmp_path / "params.yaml")
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "params.yaml").write_text("out: Müll\n", encoding=encoding)

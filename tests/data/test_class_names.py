@@ -8,7 +8,7 @@ from command import call
 
 from trashsorting.data.sample import draw_sample
 
-OUTSIDE = ("../../evil", "/tmp/evil", "a/b", "..", ".hidden", "a:b", "a\nb", "\0", " ", "x" * 256, "ü" * 128)
+OUTSIDE = ("../../evil", "/nowhere/evil", "a/b", "..", ".hidden", "a:b", "a\nb", "\0", " ", "x" * 256, "ü" * 128)
 IGNORED = ("train", "Validation", "__x", "Thumbs.db", "lost+found")  # such folders are not read as classes
 
 

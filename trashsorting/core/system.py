@@ -114,6 +114,16 @@ def read_csv(
     return [(line, dict(zip(names, row + [""] * len(names), strict=False))) for line, row in rows]
 
 # %% ../../nbs/core/03_system.ipynb #8fd14a0d
+def parse_json(
+    data: bytes,  # UTF-8, UTF-16 or UTF-32
+) -> Any:  # Its content
+    "Parse JSON. Raises `ValueError` also for a text that no file could hold: half a surrogate pair."
+    content = json.loads(data)
+    if re.search(rb"\\u[dD]|\xed[\xa0-\xbf]", data.replace(b"\0", b"")):
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
 def read_yaml(
     path: Path,
     extra: str = "train",  # The extra that brings PyYAML

@@ -6,7 +6,6 @@
 __all__ = ['TRASHNET_COUNTS', 'SAMPLE_NAME', 'open_source', 'describe_source', 'open_manifest', 'load_manifest']
 
 # %% ../../nbs/data/06_sources.ipynb #a1b32517
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..core.card import Labels, Source
+from ..core.card import Labels, Source, _tidy_names
 from ..core.errors import DataError, need
 from ..core.log import log, step
-from ..core.system import is_remote, read_yaml
+from ..core.system import is_remote, parse_json, read_yaml
 from .annotations import check_fields, find_annotations
 from .archive import unpack
 from .crops import crop_annotations
@@ -178,7 +177,7 @@ def read_class_map(
 ) -> dict[str, str]:  # Their class -> ours; '' skips the class
     "Read a class map. Raises `DataError`, or `MissingExtra` without PyYAML."
     content: dict[str, str | None] = check_fields(dict[str, str | None], read_yaml(path), path)
-    return {label: ours or "" for label, ours in content.items()}
+    return _tidy_names({label: ours or "" for label, ours in content.items()})
 
 
 def _fill_entry(
@@ -208,7 +207,7 @@ def _parse_sources(
 ) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
     "Read a list of sources. Raises `DataError` for any other content."
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if not isinstance(content, list) or not content:
             raise ValueError("it is empty" if content in ([], {}) else "it does not begin with a square bracket")
         listed = [_fill_entry(item, path.parent) for item in content]
@@ -307,15 +306,30 @@ def _read_unlinked(
     return read_table(root / path.name, source, progress) if _is_table(source.where) else _read_classes(source, root, progress)
 
 # %% ../../nbs/data/06_sources.ipynb #3ce45205
+@contextmanager
+def _named_errors(
+    source: Source,
+    into: Path,  # As for `_link_source`
+) -> Iterator[None]:
+    "Errors about a source name its own place instead of the link to it, which is gone when they are read."
+    place = str(Path(source.where).parent) if _is_table(source.where) else source.where
+    try:
+        yield
+    except DataError as error:
+        pattern = rf"{re.escape(str(into / source.name))}(-crops/manifest\.csv)?(?=[/:,]|$)"
+        raise DataError(re.sub(pattern, lambda _: place, str(error))) from None
+
+
 def _read_source(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # With its own split, or undecided; files relative to `into`, classes with their new names
     "Read one of several sources. Raises `DataError`."
-    manifest = _read_unlinked(source, into, progress)
-    if source.split:
-        manifest = apply_split(manifest, Path(source.split))
+    with _named_errors(source, into):
+        manifest = _read_unlinked(source, into, progress)
+        if source.split:
+            manifest = apply_split(manifest, Path(source.split))
     prefix = manifest.root.relative_to(into).as_posix()
     return Manifest(
         into,
