@@ -64,7 +64,7 @@ def _read_parameters(
     values = (read_yaml(file) or {}) if file else {}
     if not isinstance(values, dict):
         raise TrashsortingError(f"{file}: needs a line `name: value` for each parameter")
-    values |= {name: read_value(value) for name, value in typed}
+    values |= {name: value if name in RUN_PATHS else read_value(value) for name, value in typed}
     check_config(**{name: value for name, value in values.items() if name not in RUN_PATHS})
     return values
 
