@@ -6,11 +6,13 @@
 __all__ = ['read_table']
 
 # %% ../../nbs/data/11_table.ipynb #9576182f
+import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from pydantic import ValidationError
 
@@ -160,7 +162,9 @@ def _describe_row(
     source: Source,  # Of the row
 ) -> Entry | SkippedFile:
     "Decode the photograph of a row."
-    inspected = inspect_file(listing, listing.root / row.file, label, row.split)
+    spellings = row.file, normalize("NFC", row.file), normalize("NFD", row.file)  # as macOS writes them, or others do
+    file = next((file for file in spellings if os.path.lexists(listing.root / file)), row.file)
+    inspected = inspect_file(listing, listing.root / file, label, row.split)
     if isinstance(inspected, SkippedFile):
         return inspected
     licence = (row.licence or _UNKNOWN) if row.licence != source.licence else ""
