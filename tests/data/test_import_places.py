@@ -1,14 +1,17 @@
 """Where an import may write, and which file a table means."""
 
+import shutil
 import unicodedata
+from pathlib import Path
 
 import pytest
 from command import call
 
-from trashsorting.cli.train import _read_parameters
-from trashsorting.core.errors import DataError
+from trashsorting.cli.train import _make_folder, _read_parameters
+from trashsorting.core.errors import DataError, TrashsortingError
 from trashsorting.data.dvc import tracked_version
 from trashsorting.data.sample import draw_sample
+from trashsorting.data.storage import folder_for
 
 
 def test_a_folder_in_its_own_source_is_refused(tmp_path):
@@ -50,3 +53,40 @@ def test_a_typed_path_is_no_number():
         "split": "1e3",
         "seed": 7,
     }
+
+
+def test_a_run_that_cannot_be_sent_is_kept(tmp_path):
+    (tmp_path / "taken").write_text("a file", encoding="utf-8")
+    with (
+        pytest.raises(DataError, match="the files are kept in ") as error,
+        folder_for(f"file://{tmp_path}/taken/run") as folder,
+    ):
+        (folder / "checkpoint.pth").write_text("hours of work", encoding="utf-8")
+    kept = Path(str(error.value).rpartition("the files are kept in ")[2])
+    assert (kept / "checkpoint.pth").read_text(encoding="utf-8") == "hours of work"
+    shutil.rmtree(kept)
+    with folder_for("memory://bucket/kept/run") as folder:
+        (folder / "checkpoint.pth").write_text("hours of work", encoding="utf-8")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1: 2", "needs a line `name: value`"),
+        ("~: 3", "needs a line `name: value`"),
+        ("out: [1]", r"out=\[1\]: must be a path"),
+        ("data: {a: 1}", "data={'a': 1}: must be a path"),
+    ],
+)
+def test_parameters_that_are_none_are_one_sentence(text, reason, tmp_path):
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(TrashsortingError, match=rf"params\.yaml: {reason}"):
+        _read_parameters(tmp_path / "params.yaml", ())
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file/run", Path("/dev/null")):
+        with pytest.raises(TrashsortingError, match="is a file, and a folder is needed; choose another one"):
+            _make_folder(folder)
