@@ -59,17 +59,15 @@ def _read_parameters(
     typed: tuple[tuple[str, str], ...],  # Names and values; they replace the file's
 ) -> dict:  # By name
     "Collect the parameters of a run. Raises `TrashsortingError` for a name or a value that training refuses."
-    import yaml
-
     from trashsorting.core.config import RUN_PATHS, check_config
+    from trashsorting.core.system import read_yaml
 
-    try:
-        values = yaml.safe_load(file.read_bytes()) or {} if file else {}
-    except yaml.YAMLError as error:
-        raise TrashsortingError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    values = (read_yaml(file) or {}) if file else {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise TrashsortingError(f"{file}: needs a line `name: value` for each parameter")
-    values |= {name: read_value(value) for name, value in typed}
+    if wrong := [name for name in RUN_PATHS if isinstance(values.get(name), (list, dict))]:
+        raise TrashsortingError(f"{file}: {wrong[0]}={values[wrong[0]]!r}: must be a path, or the name of a source")
+    values |= {name: value if name in RUN_PATHS else read_value(value) for name, value in typed}
     check_config(**{name: value for name, value in values.items() if name not in RUN_PATHS})
     return values
 
@@ -120,6 +118,8 @@ def _make_folder(
     folder: Path,
 ) -> None:
     "Make a folder that can be written to. Raises `TrashsortingError`."
+    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise TrashsortingError(f"{file}: is a file, and a folder is needed; choose another one")
     check_written(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -14,6 +14,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from unicodedata import normalize
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -149,6 +150,13 @@ class Quantization(Card):
     speedups: tuple[Speedup, ...] = Field(description="float first, INT8 second, by number of threads")
 
 # %% ../../nbs/core/01_card.ipynb #b6f9348c
+def _tidy_names(
+    classes: dict[str, str],  # Class -> class
+) -> dict[str, str]:  # In Unicode's composed form (NFC)
+    "Write both names in one form: macOS writes an umlaut as two characters."
+    return {normalize("NFC", theirs): normalize("NFC", ours) for theirs, ours in classes.items()}
+
+
 class Source(Card):
     "One of the sources of a data set's photographs."
 
@@ -157,7 +165,7 @@ class Source(Card):
     )
     where: str = Field(description="a folder, an archive of one, a CSV of files and classes, or the name of an open data set")
     licence: str = Field("", description="licence of its photographs; empty: not known")
-    classes: dict[str, str] = Field(
+    classes: Annotated[dict[str, str], AfterValidator(_tidy_names)] = Field(
         {}, description="its class -> ours; '' skips the class; '*' is each class that is not named, which otherwise stays"
     )
     weight: float = Field(
@@ -171,6 +179,7 @@ class Source(Card):
         label: str,  # One of its classes
     ) -> str:  # Empty: the class is skipped
         "Our name of a class of this source."
+        label = normalize("NFC", label)
         return self.classes.get(label, self.classes.get("*", label))
 
 # %% ../../nbs/core/01_card.ipynb #5f595219

@@ -6,17 +6,19 @@
 __all__ = ['Box', 'AnnotatedPicture', 'short_licence', 'Annotations', 'find_annotations', 'read_annotations']
 
 # %% ../../nbs/data/12_annotations.ipynb #d6acfc6a
-import json
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
+from unicodedata import normalize
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from ..core.errors import DataError, need
+from ..core.system import parse_json, read_text, read_yaml
 from .listing import Listing, list_folder, split_of
 from .table import check_inside
 
@@ -31,6 +33,7 @@ class Box:
     right: float  # Fraction of the width
     bottom: float  # Fraction of the height
     is_crowd: bool = False  # Several objects in one box
+    unusable: str = ""  # Why it cannot be cut out, besides its size and its neighbours; empty: it can
 
 # %% ../../nbs/data/12_annotations.ipynb #bb3e33be
 @dataclass(frozen=True)
@@ -51,15 +54,17 @@ def _pixel_box(
     corners: tuple[float, float, float, float],  # Left, top, right, bottom, pixels
     size: tuple[int, int],  # Width and height of the picture, pixels
     is_crowd: bool = False,
+    unusable: str = "",  # As in `Box`
 ) -> Box:  # Cut at the borders of the picture
-    "A box in pixels as fractions."
+    "A box in pixels as fractions, with a tidy label: macOS writes an umlaut as two characters (NFD), others as one (NFC)."
     left, top, right, bottom = (
         min(max(value / size[axis % 2], 0.0), 1.0) for axis, value in enumerate(corners)
     )
-    return Box(label, left, top, right, bottom, is_crowd)
+    return Box(normalize("NFC", label.strip()), left, top, right, bottom, is_crowd, unusable)
 
 # %% ../../nbs/data/12_annotations.ipynb #05a3ebf0
 _MAX_BYTES = 1_000_000_000  # Of a file with annotations
+_MAX_SIDE = 1_000_000  # Of an annotated picture, pixels
 _Model = TypeVar("_Model")
 
 
@@ -128,8 +133,8 @@ class _CocoPicture(BaseModel):
 
     id: int | str
     file_name: str
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
+    width: int = Field(gt=0, le=_MAX_SIDE)
+    height: int = Field(gt=0, le=_MAX_SIDE)
     license: int | str | None = None
     flickr_url: str | None = None
     coco_url: str | None = None
@@ -154,11 +159,25 @@ class _Coco(BaseModel):
     licenses: list[_CocoItem] = []
 
 # %% ../../nbs/data/12_annotations.ipynb #446919ea
+def _check_ids(
+    ids: list[int | str],
+    path: Path,  # The file, for the error
+    field: str,  # That has the items
+) -> None:
+    "Raise `DataError` for two items of one id: nobody knows whose boxes these are."
+    first: dict[int | str, int] = {}
+    for at, id in enumerate(ids):
+        if (other := first.setdefault(id, at)) != at:
+            raise DataError(f"{path}: {field}.{at}.id: {id!r} is the id of {field}.{other}, too; give each its own")
+
+
 def _coco_boxes(
     coco: _Coco,
     path: Path,  # The file, for errors
 ) -> dict[int | str, list[Box]]:  # By picture
-    "The boxes of an instances file. Raises `DataError` for an unknown picture or category."
+    "The boxes of an instances file. Raises `DataError` for an unknown picture or category, or an id that is there twice."
+    _check_ids([picture.id for picture in coco.images], path, "images")
+    _check_ids([category.id for category in coco.categories], path, "categories")
     size = {picture.id: (picture.width, picture.height) for picture in coco.images}
     names = {category.id: category.name or str(category.id) for category in coco.categories}
     boxes: dict[int | str, list[Box]] = {picture.id: [] for picture in coco.images}
@@ -189,27 +208,16 @@ def _read_coco(
         pictures.append(AnnotatedPicture(file, tuple(boxes[item.id]), size, licence, item.author or "", url))
     return pictures
 
-# %% ../../nbs/data/12_annotations.ipynb #0b644c73
-def read_yaml(
-    path: Path,
-) -> Any:  # Its content
-    "Read YAML. Raises `DataError`, or `MissingExtra` without PyYAML."
-    need("yaml", f"Reading {path.name}", "train")
-    import yaml
-
-    try:
-        return yaml.safe_load(_read_limited(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-
 # %% ../../nbs/data/12_annotations.ipynb #217b2b49
 def _yolo_names(
     path: Path,  # data.yaml or classes.txt
 ) -> dict[int, str]:  # By number
     "The names of the classes. Raises `DataError`."
-    text = _read_limited(path).decode("utf-8", errors="replace")
     if path.suffix.lower() == ".txt":
-        return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
+        lines = read_text(path).rstrip().splitlines()
+        if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+            raise DataError(f"{path}, line {empty[0]}: is empty, and the number of a class is that of its line; remove or fill it")
+        return dict(enumerate(line.strip() for line in lines))
     content = read_yaml(path)
     names = content.get("names") if isinstance(content, dict) else None
     return check_fields(dict[int, str], dict(enumerate(names)) if isinstance(names, list) else names, path)
@@ -222,6 +230,8 @@ def _yolo_box(
     "Read a line. Raises `ValueError`."
     number, *values = line.split()
     numbers = [float(value) for value in values]
+    if not number.isdecimal() or len(number) > 9:
+        raise ValueError(f"{number[:20]!r} is not the number of a class; a whole number is needed")
     if int(number) not in names:
         raise ValueError(f"there is no class {number}; the last is {max(names, default=-1)}")
     if len(numbers) == 4:
@@ -262,7 +272,7 @@ def _read_yolo(
     names, pictures = _yolo_names(path), []
     for picture in listing.pictures:
         text, boxes = _yolo_text(picture), []
-        lines = _read_limited(text).decode("utf-8", errors="replace").splitlines() if text.is_file() else []
+        lines = read_text(text).splitlines() if text.is_file() else []
         for number, line in enumerate(lines, 1):
             try:
                 boxes += [_yolo_box(line, names)] if line.strip() else []
@@ -271,6 +281,14 @@ def _read_yolo(
         file = listing.name(picture)
         pictures.append(AnnotatedPicture(file, tuple(boxes), split=_split_of_path(file)))
     return pictures
+
+# %% ../../nbs/data/12_annotations.ipynb #11b2729a
+def lonely_texts(
+    listing: Listing,  # Of a YOLO data set
+) -> list[str]:  # Relative to its folder, sorted
+    "The text files in folders `labels` that belong to no picture."
+    texts = {item.file for item in listing.others if re.search(r"(^|/)labels/.*\.txt$", item.file)}
+    return sorted(texts - {listing.name(_yolo_text(picture)) for picture in listing.pictures})
 
 # %% ../../nbs/data/12_annotations.ipynb #59ef76e6
 def _xml_number(
@@ -338,8 +356,8 @@ class _StudioResult(BaseModel):
     "A rectangle or anything else that was drawn."
 
     type: str
-    original_width: int = Field(0, ge=0)
-    original_height: int = Field(0, ge=0)
+    original_width: int = Field(0, ge=0, le=_MAX_SIDE)
+    original_height: int = Field(0, ge=0, le=_MAX_SIDE)
     value: dict
 
 
@@ -369,15 +387,19 @@ def _studio_boxes(
     finished = [annotation for annotation in task.annotations if not annotation.was_cancelled]
     boxes = []
     for result in finished[0].result if finished else []:
-        if result.type == "rectanglelabels":
+        if result.type.endswith("labels") and result.type != "rectanglelabels":
+            named = result.value.get(result.type)
+            label = str(named[0]) if isinstance(named, list) and named else ""
+            boxes.append(Box(label, 0, 0, 0, 0, unusable=f"it is drawn as {result.type}; only rectangles are cut out"))
+        elif result.type == "rectanglelabels":
             try:
                 value = _StudioValue.model_validate(result.value)
             except ValidationError as error:
                 first = error.errors()[0]
                 raise DataError(f"{path}: {at}.annotations.value.{first['loc'][0]}: {first['msg']}") from None
-            if abs(value.rotation) <= _MAX_TURN:
-                corners = (value.x, value.y, value.x + value.width, value.y + value.height)
-                boxes.append(_pixel_box(value.rectanglelabels[0], corners, (100, 100)))
+            corners = (value.x, value.y, value.x + value.width, value.y + value.height)
+            turned = "" if abs(value.rotation) <= _MAX_TURN else "the rectangle is turned, and its upright box is too large"
+            boxes.append(_pixel_box(value.rectanglelabels[0], corners, (100, 100), unusable=turned))
     return boxes
 
 # %% ../../nbs/data/12_annotations.ipynb #aef026fe
@@ -413,10 +435,13 @@ def _read_studio(
 def _json_format(
     path: Path,  # Any file
 ) -> tuple[str, Any]:  # "coco", "label studio" or "", and the content
-    "The format of a JSON file."
+    "The format of a JSON file. Raises `DataError` for damaged or too large annotations."
+    data = _read_limited(path)
     try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(data)
+    except (ValueError, RecursionError) as error:
+        if b'"annotations"' in data.replace(b"\0", b""):
+            raise DataError(f"{path}: has annotations, but is not JSON: {error}; repair it, or remove it") from None
         return "", None
     if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
         return "coco", content
@@ -426,15 +451,24 @@ def _json_format(
     return ("label studio", content) if is_studio else ("", None)
 
 # %% ../../nbs/data/12_annotations.ipynb #fe73d29f
+def _begin(
+    path: Path,
+    size: int = -1,  # Bytes; -1: all
+) -> str:  # Empty: it cannot be read
+    "The beginning of a text of any encoding, to look at only."
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(size)
+    except OSError:
+        return ""
+    return data.decode("utf-16" if data[:2] in (BOM_UTF16_BE, BOM_UTF16_LE) else "utf-8-sig", errors="replace")
+
+
 def _is_voc(
     path: Path,  # XML
 ) -> bool:
     "Whether a file begins like the XML of a picture."
-    try:
-        with open(path, "rb") as stream:
-            return b"<annotation" in stream.read(2000)
-    except OSError:
-        return False
+    return "<annotation" in _begin(path, 2000)
 
 
 def _is_yolo(
@@ -443,10 +477,7 @@ def _is_yolo(
     "Whether a file names the classes of a YOLO data set."
     if path.name == "classes.txt":
         return True
-    try:
-        return re.search(rb"^names\s*:", path.read_bytes(), re.M) is not None
-    except OSError:
-        return False
+    return re.search(r"^names\s*:", _begin(path), re.M) is not None
 
 # %% ../../nbs/data/12_annotations.ipynb #106c46e8
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from PIL import Image
 
@@ -21,7 +23,7 @@ from ..core.errors import DataError
 from ..core.image import ImageError, open_rgb
 from ..core.log import progress_bar, step
 from ..core.system import count_cores, csv_text
-from .annotations import AnnotatedPicture, Annotations, Box, read_annotations
+from .annotations import AnnotatedPicture, Annotations, Box, lonely_texts, read_annotations
 from .listing import Listing, SkippedFile, list_folder
 from .manifest import Manifest
 from .table import read_table
@@ -48,6 +50,8 @@ def _reason_against(
     size: tuple[int, int],  # Width and height of the picture, pixels
 ) -> str:  # Empty: the box is used
     "Why a box is left out."
+    if box.unusable:
+        return box.unusable
     if box.is_crowd:
         return "the box holds several objects"
     longer = max((box.right - box.left) * size[0], (box.bottom - box.top) * size[1])
@@ -80,12 +84,13 @@ def _crop(
 # %% ../../nbs/data/13_crops.ipynb #e95d87f9
 def _locate(
     file: str,  # As the annotations name it
-    by_name: dict[str, list[str]],  # Last part of the name -> files, relative to the folder
+    by_name: dict[str, list[str]],  # From `_names_in`
 ) -> str:  # Relative to the folder
     "Find a picture. Raises `ValueError`."
+    file = normalize("NFC", file)
     candidates = by_name.get(PurePosixPath(file).name, [])
-    exact = [name for name in candidates if name == file]
-    ending = [name for name in candidates if name.endswith(f"/{file}")]
+    exact = [name for name in candidates if normalize("NFC", name) == file]
+    ending = [name for name in candidates if normalize("NFC", name).endswith(f"/{file}")]
     chosen = exact or ending or candidates
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} files in the folder have this name" if chosen else "the picture is not in the folder")
@@ -140,15 +145,16 @@ def _crop_picture(
     ]
     if not wanted:
         return results or [SkippedFile(picture.file, "it has no boxes")]
+    file = picture.file
     try:
         file = _locate(picture.file, by_name)
         opened = _open_picture(root / file, picture.size)
     except (ImageError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{root / picture.file}: ")
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{root / file}: ")
         return [*results, SkippedFile(picture.file, reason)]
-    stem = f"{re.sub(r'[^A-Za-z0-9-]+', '_', PurePosixPath(file).stem)}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
+    stem = f"{re.sub(r'[^A-Za-z0-9-]+', '_', PurePosixPath(file).stem)[:100]}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
     for number, box in enumerate(wanted):
-        others = [other for other in picture.boxes if other is not box]
+        others = [other for other in picture.boxes if other is not box and not other.unusable]
         if reason := _reason_against(box, others, opened.size):
             results.append(SkippedFile(picture.file, reason))
             continue
@@ -161,14 +167,29 @@ def _crop_picture(
 # %% ../../nbs/data/13_crops.ipynb #d07657d5
 def _names_in(
     listing: Listing,
-) -> dict[str, list[str]]:  # Last part of the name -> files, relative to the folder
-    "The pictures of a folder by their names."
+) -> dict[str, list[str]]:  # Last part of the name (NFC) -> files, relative to the folder
+    "The files of a folder by their names."
     by_name: dict[str, list[str]] = {}
-    for path in listing.pictures:
-        by_name.setdefault(path.name, []).append(listing.name(path))
+    for file in [*map(listing.name, listing.pictures), *(item.file for item in listing.others)]:  # others: for the reason
+        by_name.setdefault(normalize("NFC", PurePosixPath(file).name), []).append(file)
     return by_name
 
 # %% ../../nbs/data/13_crops.ipynb #5302efd6
+def _check_once(
+    pictures: list[AnnotatedPicture],
+    by_name: dict[str, list[str]],  # From `_names_in`
+    path: Path,  # The file with annotations or their folder, for the error
+) -> set[str]:  # The files that they name, relative to the folder
+    "Raise `DataError` for a picture that is annotated twice: its objects would be there twice, or under two classes."
+    first: dict[str, int] = {}
+    for at, picture in enumerate(pictures):
+        with suppress(ValueError):
+            file = _locate(picture.file, by_name)
+            if first.setdefault(file, at) != at:
+                raise DataError(f"{path}: {file} is annotated twice; keep one of the two, or name one file with annotations")
+    return set(first)
+
+
 def crop_annotations(
     annotations: Annotations,  # From `find_annotations`
     source: Source,  # Name, classes, licence and attribution
@@ -176,13 +197,19 @@ def crop_annotations(
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Of that folder; what is left out is among the skipped files
     "Cut the objects of annotated pictures out. Raises `DataError` if nothing is left."
-    pictures, by_name = read_annotations(annotations), _names_in(list_folder(annotations.root))
+    pictures, listing = read_annotations(annotations), list_folder(annotations.root)
+    by_name = _names_in(listing)
+    named = _check_once(pictures, by_name, annotations.root if len(annotations.files) > 1 else annotations.files[0])
     into.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(count_cores()) as pool, step("cutting objects out") as notes:
         work = pool.map(lambda picture: _crop_picture(picture, source, annotations.root, by_name, into), pictures)
         results = [item for items in progress_bar(work, "cutting objects out", progress, len(pictures)) for item in items]
         crops = [item for item in results if isinstance(item, _Crop)]
         notes.append(f"{len(crops)} objects of {len(pictures)} pictures ({annotations.kind})")
+    unnamed = sorted({listing.name(path) for path in listing.pictures} - named)
+    results += [SkippedFile(file, "no annotation names it") for file in unnamed]
+    texts = lonely_texts(listing) if annotations.kind == "YOLO" else []
+    results += [SkippedFile(file, "there is no picture of its name") for file in texts]
     left_out = tuple(sorted((item for item in results if isinstance(item, SkippedFile)), key=lambda item: item.file))
     if not crops:
         reasons = Counter(item.reason for item in left_out).most_common(3)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 from ..core.card import Source
 from ..core.errors import DataError, need
 from ..core.log import step
+from ..core.system import is_remote, read_yaml
 from .licences import check_licences
 from .manifest import OPTIONAL_FIELDS, SPLITS, Manifest, manifest_from_csv
 from .sources import OWN_MANIFEST, OWN_SOURCES, open_manifest, own_sources, source_errors
@@ -48,10 +50,14 @@ def _keep_splits(
 
 # %% ../../nbs/data/09_dvc.ipynb #3d7b19ae
 def _check_target(
+    source: str | Path,  # What is imported
     into: Path,  # The folder to make
     replace_old: bool,  # Whether a folder that was prepared before may be replaced
 ) -> None:
-    "Raise `DataError` if the path is taken and may not be replaced."
+    "Raise `DataError` if the path is taken and may not be replaced, or lies in the folder that is imported."
+    made, read = into.resolve(), Path(source).resolve()
+    if not is_remote(source) and read.is_dir() and read in made.parents:
+        raise DataError(f"{into}: lies in {source}, where it would be read as a class the next time; choose another --out")
     if into.exists() and not into.is_dir():
         raise DataError(f"{into}: a file is there already; choose another --out")
     if not into.is_dir() or not any(into.iterdir()):
@@ -136,7 +142,7 @@ def import_data(
 ) -> Manifest:  # Of the new folder
     "Prepare a folder for DVC. Raises `DataError` if the source is no data set or the destination is taken."
     into = Path(into)
-    _check_target(into, replace_old)
+    _check_target(source, into, replace_old)
     into.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=into.parent, prefix=f".{into.name}-") as work:
         manifest = open_manifest(source, Path(work) / "source", progress=progress, classes=classes)
@@ -184,13 +190,14 @@ def tracked_version(
     note = Path(f"{folder}.dvc")
     if not note.is_file():
         return None
-    need("yaml", f"Reading {note.name}", "cloud")
-    import yaml
-
+    content = read_yaml(note, "cloud")
     try:
-        out = yaml.safe_load(note.read_bytes())["outs"][0]
-        return out.get("md5") or folder_hash({file["relpath"]: file["md5"] for file in out["files"]})
-    except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+        out = content["outs"][0]
+        version = out.get("md5") or folder_hash({file["relpath"]: file["md5"] for file in out["files"]})
+        if not re.fullmatch(r"[0-9a-f]{32}(\.dir)?", version):
+            raise ValueError(f"the md5 {version!r}")
+        return version
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise DataError(f"{note}: not a file that `dvc add` wrote: {error!r}") from None
 
 # %% ../../nbs/data/09_dvc.ipynb #06f940c1

@@ -6,7 +6,6 @@
 __all__ = ['TRASHNET_COUNTS', 'SAMPLE_NAME', 'open_source', 'describe_source', 'open_manifest', 'load_manifest']
 
 # %% ../../nbs/data/06_sources.ipynb #a1b32517
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,11 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..core.card import Labels, Source
+from ..core.card import Labels, Source, _tidy_names
 from ..core.errors import DataError, need
 from ..core.log import log, step
-from ..core.system import is_remote
-from .annotations import check_fields, find_annotations, read_yaml
+from ..core.system import is_remote, parse_json, read_yaml
+from .annotations import check_fields, find_annotations
 from .archive import unpack
 from .crops import crop_annotations
 from .duplicates import compute_hashes, seen_in_training
@@ -30,7 +29,7 @@ from .open_sets import OPEN_SETS, fetch_open_set
 from .sample import draw_sample
 from .splits import apply_split, complete_split, match_spelling, train_on_all, unite_groups
 from .storage import fetch
-from .table import read_table
+from .table import check_label, read_table
 
 # %% ../../nbs/data/06_sources.ipynb #fb955327
 def _open_archive(
@@ -178,7 +177,7 @@ def read_class_map(
 ) -> dict[str, str]:  # Their class -> ours; '' skips the class
     "Read a class map. Raises `DataError`, or `MissingExtra` without PyYAML."
     content: dict[str, str | None] = check_fields(dict[str, str | None], read_yaml(path), path)
-    return {label: ours or "" for label, ours in content.items()}
+    return _tidy_names({label: ours or "" for label, ours in content.items()})
 
 
 def _fill_entry(
@@ -208,7 +207,7 @@ def _parse_sources(
 ) -> tuple[_ListedSource, ...]:  # One or more, as they stand there
     "Read a list of sources. Raises `DataError` for any other content."
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if not isinstance(content, list) or not content:
             raise ValueError("it is empty" if content in ([], {}) else "it does not begin with a square bracket")
         listed = [_fill_entry(item, path.parent) for item in content]
@@ -274,8 +273,11 @@ def _read_classes(
     root: Path,  # Its folder, with one sub-folder per class
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # Classes with their new names
-    "Read a source that is a folder. Raises `DataError`."
+    "Read a source that is a folder. Raises `DataError`, also for a new name that cannot be a folder."
     manifest = read_folder(root, progress=progress)
+    for label in manifest.labels:
+        if (ours := source.class_of(label)) not in ("", label):
+            check_label(ours)
     renamed = [replace(entry, label=source.class_of(entry.label), source=source.name) for entry in manifest.entries]
     reasons = {
         entry.file: f"source '{source.name}' skips its class '{entry.label}'"
@@ -304,15 +306,30 @@ def _read_unlinked(
     return read_table(root / path.name, source, progress) if _is_table(source.where) else _read_classes(source, root, progress)
 
 # %% ../../nbs/data/06_sources.ipynb #3ce45205
+@contextmanager
+def _named_errors(
+    source: Source,
+    into: Path,  # As for `_link_source`
+) -> Iterator[None]:
+    "Errors about a source name its own place instead of the link to it, which is gone when they are read."
+    place = str(Path(source.where).parent) if _is_table(source.where) else source.where
+    try:
+        yield
+    except DataError as error:
+        pattern = rf"{re.escape(str(into / source.name))}(-crops/manifest\.csv)?(?=[/:,]|$)"
+        raise DataError(re.sub(pattern, lambda _: place, str(error))) from None
+
+
 def _read_source(
     source: _ListedSource,
     into: Path,  # As for `_link_source`
     progress: bool = False,  # Show a bar
 ) -> Manifest:  # With its own split, or undecided; files relative to `into`, classes with their new names
     "Read one of several sources. Raises `DataError`."
-    manifest = _read_unlinked(source, into, progress)
-    if source.split:
-        manifest = apply_split(manifest, Path(source.split))
+    with _named_errors(source, into):
+        manifest = _read_unlinked(source, into, progress)
+        if source.split:
+            manifest = apply_split(manifest, Path(source.split))
     prefix = manifest.root.relative_to(into).as_posix()
     return Manifest(
         into,
@@ -378,6 +395,24 @@ def _listed_sources(
     return _read_sources(path) if suffix == ".json" else ()
 
 # %% ../../nbs/data/06_sources.ipynb #7443a726
+def _check_read(
+    manifest: Manifest,  # As read, with our classes
+    source: str | Path,  # What the user named, for errors
+    labels: Labels | None,  # The classes that may occur; None: whatever is there
+) -> Manifest:  # The same
+    "Raise `DataError` for no photograph, an unknown class, or two that differ in case or spaces only."
+    first: dict[str, str] = {}
+    for label in manifest.labels:
+        if (other := first.setdefault(label.strip().casefold(), label)) != label:
+            raise DataError(f"{source}: the classes '{other}' and '{label}' differ in case or spaces only; give them one name")
+    if labels and (unknown := set(manifest.labels) - set(labels)):
+        raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
+    if not manifest.entries:
+        reasons = "; ".join(f"{reason} ({n})" for reason, n in Counter(item.reason for item in manifest.skipped).most_common(3))
+        raise DataError(f"{source}: no photograph is left: {reasons}")
+    return manifest
+
+
 def open_manifest(
     source: str | Path,  # As for `open_source`, a CSV for `read_table`, or a JSON file with a list of sources
     into: Path,  # The folder for what is unpacked, fetched, drawn or joined
@@ -391,15 +426,12 @@ def open_manifest(
         root = open_source(source, into, progress)
         with source_errors(source, into):
             if not classes and not find_annotations(root):
-                return read_folder(root, labels, progress)
+                return _check_read(read_folder(root, labels, progress), source, labels)
         sources = (_ListedSource(name=_name_of(source), where=str(root)),)
     if classes:
         sources = tuple(each if each.classes else each.model_copy(update={"classes": classes}) for each in sources)
     with source_errors(source, into):
-        manifest = _join_sources(sources, Path(into), progress)
-    if labels and (unknown := set(manifest.labels) - set(labels)):
-        raise DataError(f"{source}: the model knows no class '{min(unknown)}'; it knows {', '.join(labels)}")
-    return manifest
+        return _check_read(_join_sources(sources, Path(into), progress), source, labels)
 
 # %% ../../nbs/data/06_sources.ipynb #30fdef01
 OWN_MANIFEST, OWN_SOURCES = "manifest.csv", "sources.json"

@@ -245,6 +245,8 @@ def apply_split(
     _check_listed(manifest, path, splits)
     entries = tuple(replace(entry, split=splits[entry.file][1]) for entry in manifest.entries)
     reasons = {entry.file: "" for entry in entries if entry.split == _NO_SPLIT}
+    if len(reasons) == len(entries):
+        raise DataError(f"{path}: every photograph has the split '{_NO_SPLIT}'; nothing is left")
     return skip_files(replace(manifest, entries=entries), reasons)
 
 # %% ../../nbs/data/05_splits.ipynb #4b8f3ef9

@@ -7,12 +7,13 @@ __all__ = ['fetch', 'folder_for']
 
 # %% ../../nbs/data/00_storage.ipynb #19448b09
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
-from ..core.errors import DataError, MissingExtra
+from ..core.errors import DataError, MissingExtra, TrashsortingError
 from ..core.system import is_remote, write_files
 
 # %% ../../nbs/data/00_storage.ipynb #26a4eee0
@@ -109,11 +110,15 @@ def folder_for(
     if not is_remote(out):
         yield Path(out)
         return
-    with TemporaryDirectory(prefix="trashsorting-run-") as folder:
+    folder = Path(mkdtemp(prefix="trashsorting-run-"))
+    try:
+        yield folder
+    finally:
         try:
-            yield Path(folder)
-        finally:
-            _upload(Path(folder), out)
+            _upload(folder, out)
+        except TrashsortingError as error:
+            raise DataError(f"{error}\nthe files are kept in {folder}") from None
+        shutil.rmtree(folder)
 
 # %% ../../nbs/data/00_storage.ipynb #896ce8af
 class ResultFolder:

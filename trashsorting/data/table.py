@@ -6,11 +6,13 @@
 __all__ = ['read_table']
 
 # %% ../../nbs/data/11_table.ipynb #9576182f
+import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from pydantic import ValidationError
 
@@ -18,7 +20,7 @@ from ..core.card import Source
 from ..core.errors import DataError
 from ..core.log import progress_bar, step
 from ..core.system import count_cores, read_csv
-from .listing import Listing, SkippedFile
+from .listing import Listing, SkippedFile, is_clutter, split_of
 from .manifest import SPLITS, Entry, Manifest, check_skipped, inspect_file
 
 # %% ../../nbs/data/11_table.ipynb #c4f8f786
@@ -122,11 +124,15 @@ def _read_named(
         raise DataError(f"{path}: source '{first['input']}' cannot be a name: {first['msg']}") from None
 
 # %% ../../nbs/data/11_table.ipynb #d4f3ec7e
+_MAX_NAME = 255  # bytes of a folder's name
+
+
 def check_label(
     label: str,  # One of our classes, from somebody else's file
 ) -> None:
-    "Raise `DataError` if a class cannot be the name of a folder."
-    if label.startswith(".") or any(character in "/\\:" or not character.isprintable() for character in label):
+    "Raise `DataError` if a class cannot be the name of a folder that is read as a class."
+    is_text = label.strip() and all(character.isprintable() and character not in "/\\:" for character in label)
+    if not is_text or len(label.encode()) > _MAX_NAME or is_clutter(label) or label.startswith("__") or split_of(label):
         raise DataError(f"class {label!r} cannot be the name of a folder; rename it in `classes` of the list of sources")
 
 # %% ../../nbs/data/11_table.ipynb #6f6386f3
@@ -156,7 +162,9 @@ def _describe_row(
     source: Source,  # Of the row
 ) -> Entry | SkippedFile:
     "Decode the photograph of a row."
-    inspected = inspect_file(listing, listing.root / row.file, label, row.split)
+    spellings = row.file, normalize("NFC", row.file), normalize("NFD", row.file)  # as macOS writes them, or others do
+    file = next((file for file in spellings if os.path.lexists(listing.root / file)), row.file)
+    inspected = inspect_file(listing, listing.root / file, label, row.split)
     if isinstance(inspected, SkippedFile):
         return inspected
     licence = (row.licence or _UNKNOWN) if row.licence != source.licence else ""

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from ..core.config import TrainConfig, check_config
 from ..core.errors import TrashsortingError
 from ..core.log import log
-from ..core.system import count_cores
+from ..core.system import count_cores, read_yaml
 from ..data.cutpaste import describe_synthetic
 from ..data.manifest import Manifest
 from .callbacks import Diverged
@@ -82,8 +82,8 @@ def read_space(
 ) -> dict[str, dict]:
     "A search space from a file. Raises `TrashsortingError`."
     try:
-        return _check_space(_SPACE if path is None else yaml.safe_load(Path(path).read_bytes()))
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        return _check_space(_SPACE if path is None else read_yaml(Path(path)))
+    except (AttributeError, TypeError) as error:
         raise TrashsortingError(f"{path}: not a search space: {str(error).splitlines()[0]}") from error
 
 # %% ../../nbs/training/11_sweep.ipynb #8115e01b
