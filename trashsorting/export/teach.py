@@ -15,6 +15,7 @@ from unicodedata import normalize
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from threadpoolctl import threadpool_limits
 
 from ..core.card import ModelCard, TaughtClass, check_output_path, file_sha256, write_model
 from ..core.correction import OTHER
@@ -216,10 +217,11 @@ def left_out_odds(
     every = np.arange(len(posed.classes))
     _, dual, bias = _fit(posed, np.zeros(len(every)))
     odds = np.zeros(len(every))
-    for left_out in every:
-        others = every[every != left_out]
-        shares, _, its_bias = _fit(posed.take(others), dual[others], bias)
-        odds[left_out] = posed.products[left_out, others] @ shares + its_bias + posed.offsets[left_out]
+    with threadpool_limits(1, "blas"):  # many small products: more threads only wait for each other
+        for left_out in every:
+            others = every[every != left_out]
+            shares, _, its_bias = _fit(posed.take(others), dual[others], bias)
+            odds[left_out] = posed.products[left_out, others] @ shares + its_bias + posed.offsets[left_out]
     return odds
 
 # %% ../../nbs/export/02_teach.ipynb #5f669b4e
