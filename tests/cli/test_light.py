@@ -179,7 +179,7 @@ def test_other_commands_name_the_extra(words, extra, refusals):
 
 def test_teach_needs_onnx_and_no_torch(light, tmp_path):
     (tmp_path / "onnx-only").mkdir()
-    for name in ("onnx", "protobuf", "ml_dtypes"):
+    for name in ("onnx", "protobuf", "ml_dtypes", "threadpoolctl"):
         link_package(name, tmp_path / "onnx-only")
     draw_sample(tmp_path / "photos", 6, ("glass",))
     with_onnx = light | {"PYTHONPATH": os.pathsep.join([light["PYTHONPATH"], str(tmp_path / "onnx-only")])}

@@ -20,7 +20,7 @@ from trashsorting.data.sample import draw_sample
 from trashsorting.evaluation.metrics import evaluate
 from trashsorting.export.onnx import to_onnx
 from trashsorting.export.quantize import quantize
-from trashsorting.export.teach import teach
+from trashsorting.export.teach import Features, fit_row, left_out_odds, teach
 from trashsorting.inference.features import has_features, unpack_features
 from trashsorting.inference.predictor import Predictor
 from trashsorting.inference.session import open_session, run_network
@@ -98,6 +98,44 @@ def test_the_card_says_how_the_class_was_made_and_measured(taught):
     assert card.unsure_below <= before.unsure_below and card.reference is None
     assert card.file_sha256 == file_sha256(taught) and len(card.perceptual_hashes) > len(before.perceptual_hashes)
     assert unpack_features(card.feature_sample)[1].shape == (before.feature_sample.n + 8, 7)
+
+
+def draw_features(rng: np.random.Generator, n: int, place: int) -> np.ndarray:
+    "A class that differs in two of a hundred features; its photographs differ most in the first, the light."
+    features = rng.normal(size=(n, 100))
+    features[:, 0] *= 10
+    features[:, place : place + 2] += 2
+    return features
+
+
+def draw_classes(seed: int, n_known: int) -> tuple[Features, Features, Features]:
+    "Five photographs of a new class, two known classes, and 200 more of the new one."
+    rng = np.random.default_rng(seed)
+    known = np.concatenate([draw_features(rng, n_known // 2, place) for place in (10, 20)])
+    parts = draw_features(rng, 5, 30), known, draw_features(rng, 200, 30)
+    return tuple(Features(part, part[:, [10, 20]]) for part in parts)
+
+
+def test_what_differs_within_each_class_does_not_hide_a_class():
+    recalls = []
+    for seed in range(5):
+        new, known, more = draw_classes(seed, 60)
+        recalls.append((fit_row(new, known).logits(more.features) > more.logits.max(axis=1)).mean())
+    assert np.mean(recalls) > 0.5  # A third without whitening and with a penalty of 1e-5
+
+
+def test_a_photograph_that_is_left_out_is_nowhere():
+    """Neither in the regression nor in the covariance: its odds are those by the row of all others."""
+    new, known, _ = draw_classes(3, 20)
+    odds = left_out_odds(new, known)
+    for left in range(25):
+        others, parts = np.delete(np.arange(25), left), new + known
+        first, rest = (
+            Features(parts.features[chosen], parts.logits[chosen])
+            for chosen in (others[others < 5], others[others >= 5])
+        )
+        alone = fit_row(first, rest).logits(parts.features[left : left + 1])[0] + parts.offsets[left]
+        assert abs(odds[left] - alone) < 0.02
 
 
 def test_an_older_file_is_taught_with_known_photographs(battery, sample, tmp_path):

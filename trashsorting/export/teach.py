@@ -15,6 +15,7 @@ from unicodedata import normalize
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from threadpoolctl import threadpool_limits
 
 from ..core.card import ModelCard, TaughtClass, check_output_path, file_sha256, write_model
 from ..core.correction import OTHER
@@ -37,7 +38,7 @@ from ..inference.predictor import Predictor
 from ..inference.session import Session, open_session, run_network
 
 # %% ../../nbs/export/02_teach.ipynb #21c489a5
-_PENALTY = 1e-5  # Of half the squared length of the row, for features of mean length 1
+_PENALTY = 1e-3  # Of half the squared length of the row, for whitened features of mean length 1
 _MOST_STEPS = 50
 
 # %% ../../nbs/export/02_teach.ipynb #79eb01d2
@@ -45,16 +46,9 @@ _MOST_STEPS = 50
 class _Problem:
     "A regression with an offset, in the dual form: as many unknowns as photographs."
 
-    kernel: np.ndarray  # (n, n) products of the scaled features
+    kernel: np.ndarray  # (n, n) products of the whitened features
     offsets: np.ndarray  # (n,)
     signs: np.ndarray  # (n,) 1: new, -1: known
-
-    def rows(
-        self,
-        chosen: np.ndarray,  # (m,) indices
-    ) -> "_Problem":
-        "The same problem with some of the photographs."
-        return _Problem(self.kernel[np.ix_(chosen, chosen)], self.offsets[chosen], self.signs[chosen])
 
     def weights(self) -> np.ndarray:  # (n,)
         "Weights of the photographs: each side has half."
@@ -146,35 +140,71 @@ class NewRow:
         return features @ self.weights + self.bias
 
 # %% ../../nbs/export/02_teach.ipynb #6fc99580
-def _scaled(
-    new: np.ndarray,  # (k, n_features)
-    known: np.ndarray,  # (n, n_features)
-) -> tuple[np.ndarray, np.ndarray, float]:  # (k + n, n_features) of mean length 1, the centre, and what they were divided by
-    "Features around the mean of the known ones."
-    centre = known.mean(axis=0)
-    rows = np.concatenate([new, known]) - centre
-    scale = float(np.linalg.norm(rows, axis=1).mean()) or 1.0
-    return rows / scale, centre, scale
+_SHRINKAGE = 0.9  # 0: the covariance of the known photographs, 1: the same variance in all directions
+
+
+@dataclass(frozen=True, eq=False)
+class _Posed:
+    "Photographs of a new class and of known ones."
+
+    products: np.ndarray  # (n, n) of the features around the mean of the known ones
+    offsets: np.ndarray  # (n,)
+    classes: np.ndarray  # (n,) the most probable known class, -1: new
+    n_features: int
+
+    def take(
+        self,
+        chosen: np.ndarray,  # (m,) indices
+    ) -> "_Posed":
+        "Some of the photographs."
+        products = self.products[np.ix_(chosen, chosen)]
+        return _Posed(products, self.offsets[chosen], self.classes[chosen], self.n_features)
+
+    def mixing(self) -> np.ndarray:  # (n, n)
+        "A matrix: `products @ mixing` are those of whitened features, scaled to the mean length 1."
+        known = self.classes >= 0
+        same = self.classes[known] == self.classes[known][:, None]
+        around = np.eye(len(same)) - same / same.sum(axis=1)
+        moved = around @ self.products[known]
+        spread = moved[:, known] @ around
+        ridge = _SHRINKAGE / (1 - _SHRINKAGE) * np.trace(spread) / self.n_features or 1.0
+        mixing = np.eye(len(known))
+        mixing[known] -= np.linalg.solve(spread + ridge * np.eye(len(same)), moved)
+        squares = (self.products * mixing.T).sum(axis=1).clip(0)
+        return mixing / (np.sqrt(squares).mean() ** 2 or 1.0)
 
 
 def _pose(
     new: Features,  # Of the new class
     known: Features,  # Of the other classes
-    rows: np.ndarray,  # (k + n, n_features) of `_scaled`
-) -> _Problem:
-    "The regression for a new class."
-    signs = np.repeat([1, -1], [len(new.features), len(known.features)])
-    return _Problem(rows @ rows.T, np.concatenate([new.offsets, known.offsets]), signs)
+) -> tuple[_Posed, np.ndarray, np.ndarray]:  # Also the features (k + n, n_features) around the centre, and the centre
+    "Photographs, the new ones first."
+    centre = known.features.mean(axis=0)
+    rows = np.concatenate([new.features, known.features]) - centre
+    classes = np.concatenate([np.full(len(new.features), -1), known.logits.argmax(axis=1)])
+    return _Posed(rows @ rows.T, np.concatenate([new.offsets, known.offsets]), classes, rows.shape[1]), rows, centre
 
 # %% ../../nbs/export/02_teach.ipynb #ee1cebef
+def _fit(
+    posed: _Posed,
+    dual: np.ndarray,  # (n,) to start from
+    bias: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, float]:  # (n,) what the row is made of, (n,) the dual solution, and the bias
+    "The regression for a new class."
+    mixing = posed.mixing()
+    problem = _Problem(posed.products @ mixing, posed.offsets, np.where(posed.classes < 0, 1, -1))
+    dual, bias = _minimize(problem, dual, bias)
+    return mixing @ dual, dual, bias
+
+
 def fit_row(
     new: Features,  # Of the new class, one photograph or more
     known: Features,  # Of the other classes
 ) -> NewRow:
     "The row of a new class."
-    rows, centre, scale = _scaled(new.features, known.features)
-    dual, bias = _minimize(_pose(new, known, rows), np.zeros(len(rows)))
-    weights = rows.T @ dual / scale
+    posed, rows, centre = _pose(new, known)
+    shares, _, bias = _fit(posed, np.zeros(len(rows)))
+    weights = rows.T @ shares
     return NewRow(weights, bias - float(centre @ weights))
 
 # %% ../../nbs/export/02_teach.ipynb #d87c8c67
@@ -183,13 +213,15 @@ def left_out_odds(
     known: Features,  # Of the other classes
 ) -> np.ndarray:  # (k + n,) logarithm of the odds of the new class, each by the other photographs
     "Leave one out."
-    problem = _pose(new, known, _scaled(new.features, known.features)[0])
-    dual, bias = _minimize(problem, np.zeros(len(problem.signs)))
-    odds, every = np.zeros(len(dual)), np.arange(len(dual))
-    for left_out in every:
-        others = every[every != left_out]
-        part, its_bias = _minimize(problem.rows(others), dual[others], bias)
-        odds[left_out] = problem.kernel[left_out, others] @ part + its_bias + problem.offsets[left_out]
+    posed = _pose(new, known)[0]
+    every = np.arange(len(posed.classes))
+    _, dual, bias = _fit(posed, np.zeros(len(every)))
+    odds = np.zeros(len(every))
+    with threadpool_limits(1, "blas"):  # many small products: more threads only wait for each other
+        for left_out in every:
+            others = every[every != left_out]
+            shares, _, its_bias = _fit(posed.take(others), dual[others], bias)
+            odds[left_out] = posed.products[left_out, others] @ shares + its_bias + posed.offsets[left_out]
     return odds
 
 # %% ../../nbs/export/02_teach.ipynb #5f669b4e
@@ -437,7 +469,7 @@ def _known_features(
 
 # %% ../../nbs/export/02_teach.ipynb #a4566688
 _METHOD = (
-    "one row was added to the classifier, on frozen features: logistic regression with the known logits as offset; the other "
+    "one row was added to the classifier, on frozen and whitened features: logistic regression with the known logits as offset; the other "
     "rows were not touched"
 )
 

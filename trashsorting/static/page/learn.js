@@ -1,9 +1,15 @@
-// A class from a few photographs: the method of export/teach.py, a row more in the classifier, on frozen features.
-const PENALTY = 1e-5;  // Of half the squared length of the row, for features of mean length 1
+// A class from a few photographs: the method of export/teach.py, a row more in the classifier, on frozen and whitened features.
+const PENALTY = 1e-3;  // Of half the squared length of the row, for whitened features of mean length 1
+const SHRINKAGE = 0.9;  // 0: the covariance of the known photographs, 1: the same variance in all directions
 const MOST_STEPS = 50;
-const SURE = -8;  // A known photograph with such odds, or lower, is not lost by a classifier without it either.
+const SURE = -5;  // A known photograph with such odds, or lower, is not lost by a classifier without it either.
 
-const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+function dot(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
+
 const sigmoid = (x) => 1 / (1 + Math.exp(-Math.min(Math.max(x, -500), 500)));
 const logSumExp = (values) => {
   const largest = Math.max(...values);
@@ -37,19 +43,22 @@ function solve(matrix, sides) {
   const n = matrix.length;
   const lower = matrix.map((row) => Float64Array.from(row));
   for (let i = 0; i < n; i++) for (let j = 0; j <= i; j++) {
-    let sum = lower[i][j];
-    for (let k = 0; k < j; k++) sum -= lower[i][k] * lower[j][k];
-    lower[i][j] = i === j ? Math.sqrt(Math.max(sum, 1e-300)) : sum / lower[j][j];
+    const row = lower[i], other = lower[j];
+    let sum = row[j];
+    for (let k = 0; k < j; k++) sum -= row[k] * other[k];
+    row[j] = i === j ? Math.sqrt(Math.max(sum, 1e-300)) : sum / other[j];
   }
   return sides.map((side) => {
     const x = Float64Array.from(side);
     for (let i = 0; i < n; i++) {
-      for (let k = 0; k < i; k++) x[i] -= lower[i][k] * x[k];
-      x[i] /= lower[i][i];
+      const row = lower[i];
+      let sum = x[i];
+      for (let k = 0; k < i; k++) sum -= row[k] * x[k];
+      x[i] = sum / row[i];
     }
     for (let i = n - 1; i >= 0; i--) {
-      for (let k = i + 1; k < n; k++) x[i] -= lower[k][i] * x[k];
-      x[i] /= lower[i][i];
+      const row = lower[i], value = x[i] /= row[i];
+      for (let k = 0; k < i; k++) x[k] -= row[k] * value;
     }
     return x;
   });
@@ -90,35 +99,81 @@ function minimize(problem, dual = new Float64Array(problem.signs.length), bias =
   return { dual, bias };
 }
 
-// The regression for a new class: features around the mean of the known ones, of mean length 1.
+// Photographs of a new class and of known ones, with the products of their features around the mean of the known ones.
 function pose(fresh, known) {
   const size = fresh[0].features.length;
   const centre = Float64Array.from({ length: size }, (_, j) => known.reduce((sum, { features }) => sum + features[j], 0) / known.length);
   const rows = [...fresh, ...known].map(({ features }) => Float64Array.from(features, (value, j) => value - centre[j]));
-  const scale = rows.reduce((sum, row) => sum + Math.sqrt(dot(row, row)), 0) / rows.length || 1;
-  for (const row of rows) for (let j = 0; j < size; j++) row[j] /= scale;
-  const kernel = rows.map(() => new Float64Array(rows.length));
-  for (let i = 0; i < rows.length; i++) for (let j = 0; j <= i; j++) kernel[i][j] = kernel[j][i] = dot(rows[i], rows[j]);
-  const signs = rows.map((_, i) => i < fresh.length ? 1 : -1);
-  return { problem: problemOf(kernel, [...fresh, ...known].map(offsetOf), signs), rows, centre, scale };
+  const classes = [...fresh.map(() => -1), ...known.map(({ logits }) => logits.indexOf(Math.max(...logits)))];
+  const offsets = [...fresh, ...known].map(offsetOf);
+  return { products: symmetric(rows.length, (i, j) => dot(rows[i], rows[j])), offsets, classes, size, rows, centre };
+}
+
+function symmetric(n, value) {
+  const matrix = Array.from({ length: n }, () => new Float64Array(n));
+  for (let i = 0; i < n; i++) for (let j = 0; j <= i; j++) matrix[i][j] = matrix[j][i] = value(i, j);
+  return matrix;
+}
+
+// Values around the means of their classes.
+function around(values, classes) {
+  const n = Math.max(...classes) + 1, moved = Float64Array.from(values);
+  const sums = new Float64Array(n), counts = new Float64Array(n);
+  for (let i = 0; i < moved.length; i++) {
+    sums[classes[i]] += moved[i];
+    counts[classes[i]]++;
+  }
+  for (let i = 0; i < moved.length; i++) moved[i] -= sums[classes[i]] / counts[classes[i]];
+  return moved;
+}
+
+// The columns of a matrix: products times it are those of whitened features, scaled to the mean length 1. By Woodbury's
+// identity, with the covariance of the known photographs around the means of their classes.
+function mixingOf({ products, classes, size }) {
+  const known = classes.flatMap((label, i) => label < 0 ? [] : [i]);
+  const pick = (values) => known.map((i) => values[i]);
+  const labels = pick(classes);
+  const moved = products.map((row) => around(pick(row), labels));
+  const spread = labels.map((_, i) => around(known.map((j) => moved[j][i]), labels));
+  const ridge = SHRINKAGE / (1 - SHRINKAGE) * spread.reduce((sum, row, i) => sum + row[i], 0) / size || 1;
+  spread.forEach((row, i) => row[i] += ridge);
+  const mixing = solve(spread, moved).map((solved, j) => {
+    const column = new Float64Array(classes.length);
+    column[j] = 1;
+    solved.forEach((value, i) => column[known[i]] -= value);
+    return column;
+  });
+  const lengths = mixing.map((column, i) => Math.sqrt(Math.max(0, dot(products[i], column))));
+  const scale = lengths.reduce((sum, length) => sum + length, 0) / lengths.length || 1;
+  return mixing.map((column) => column.map((value) => value / scale ** 2));
+}
+
+// The regression for a new class. `shares` are what its row is made of.
+function fit(posed, start, startBias) {
+  const { products, offsets, classes } = posed;
+  const mixing = mixingOf(posed);
+  const kernel = symmetric(classes.length, (i, j) => dot(products[i], mixing[j]));
+  const { dual, bias } = minimize(problemOf(kernel, offsets, classes.map((label) => label < 0 ? 1 : -1)), start, startBias);
+  const shares = mixing.reduce((sum, column, j) => sum.map((value, i) => value + dual[j] * column[i]), new Float64Array(classes.length));
+  return { shares, dual, bias };
 }
 
 // The row of a new class: its logit is weights . features + bias.
-function rowOf({ rows, centre, scale }, { dual, bias }) {
-  const weights = centre.map((_, j) => rows.reduce((sum, row, i) => sum + row[j] * dual[i], 0) / scale);
+function rowOf({ rows, centre }, { shares, bias }) {
+  const weights = centre.map((_, j) => rows.reduce((sum, row, i) => sum + row[j] * shares[i], 0));
   return { weights, bias: bias - dot(centre, weights) };
 }
 
 // Leave one out: how probable the new class is for each photograph, by a classifier of the others.
-function leftOutOdds({ problem }, { dual, bias }) {
-  const every = problem.signs.map((_, i) => i);
-  return marginsOf(problem, dual, bias).map((odds, left) => {
-    if (problem.signs[left] < 0 && odds < SURE) return odds;
-    const others = every.filter((i) => i !== left);
-    const pick = (values) => others.map((i) => values[i]);
-    const part = problemOf(pick(problem.kernel).map((row) => Float64Array.from(pick(row))), pick(problem.offsets), pick(problem.signs));
-    const found = minimize(part, Float64Array.from(pick(dual)), bias);
-    return dot(pick(problem.kernel[left]), found.dual) + found.bias + problem.offsets[left];
+function leftOutOdds(posed, { shares, dual, bias }) {
+  const { products, offsets, classes } = posed;
+  return products.map((row, left) => {
+    const odds = dot(row, shares) + bias + offsets[left];
+    if (classes[left] >= 0 && odds < SURE) return odds;
+    const pick = (values) => values.filter((_, i) => i !== left);
+    const part = { ...posed, products: pick(products).map(pick), offsets: pick(offsets), classes: pick(classes) };
+    const found = fit(part, pick(dual), bias);
+    return dot(pick(row), found.shares) + found.bias + offsets[left];
   });
 }
 
@@ -144,7 +199,7 @@ export function learn(things, known, unsureBelow) {
   for (const thing of things) {
     const fresh = thing.photographs.map((photograph) => withRows(photograph, rows));
     const posed = pose(fresh, known);
-    const solved = minimize(posed.problem);
+    const solved = fit(posed);
     const row = rowOf(posed, solved);
     measured.push(thing.measured ?? measure(fresh, known, leftOutOdds(posed, solved)));
     unsureBelow = recalibrate(unsureBelow, known, row);
