@@ -156,7 +156,7 @@ def parse_json(
         json.dumps(content, ensure_ascii=False).encode()
     return content
 
-
+# %% ../../nbs/core/03_system.ipynb #5b1de0c7
 def read_yaml(
     path: Path,
     extra: str = "train",  # The extra that brings PyYAML
