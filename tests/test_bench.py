@@ -26,6 +26,7 @@ def run(*words: str) -> str:
     return done.stdout
 
 
+@experiment
 @pytest.mark.skipif(
     not shutil.which("wrk"), reason="!!! wrk is missing (apt-get install wrk): bench/serve.py was not run"
 )

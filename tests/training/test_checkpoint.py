@@ -225,7 +225,7 @@ def test_a_full_disk_is_an_error_before_training(tmp_path):
 def test_an_unwritable_folder_is_an_error_before_training(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     done = call(*train_command(tmp_path / "file" / "run"))
-    assert done.returncode == 1 and "file/run: cannot be written (Not a directory); choose a place" in done.stderr
+    assert done.returncode == 1 and "file: is a file, and a folder is needed; choose another one" in done.stderr
     with mounted(tmp_path / "fixed", "ro") as folder:
         done = call(*train_command(folder))
         assert done.returncode == 1 and "fixed: cannot be written (Read-only file system)" in done.stderr
