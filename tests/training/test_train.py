@@ -29,6 +29,7 @@ from trashsorting.data.manifest import read_folder
 from trashsorting.data.sample import draw_picture, draw_sample
 from trashsorting.data.sources import SAMPLE_NAME, TRASHNET_COUNTS, load_manifest
 from trashsorting.data.splits import split_by_hash
+from trashsorting.export.onnx import export_run
 from trashsorting.training.backbone import create_backbone, split_parameters
 from trashsorting.training.callbacks import Diverged
 from trashsorting.training.dataloaders import make_dataloaders
@@ -142,6 +143,18 @@ def test_export_is_reproducible(run, tmp_path):
     done = call("export", again)
     assert done.returncode == 0, done.stderr
     assert read_card(again / "model.onnx") == read_card(run / "model.onnx")
+
+
+def test_an_export_that_fails_leaves_model_and_card_as_they_were(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = [(copy / name).read_bytes() for name in ("model.onnx", "model.json")]
+    state = torch.load(copy / "checkpoint.pth", weights_only=True)
+    state["classifier.bias"] += 1
+    torch.save(state, copy / "checkpoint.pth")
+    monkeypatch.setattr("trashsorting.export.onnx._make_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_run(copy)
+    assert [(copy / name).read_bytes() for name in ("model.onnx", "model.json")] == before
 
 
 def test_synthetic_images_and_the_weights_of_a_run_are_used_and_recorded(run, tmp_path):

@@ -23,7 +23,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core.card import Evaluation, ModelCard, Provenance, SourceMetrics, file_sha256, write_card
+from ..core.card import Evaluation, ModelCard, Provenance, SourceMetrics, file_sha256, write_model
 from ..core.errors import DataError, ModelError
 from ..data.duplicates import compute_hashes, pack_hashes
 from ..evaluation.metrics import evaluate
@@ -40,11 +40,13 @@ def export_run(
 ) -> Path:  # `model.onnx` in that folder, with `model.json` beside it
     "Export a run. Raises `ModelError` if the run cannot be read or file and network disagree, `DataError` without its data."
     run, sources = load_run(folder), _read_sources(held_out_sources) if held_out_sources else {}
-    file = to_onnx(run.model, run.preprocessing.input_size, run.folder / "model.onnx")
-    check_parity(run.model, _parity_batches(run), file)
-    evaluation = _out_of_fold(run) or _score_file(file, run, progress)
-    write_card(file, _make_card(file, run, evaluation).model_copy(update={"held_out_sources": sources}))
-    return file
+    with TemporaryDirectory(dir=run.folder) as made:
+        file = to_onnx(run.model, run.preprocessing.input_size, Path(made) / "model.onnx")
+        check_parity(run.model, _parity_batches(run), file)
+        evaluation = _out_of_fold(run) or _score_file(file, run, progress)
+        card = _make_card(file, run, evaluation).model_copy(update={"held_out_sources": sources})
+        write_model(file, card, run.folder / "model.onnx")
+    return run.folder / "model.onnx"
 
 
 def _read_sources(
