@@ -170,6 +170,8 @@ def test_the_files_for_the_device_are_sent_compressed(client, predictor):
     assert card["sha256"] == predictor.card.file_sha256
     model = client.get("/api/on-device/model.onnx.gz", params={"sha256": card["sha256"]})
     assert model.headers["content-type"] == "application/gzip" and model.content[:2] == b"\x1f\x8b"
+    known = client.get("/api/on-device/model.onnx.gz", headers={"if-none-match": model.headers["etag"]})
+    assert (known.status_code, known.content) == (304, b"")
     other = client.get("/api/on-device/model.onnx.gz", params={"sha256": "0" * 64})
     assert (other.status_code, other.json()["code"]) == (404, "not-found")
     for accepted, kind in [("gzip", "gzip"), ("br;q=0, gzip", "gzip"), ("gzip, br", "wasm")]:

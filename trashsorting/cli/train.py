@@ -30,7 +30,7 @@ from trashsorting.cli.options import (
 from ..core.errors import TrashsortingError, need
 from ..core.settings import SHIPPED_MODEL
 from ..core.system import is_remote, write_json
-from ..data.storage import exists, folder_for
+from ..data.storage import check_writable, exists, folder_for
 
 # %% ../../nbs/cli/01_train.ipynb #2c21c6c3
 def training_notebook() -> Path:
@@ -104,6 +104,7 @@ def _check_out(
     resume: bool,
 ) -> None:
     "Refuse to lose a run. Raises `TrashsortingError`."
+    check_writable(out)
     finished = exists(f"{out}/run.json") if is_remote(out) else (Path(out) / "run.json").exists()
     if finished:
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")

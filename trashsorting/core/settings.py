@@ -91,9 +91,9 @@ class Settings(BaseSettings):
     max_files: int = Field(16, ge=1, description="most photographs in one batch")
     max_batch_bytes: int = Field(40_000_000, ge=1, description="largest accepted batch, bytes")
     threads: int = Field(
-        0, ge=0, description="threads of one inference; 0: one when serving, otherwise one per core"
+        0, ge=0, le=1024, description="threads of one inference; 0: one when serving, otherwise one per core"
     )
-    parallel: int = Field(0, ge=0, description="photographs that a worker processes at a time; 0: its fraction of the cores")
+    parallel: int = Field(0, ge=0, le=1024, description="photographs that a worker processes at a time; 0: its fraction of the cores")
     queue: int = Field(64, ge=0, description="photographs that may wait in a worker's queue; the next is answered 503")
     queue_seconds: _Seconds = Field(30, description="longest wait in the queue, then 503")
     work_seconds: _Seconds = Field(20, description="longest decoding and inference of a photograph, then 503")

@@ -101,12 +101,21 @@ def _upload(
             )
     return len(files)
 
+# %% ../../nbs/data/00_storage.ipynb #7c970e6e
+def check_writable(
+    out: str,  # A folder, or the address of one
+) -> None:
+    "Refuse an address that can only be read. Raises `DataError`."
+    if out.startswith(("http://", "https://")):
+        raise DataError(f"{out}: can only be read; write to a folder, or to a bucket at gs://BUCKET/FOLDER")
+
 # %% ../../nbs/data/00_storage.ipynb #d8b2dbe5
 @contextmanager
 def folder_for(
     out: str,  # A folder, or the address of one
 ) -> Iterator[Path]:  # A folder on this machine
     "Have a folder to write to; at the end its files are in `out`. Raises what `fetch` raises."
+    check_writable(out)
     if not is_remote(out):
         yield Path(out)
         return
@@ -128,6 +137,7 @@ class ResultFolder:
         self,
         place: str,  # A folder, made if it is not there, or the address of one
     ):
+        check_writable(place)
         self.place = place.rstrip("/") or "/"
 
     def names(self) -> set[str]:

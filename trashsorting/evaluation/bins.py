@@ -108,8 +108,9 @@ def bin_line(
     "Accuracy over bins and answered share of one place, beside those over classes, as a line of text."
     low, high = evaluation.accuracy_interval
     counted = f" (of {evaluation.n}; {evaluation.without_rule} without a rule)" if evaluation.without_rule else ""
+    right = f", of these right {evaluation.answered_accuracy:.4f}" if evaluation.answered else ""
     return (
         f"bins in {evaluation.place}: accuracy {evaluation.accuracy:.4f}  (95 % interval {low:.4f} - {high:.4f}), "
-        f"answered {evaluation.answered:.1%}, of these right {evaluation.answered_accuracy:.4f}{counted}; "
+        f"answered {evaluation.answered:.1%}{right}{counted}; "
         f"classes: accuracy {evaluation.class_accuracy:.4f}, answered {evaluation.class_answered:.1%}"
     )

@@ -28,6 +28,7 @@ from ..core.places import Place, read_places
 from ..core.settings import SHIPPED_MODEL, Settings, read_settings
 from ..inference.session import open_session
 from .on_device import describe_on_device, pack
+from .routes import etag_matches
 from .schemas import ApiError
 
 # %% ../../nbs/serving/06_page.ipynb #070a5add
@@ -36,15 +37,6 @@ def _make_etag(
 ) -> str:  # In its quotes
     "An entity tag that changes with the content."
     return f'"{hashlib.sha256(content.encode()).hexdigest()[:24]}"'
-
-# %% ../../nbs/serving/06_page.ipynb #2e910ace
-def _matches(
-    request: Request,
-    etag: str,  # Of the content, in its quotes
-) -> bool:
-    "Whether the client's If-None-Match names the tag."
-    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    return etag in tags or tags == ["*"]
 
 # %% ../../nbs/serving/06_page.ipynb #6f831d77
 _STATIC = Path(str(files("trashsorting"))) / "static"
@@ -209,7 +201,7 @@ def _add_text(
     @app.get(path, include_in_schema=False)
     async def text(request: Request) -> Response:
         code = _choose_language(request.headers.get("accept-language", ""), contents)
-        unchanged = _matches(request, tagged[code]["etag"])
+        unchanged = etag_matches(request, tagged[code]["etag"])
         return Response(status_code=304, headers=tagged[code]) if unchanged else responses[code]
 
 # %% ../../nbs/serving/06_page.ipynb #044450e3

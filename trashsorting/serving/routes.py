@@ -367,6 +367,15 @@ async def on_device_model(request: Request) -> OnDeviceModel:
     predictor = loaded_predictor(request)
     return describe_on_device(predictor.card, predictor.session)
 
+# %% ../../nbs/serving/05_routes.ipynb #fc9a8add
+def etag_matches(
+    request: Request,
+    etag: str,  # Of the content, in its quotes
+) -> bool:
+    "Whether the client's If-None-Match names the tag."
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return etag in tags or tags == ["*"]
+
 # %% ../../nbs/serving/05_routes.ipynb #dc76a7e7
 _Sha256 = Annotated[str | None, Query(max_length=64, description="the `sha256` of model.json; without it, any model")]
 _GZIP = {"content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}}
@@ -383,11 +392,18 @@ def _predictor_of(
     return predictor
 
 
-@api.get("/on-device/model.onnx.gz", responses={200: _GZIP, **error_responses(404, 422, 503)}, response_class=Response)
+_ON_DEVICE_FILE: dict[int | str, dict[str, Any]] = {
+    200: _GZIP, 304: {"description": "the client has this model"}, **error_responses(404, 422, 503)
+}
+
+
+@api.get("/on-device/model.onnx.gz", responses=_ON_DEVICE_FILE, response_class=Response)
 def on_device_file(request: Request, sha256: _Sha256 = None) -> Response:
     "Send the model, optimised for browsers, as gzip."
     predictor = _predictor_of(request, sha256)
     headers = {"cache-control": "no-cache", "etag": f'"{predictor.card.file_sha256}"'}
+    if etag_matches(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
     return Response(pack(predictor.content), media_type="application/gzip", headers=headers)
 
 # %% ../../nbs/serving/05_routes.ipynb #5b6d4d29
