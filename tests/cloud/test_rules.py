@@ -43,6 +43,7 @@ HEALTHY = {
     "trashsorting_inference_seconds_count": growing(60),
     'trashsorting_predictions_total{predicted_class="glass"}': growing(60),
     "trashsorting_unsure_total": growing(5),
+    "trashsorting_expected_unsure": steady(0.27),
     "trashsorting_estimated_accuracy": steady(0.95),
     "trashsorting_drift_window_photographs": steady(200),
     "trashsorting_drift_alarm": steady(0),
@@ -61,7 +62,7 @@ FIRING = {
     "NoTraffic": {ANSWERED: NIGHT, FAILED: steady(0)},
     "Inaccurate": {"trashsorting_estimated_accuracy": steady(0.7), "trashsorting_drift_alarm": steady(1)},
     "Drift": {"trashsorting_drift_alarm": steady(1), "trashsorting_unsure_total": growing(30)},
-    "Unsure": {"trashsorting_unsure_total": growing(20)},
+    "Unsure": {"trashsorting_unsure_total": growing(36)},
     "WorkerLost": {"trashsorting_workers_ended_total": f"3x{STEPS - 5} 4x5"},
     "Memory": {"process_resident_memory_bytes": steady(4e9)},
 }
@@ -86,7 +87,8 @@ SILENT = {
         "trashsorting_estimated_accuracy": steady(0.5),
         "trashsorting_drift_window_photographs": steady(20),
     },
-    "a quarter is unsure": {"trashsorting_unsure_total": growing(15)},
+    "half is unsure": {"trashsorting_unsure_total": growing(30)},
+    "the card does not say how often": {"trashsorting_unsure_total": growing(36), "trashsorting_expected_unsure": None},
     "a worker ended an hour ago": {"trashsorting_workers_ended_total": f"3x{STEPS - 60} 4x60"},
     "three gigabytes": {"process_resident_memory_bytes": steady(3e9)},
 }

@@ -246,8 +246,9 @@ def test_two_processes_train_like_one(tmp_path):
     single, two = train_here(tmp_path / "one", FreezeNorm()), tmp_path / "two"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    fork = get_context("fork")
-    processes = [fork.Process(target=train_as, args=(rank, port, two)) for rank in range(2)]
+    server = get_context("forkserver")  # torch is loaded once; a process that has trained cannot always be forked
+    server.set_forkserver_preload(["trashsorting.training.run"])
+    processes = [server.Process(target=train_as, args=(rank, port, two)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

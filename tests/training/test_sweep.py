@@ -3,9 +3,10 @@
 import json
 import signal
 import sqlite3
+import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
+from subprocess import Popen
 from types import SimpleNamespace
 
 import optuna
@@ -39,11 +40,9 @@ def swept(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     draw_sample(folder / "sample", per_class=5)
     assert call("data", "synthesize", folder / "sample", "--out", folder / "synthetic", "-n", 1).returncode == 0
-    fork = get_context("fork")  # torch is loaded already
-    started = fork.Process(target=call, args=words(folder, "--trials", "6"))
-    started.start()
+    started = Popen([sys.executable, "-m", "trashsorting", *words(folder, "--trials", "6")])
     deadline = time.monotonic() + SECONDS
-    while started.is_alive() and time.monotonic() < deadline:
+    while started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
         try:
             if ended(folder):
@@ -51,8 +50,7 @@ def swept(tmp_path_factory) -> Path:
         except sqlite3.OperationalError:
             continue
     started.kill()
-    started.join(SECONDS)
-    assert started.exitcode == -signal.SIGKILL
+    assert started.wait(SECONDS) == -signal.SIGKILL
     done = call(*words(folder, "--trials", "6", "--workers", "2"), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     (folder / "output.txt").write_text(done.stdout, encoding="utf-8")

@@ -46,7 +46,8 @@ _SLOW = f"({_WORK}) / rate(trashsorting_inference_seconds_count[5m]) > 1"
 _INACCURATE = "trashsorting_estimated_accuracy < 0.8 and on (instance) trashsorting_drift_window_photographs >= 50"
 _DRIFTED = "trashsorting_drift_alarm == 1"
 _PREDICTIONS = "sum by (instance) (rate(trashsorting_predictions_total[1h]))"
-_UNSURE = f"sum by (instance) (rate(trashsorting_unsure_total[1h])) > 0.3 * {_PREDICTIONS}"
+_EXPECTED = "max by (instance) (trashsorting_expected_unsure)"
+_UNSURE = f"sum by (instance) (rate(trashsorting_unsure_total[1h])) > 2 * {_EXPECTED} * {_PREDICTIONS}"
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #0af5dbbb
 def _unless(
@@ -147,7 +148,7 @@ _MODEL_QUALITY_ALERTS = (
         query=_unless(_UNSURE, _INACCURATE, _DRIFTED),
         minutes=30,
         severity="warning",
-        summary="The model is unsure in more than 30 % of the photographs of an hour.",
+        summary="The model was unsure twice as often in an hour as in its evaluation.",
         action="Look at some of them. They may show no trash, or several objects.",
     ),
 )
@@ -319,7 +320,10 @@ _QUALITY_PANELS = (
     Panel(
         title="Fraction that is unsure",
         unit="1",
-        queries={"unsure": "sum(rate(trashsorting_unsure_total[1h])) / sum(rate(trashsorting_predictions_total[1h]))"},
+        queries={
+            "unsure": "sum(rate(trashsorting_unsure_total[1h])) / sum(rate(trashsorting_predictions_total[1h]))",
+            "expected": "max(trashsorting_expected_unsure)",
+        },
     ),
     Panel(
         title="Accuracy: estimated, and right according to people in a day",

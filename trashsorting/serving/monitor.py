@@ -364,6 +364,9 @@ class _Observed:
         if resident := _resident_bytes():
             yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory of all workers.", resident)
         card = self.metrics.card
+        if card and card.evaluation.coverage is not None:
+            expected = 1 - card.evaluation.coverage
+            yield GaugeMetricFamily(f"{_PREFIX}_expected_unsure", "Fraction that is unsure in the card's evaluation.", expected)
         if card and card.reference:
             yield from _drift_gauges(find_drift(card, self.metrics.window.last(card, WINDOW)[0]))
 
