@@ -262,7 +262,7 @@ def test_missing_output_folders_are_made(sample, tmp_path):
 
 def test_robustness_reports_skipped_files(tmp_path):
     draw_sample(tmp_path / "few", 2, ("glass", "paper"))
-    for n in range(2):
+    for n in range(20):
         draw_picture("glass", n).save(tmp_path / "few" / "glass" / f"more{n}.png")
     (tmp_path / "few" / "glass" / "notes.jpg").write_text("no picture", encoding="utf-8")
     results = [
@@ -273,7 +273,7 @@ def test_robustness_reports_skipped_files(tmp_path):
     evaluated, corrupted = ([line for line in done.stderr.splitlines() if "skipped" in line] for done in results)
     assert corrupted == evaluated and len(corrupted) == 1
     assert corrupted[0].startswith("skipped: glass/notes.jpg: not a picture in an accepted format")
-    assert json.loads((tmp_path / "robustness.json").read_bytes())["robustness"]["n"] == 6
+    assert json.loads((tmp_path / "robustness.json").read_bytes())["robustness"]["n"] == 24
 
 
 def test_predict_reads_only_regular_files_of_a_folder(sample, tmp_path):
