@@ -160,7 +160,7 @@ def _with_synthetic(
     trained = [fold.subset("train").entries for fold in folds]
     with_images = [any(entry.file in have for entry in entries) for entries in trained]
     for number in np.flatnonzero(np.logical_not(with_images)):
-        names = ", ".join(sorted({entry.source for entry in trained[number]}))
+        names = ", ".join(sorted({entry.source for entry in trained[number]} - {""})) or "its photographs"
         log.warning("fold %d: there are no synthetic images of %s: it is trained on photographs alone", number, names)
     return with_images
 
