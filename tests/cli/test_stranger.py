@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from shutil import copyfile
@@ -24,6 +25,12 @@ def test_a_closed_standard_input_is_an_error_of_that_picture(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     done = call("predict", "-")
     assert done.returncode == 1 and done.stderr.startswith("trashsorting: -: standard input is closed: name a file")
+
+
+def test_answers_that_a_closed_output_loses_are_an_error(sample):
+    words = [sys.executable, "-m", "trashsorting", "predict", str(sample)]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "trashsorting: input or output: not writable\n")
 
 
 def test_names_with_control_characters_stay_on_one_line(sample):

@@ -711,6 +711,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
 # %% ../../nbs/cli/04_main.ipynb #fbc5b26e
 def main() -> None:
     "Run the `trashsorting` command: errors go to standard error as a sentence, with an exit status."
+    sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # closed by `>&-`: who writes to it fails
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for file names that cannot be printed
