@@ -106,3 +106,22 @@ def test_a_result_never_overwrites_what_is_read(sample, tmp_path):
         assert done.returncode == 1 and "would overwrite a file that is read" in done.stderr, words
     assert read_card(model) == read_card(SHIPPED_MODEL) and picture.read_bytes() == before
     assert split.read_text("utf-8").startswith("file,") and not (tmp_path / "one").exists()
+
+
+def test_drift_of_odd_folders_and_files(sample, tmp_path):
+    (sample / "glass" / "bad.jpg").write_text("no picture", encoding="utf-8")
+    done = call("drift", sample)
+    assert done.returncode == 0 and done.stdout.endswith(
+        "2 photographs, compared with 2388: not tested, 10 are needed\n"
+    )
+    assert done.stderr.count("bad.jpg: not a picture") == 1
+    picture = next(sample.rglob("*.png"))
+    (tmp_path / "bad").mkdir()
+    (sample / "glass" / "bad.jpg").rename(tmp_path / "bad" / "bad.jpg")
+    for words, message in (
+        ([picture], "is one photograph; name a folder of them"),
+        ([tmp_path / "bad"], "no photograph in this folder can be used"),
+        ([sample, "--reference", picture], "a reference is a model's card (.json), or a folder of photographs"),
+    ):
+        done = call("drift", *words)
+        assert done.returncode == 1 and message in done.stderr
