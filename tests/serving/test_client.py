@@ -172,6 +172,32 @@ def test_a_wrong_key_is_refused_at_once(key):
         Client(key=key)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1/?page=1", "http://127.0.0.1#top"])
+def test_an_address_with_a_query_is_refused_at_once(url):
+    with pytest.raises(ValueError, match="ends before"):
+        Client(url)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_wrong_timeout_is_refused_at_once(timeout):
+    with pytest.raises(ValueError, match="seconds above 0"):
+        Client(timeout=timeout)
+
+
+def test_a_negative_length_is_no_answer():
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\n{}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(head)
+
+        Thread(target=answer, daemon=True).start()
+        with pytest.raises(Unreachable, match="is this its address"):
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}", retries=0).health()
+
+
 def test_an_invalid_host_name():
     with pytest.raises(Unreachable):
         Client("http://a..b", retries=0).health()
