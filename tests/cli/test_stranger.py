@@ -125,3 +125,15 @@ def test_drift_of_odd_folders_and_files(sample, tmp_path):
     ):
         done = call("drift", *words)
         assert done.returncode == 1 and message in done.stderr
+
+
+def test_an_unusable_photograph_ends_a_long_run_at_once(sample, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "bad.jpg").write_text("no picture", encoding="utf-8")
+
+    def measure(*_):
+        raise AssertionError("a long measurement")
+
+    monkeypatch.setattr("trashsorting.evaluation.robustness.measure_robustness", measure)
+    done = call("robustness", sample, "--ood", tmp_path / "other")
+    assert done.returncode == 1 and done.stderr.count("bad.jpg") == 1 and "remove it from the folder" in done.stderr

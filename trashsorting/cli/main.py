@@ -516,10 +516,11 @@ def robustness(
         report_skipped(manifest)
         paths = [manifest.root / entry.file for entry in manifest.entries]
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
+        others = predict_logits(*opened, ood_images(ood_files))  # first: what cannot be used ends a long run at once
         accuracies = measure_robustness(*opened, map(open_rgb, paths), targets)
         logits = predict_logits(*opened, map(open_rgb, paths))
         streams = _simulate_drift(predictor, paths, ood_files, other)
-    scores = detect(logits, predict_logits(*opened, ood_images(ood_files)), card.temperature)
+    scores = detect(logits, others, card.temperature)
     click.echo(f"{robustness_table(accuracies)}\n\n{ood_table(scores)}\n\n{streams}")
     if json_file:
         detection = {name: asdict(score) for name, score in scores.items()}
