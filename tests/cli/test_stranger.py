@@ -33,6 +33,12 @@ def test_answers_that_a_closed_output_loses_are_an_error(sample):
     assert (done.returncode, done.stderr) == (1, "trashsorting: input or output: not writable\n")
 
 
+def test_answers_come_although_nobody_reads_the_errors(sample):
+    words = [sys.executable, "-m", "trashsorting", "drift", str(sample)]
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *words], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "2 photographs" in done.stdout
+
+
 def test_names_with_control_characters_stay_on_one_line(sample):
     picture = next(sample.glob("glass/*.png"))
     for name in ("new\nline.png", "\x1b[31mred.png", "new\nline.txt"):

@@ -720,6 +720,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
 def main() -> None:
     "Run the `trashsorting` command: errors go to standard error as a sentence, with an exit status."
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # closed by `>&-`: who writes to it fails
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # closed by `2>&-`: nobody wants to read it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for file names that cannot be printed
