@@ -302,3 +302,9 @@ def test_versions_in_a_bucket_are_not_written_to_a_folder_of_its_name(promote, m
     with pytest.raises(SystemExit):
         promote.main()
     assert "gcloud storage rsync" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there_is_a_sentence(tmp_path):
+    done = run_light(str(ROOT / "tools/promote.py"), str(tmp_path), "--data", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith(f"promote: {tmp_path}/model.onnx: no such file")
+    assert done.stderr.count("\n") == 1

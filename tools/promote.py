@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from trashsorting.core.card import Evaluation, file_sha256, read_card
-from trashsorting.core.errors import ModelError
+from trashsorting.core.errors import ModelError, TrashsortingError
 from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.core.system import is_remote
 from trashsorting.export.install import install_model
@@ -132,4 +132,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (TrashsortingError, subprocess.CalledProcessError) as error:
+        sys.exit(f"promote: {error}")
