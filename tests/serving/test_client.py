@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from time import sleep
 
@@ -196,6 +197,12 @@ def test_a_negative_length_is_no_answer():
         Thread(target=answer, daemon=True).start()
         with pytest.raises(Unreachable, match="is this its address"):
             Client(f"http://127.0.0.1:{server.getsockname()[1]}", retries=0).health()
+
+
+@pytest.mark.parametrize("photograph", [b"abc", "photo.jpg", Path("photo.jpg")])
+def test_a_batch_of_one_photograph_without_a_list(photograph):
+    with pytest.raises(TypeError, match="a list of photographs; `predict` takes one"):
+        Client().predict_batch(photograph)
 
 
 def test_an_invalid_host_name():

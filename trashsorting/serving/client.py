@@ -287,6 +287,8 @@ class Client(_Requests):
         place: str | None = None,  # Name the bins in this place, an id or name of `places`
     ) -> list[BatchItem]:  # One for each photograph, in their order
         "The same for several, in one request. An error with one of them is in its item, as `problem`."
+        if isinstance(photographs, Photograph):
+            raise TypeError("`predict_batch` takes a list of photographs; `predict` takes one")
         form = _encode_form("files", photographs)
         query = {"top_k": top_k, "timing": timing, "place": place}
         return self.ask("/api/predict/batch", BatchAnswer, form, **query).answers
