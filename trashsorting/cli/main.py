@@ -602,7 +602,8 @@ def _observe_source(
         raise DataError(f"{source}: is one photograph; name a folder of them, or a table of predictions")
     if not source.is_dir():
         return read_observations(source, predictor.card.classes)
-    pictures, errors = _list_pictures(str(source)), []
+    pictures = _list_pictures(str(source))
+    errors: list[Exception] = []
     observations = observe_photographs(predictor, [Path(path) for path, reason in pictures if not reason], True, errors)
     for line in [f"{path}: {reason}" for path, reason in pictures if reason] + [str(error) for error in errors]:
         click.echo(f"trashsorting: {printable(line)}", err=True)
