@@ -21,6 +21,7 @@ from trashsorting.core.settings import SHIPPED_MODEL
 from trashsorting.data.duplicates import compute_hashes, pack_hashes
 from trashsorting.data.sample import draw_sample
 from trashsorting.data.sources import SAMPLE_NAME
+from trashsorting.inference.versions import list_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = {
@@ -269,3 +270,41 @@ def test_a_candidate_is_scored_here_and_takes_the_place(promote, monkeypatch, ca
     assert promote.main() == 0, capfd.readouterr().err
     assert shipped.read_bytes() == candidate.read_bytes() and read_card(shipped).file_sha256 == card["file_sha256"]
     assert "On 6 photographs:" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("versions", "name"),
+    [
+        ([], "v1"),
+        (["v9", "v10"], "v11"),
+        (["v1", "v1-hotfix"], "v2"),
+        (["2026-09"], "2026-10"),
+        (["z1"], "z2"),
+        (["best"], "best-1"),
+        (["v1", "(v2)"], "v3"),
+    ],
+)
+def test_the_next_version_sorts_after_all_others(promote, tmp_path, versions, name):
+    for version in versions:
+        folder = tmp_path / version.strip("()")  # in parentheses: a copy that was broken off
+        folder.mkdir()
+        if version[0] != "(":
+            (folder / "parity.json").touch()
+    assert promote.next_name(tmp_path) == name
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "parity.json").touch()
+    assert list_versions(tmp_path)[0] == name
+
+
+def test_versions_in_a_bucket_are_not_written_to_a_folder_of_its_name(promote, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["promote", "model", "--data", "photos", "--versions", "gs://bucket/models"])
+    with pytest.raises(SystemExit):
+        promote.main()
+    assert "gcloud storage rsync" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there_is_a_sentence(tmp_path):
+    done = run_light(str(ROOT / "tools/promote.py"), str(tmp_path), "--data", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith(f"promote: {tmp_path}/model.onnx: no such file")
+    assert done.stderr.count("\n") == 1

@@ -17,12 +17,14 @@ import argparse
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from trashsorting.core.card import Evaluation, file_sha256, read_card
-from trashsorting.core.errors import ModelError
+from trashsorting.core.errors import ModelError, TrashsortingError
 from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.core.system import is_remote
 from trashsorting.export.install import install_model
 from trashsorting.inference.versions import list_versions, write_parity
 
@@ -62,12 +64,18 @@ def report(current: Evaluation, candidate: Evaluation, reasons: list[str]) -> st
     return "\n".join([*lines, "", *(f"- not promoted: {reason}" for reason in reasons)]).rstrip() + "\n"
 
 
+def next_name(place: Path) -> str:
+    "A name that sorts after every version in a folder, and that nothing there has. Raises `ModelError`."
+    newest = (list_versions(place) or ["v0"])[0]
+    head, digits = re.fullmatch(r"(.*?)(\d*)\D*", newest).groups() if re.search(r"\d", newest) else (f"{newest}-", "0")
+    numbers = count(int(digits) + 1)
+    return next(name for n in numbers if not (place / (name := f"{head}{n:0{len(digits)}}")).exists())
+
+
 def add_version(model: Path, place: Path) -> None:
     "Make a model the newest version in a folder. Raises `ModelError`."
-    newest = list_versions(place)[:1]
-    numbers = re.findall(r"\d+", newest[0]) if newest else ["0"]
     with TemporaryDirectory(dir=place, prefix=".") as temporary:
-        version = Path(temporary) / f"v{int(numbers[0]) + 1}"
+        version = Path(temporary) / next_name(place)
         install_model(model, version / "model.onnx")
         write_parity(version / "model.onnx")
         version.rename(place / version.name)
@@ -88,10 +96,13 @@ def main() -> int:
     parser.add_argument("--split", type=Path)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--installed", type=Path, default=SHIPPED_MODEL, help="the model that ships now")
-    parser.add_argument("--versions", type=Path, help="a folder of versions: compare with the newest, and add one")
+    parser.add_argument("--versions", help="a folder of versions: compare with the newest, and add one")
     options = parser.parse_args()
     model = options.folder / "model.onnx"
+    if options.versions and is_remote(options.versions):
+        parser.error("--versions is a folder on this machine: copy it to the bucket with gcloud storage rsync")
     if options.versions:
+        options.versions = Path(options.versions)
         options.versions.mkdir(parents=True, exist_ok=True)
         newest = list_versions(options.versions)[:1]
         options.installed = options.versions / newest[0] / "model.onnx" if newest else options.installed
@@ -121,4 +132,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (TrashsortingError, subprocess.CalledProcessError) as error:
+        sys.exit(f"promote: {error}")

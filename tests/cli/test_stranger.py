@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from shutil import copyfile
@@ -24,6 +25,18 @@ def test_a_closed_standard_input_is_an_error_of_that_picture(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     done = call("predict", "-")
     assert done.returncode == 1 and done.stderr.startswith("trashsorting: -: standard input is closed: name a file")
+
+
+def test_answers_that_a_closed_output_loses_are_an_error(sample):
+    words = [sys.executable, "-m", "trashsorting", "predict", str(sample)]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "trashsorting: input or output: not writable\n")
+
+
+def test_answers_come_although_nobody_reads_the_errors(sample):
+    words = [sys.executable, "-m", "trashsorting", "drift", str(sample)]
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *words], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "2 photographs" in done.stdout
 
 
 def test_names_with_control_characters_stay_on_one_line(sample):
@@ -99,3 +112,34 @@ def test_a_result_never_overwrites_what_is_read(sample, tmp_path):
         assert done.returncode == 1 and "would overwrite a file that is read" in done.stderr, words
     assert read_card(model) == read_card(SHIPPED_MODEL) and picture.read_bytes() == before
     assert split.read_text("utf-8").startswith("file,") and not (tmp_path / "one").exists()
+
+
+def test_drift_of_odd_folders_and_files(sample, tmp_path):
+    (sample / "glass" / "bad.jpg").write_text("no picture", encoding="utf-8")
+    done = call("drift", sample)
+    assert done.returncode == 0 and done.stdout.endswith(
+        "2 photographs, compared with 2388: not tested, 10 are needed\n"
+    )
+    assert done.stderr.count("bad.jpg: not a picture") == 1
+    picture = next(sample.rglob("*.png"))
+    (tmp_path / "bad").mkdir()
+    (sample / "glass" / "bad.jpg").rename(tmp_path / "bad" / "bad.jpg")
+    for words, message in (
+        ([picture], "is one photograph; name a folder of them"),
+        ([tmp_path / "bad"], "no photograph in this folder can be used"),
+        ([sample, "--reference", picture], "a reference is a model's card (.json), or a folder of photographs"),
+    ):
+        done = call("drift", *words)
+        assert done.returncode == 1 and message in done.stderr
+
+
+def test_an_unusable_photograph_ends_a_long_run_at_once(sample, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "bad.jpg").write_text("no picture", encoding="utf-8")
+
+    def measure(*_):
+        raise AssertionError("a long measurement")
+
+    monkeypatch.setattr("trashsorting.evaluation.robustness.measure_robustness", measure)
+    done = call("robustness", sample, "--ood", tmp_path / "other")
+    assert done.returncode == 1 and done.stderr.count("bad.jpg") == 1 and "remove it from the folder" in done.stderr

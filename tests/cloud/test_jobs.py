@@ -460,8 +460,8 @@ elif words[:3] == ["run", "services", "list"]:
         sys.exit(print("[]"))
     assert words[3] == "--filter=metadata.name=trashsorting"
     newest = state["revisions"][-1]["metadata"]["name"]
-    status = {{"latestReadyRevisionName": newest, "traffic": state["traffic"]}}
-    print(json.dumps([{{"spec": state["spec"], "status": status | {{"url": "https://trashsorting.example"}}}}]))
+    status = {{"latestReadyRevisionName": newest, "traffic": state["traffic"], "url": "https://trashsorting.example"}}
+    print(json.dumps([{{"spec": state["spec"], "status": {{}} if os.environ.get("NEVER_READY") else status}}]))
 elif words[:3] == ["run", "revisions", "list"]:
     print(json.dumps(state["revisions"]))
 store.write_text(json.dumps(state))
@@ -545,6 +545,13 @@ def test_errors_of_deployment(cloud_run, monkeypatch):
     )
     monkeypatch.setenv("PATH", "")
     assert "there is no gcloud here" in error_of("job", "promote", *WHERE)
+
+
+def test_a_service_that_was_never_ready_is_a_sentence(cloud_run, monkeypatch):
+    assert invoke("job", "deploy", "--image", f"{API}:1", *WHERE).exit_code == 0
+    monkeypatch.setenv("NEVER_READY", "yes")
+    assert "was ever ready: deploy again" in error_of("job", "rollback", *WHERE)
+    assert "has no address yet" in error_of("job", "monitor", *WHERE)
 
 
 def test_rollout_is_what_the_workflow_runs(cloud_run, monkeypatch):

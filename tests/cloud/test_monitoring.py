@@ -1,6 +1,7 @@
 """`trashsorting job monitor`: what it sends is what Google's own types read, and a second run sends nothing."""
 
 import json
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
@@ -22,13 +23,15 @@ class Google:
     "Cloud Monitoring and Cloud Logging as a function: keeps documents, and adds what Google adds."
 
     def __init__(self):
-        self.documents = {}
+        self.documents, self.page = {}, 100
 
     def __call__(self, method, path, body):
         path, _, query = path.partition("?")
         if method == "GET":
             ours = [document for address, document in self.documents.items() if address.rpartition("/")[0] == path]
-            return 200, {path.rpartition("/")[2]: ours[:100]}
+            end = int(parse_qs(query).get("pageToken", ["0"])[0]) + self.page
+            more = {"nextPageToken": str(end)} if end < len(ours) else {}
+            return 200, {path.rpartition("/")[2]: ours[end - self.page : end]} | more
         if method == "DELETE":
             return 200, self.documents.pop(path) and {}
         if method == "POST":
@@ -144,6 +147,14 @@ def test_the_scoring_job_is_created_and_updated(fake, monkeypatch):
     assert container["command"][:4] == ["trashsorting", "score", "gs://bkt/photos", "gs://bkt/list.txt"]
     assert container["resources"]["limits"] == {"cpu": "4", "memory": "8192Mi"} and job["template"]["taskCount"] == 50
     assert "--out gs://bkt/photos/a lies in" in error_of(*words[:3], "--out", "gs://bkt/photos/a", *words[8:])
+
+
+def test_a_job_on_the_second_page_is_updated(fake, monkeypatch):
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN", fake.address)
+    fake.answers[0].page = 1
+    words = ["job", "score", "gs://bkt/photos", "--out", "gs://bkt/out", "--image", "europe-docker.pkg.dev/p/r/train:1"]
+    lines = [invoke(*words, "--name", name, *WHERE).stdout.split()[0] for name in ("other", "mine", "mine")]
+    assert lines == ["created", "created", "updated"]
 
 
 def test_errors_are_sentences(login):  # noqa: F811

@@ -226,11 +226,13 @@ def test_errors_are_sentences(photos, tmp_path, tiny):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/part-000000.parquet").touch()
     (tmp_path / "file").touch()
+    (tmp_path / "powershell.txt").write_text("photo.jpg\n", encoding="utf-16")
     for words, message in (
         ([tmp_path / "nothing", "--out", tmp_path / "out"], "no photographs in the sources"),
         ([tmp_path / "nowhere", "--out", tmp_path / "out"], "nowhere: nothing there"),
         ([photos, "--out", tmp_path / "theirs"], "there are parts of something else"),
         ([photos, "--out", tmp_path / "file/out"], "cannot be written"),
+        ([tmp_path / "powershell.txt", "--out", tmp_path / "out"], "line 1: is not UTF-8 text; save the list as UTF-8"),
     ):
         done = call("score", *words, "--model", tiny)
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

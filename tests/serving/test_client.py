@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from time import sleep
 
@@ -170,6 +171,38 @@ def test_a_wrong_address_is_refused_at_once(url):
 def test_a_wrong_key_is_refused_at_once(key):
     with pytest.raises(ValueError, match="key"):
         Client(key=key)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/?page=1", "http://127.0.0.1#top"])
+def test_an_address_with_a_query_is_refused_at_once(url):
+    with pytest.raises(ValueError, match="ends before"):
+        Client(url)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_wrong_timeout_is_refused_at_once(timeout):
+    with pytest.raises(ValueError, match="seconds above 0"):
+        Client(timeout=timeout)
+
+
+def test_a_negative_length_is_no_answer():
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\n{}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(head)
+
+        Thread(target=answer, daemon=True).start()
+        with pytest.raises(Unreachable, match="is this its address"):
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}", retries=0).health()
+
+
+@pytest.mark.parametrize("photograph", [b"abc", "photo.jpg", Path("photo.jpg")])
+def test_a_batch_of_one_photograph_without_a_list(photograph):
+    with pytest.raises(TypeError, match="a list of photographs; `predict` takes one"):
+        Client().predict_batch(photograph)
 
 
 def test_an_invalid_host_name():

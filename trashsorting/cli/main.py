@@ -516,10 +516,11 @@ def robustness(
         report_skipped(manifest)
         paths = [manifest.root / entry.file for entry in manifest.entries]
         targets = [card.classes.index(entry.label) for entry in manifest.entries]
+        others = predict_logits(*opened, ood_images(ood_files))  # first: what cannot be used ends a long run at once
         accuracies = measure_robustness(*opened, map(open_rgb, paths), targets)
         logits = predict_logits(*opened, map(open_rgb, paths))
         streams = _simulate_drift(predictor, paths, ood_files, other)
-    scores = detect(logits, predict_logits(*opened, ood_images(ood_files)), card.temperature)
+    scores = detect(logits, others, card.temperature)
     click.echo(f"{robustness_table(accuracies)}\n\n{ood_table(scores)}\n\n{streams}")
     if json_file:
         detection = {name: asdict(score) for name, score in scores.items()}
@@ -593,16 +594,22 @@ def _observe_source(
     predictor,  # A `Predictor`
     source: Path,  # A folder of photographs, or the CSV of `evaluate --predictions`
 ):  # `Observations`
-    "The features of a folder or of a table. Raises `DataError`."
+    "The features of a folder or of a table. Photographs that cannot be used are reported. Raises `DataError`."
+    from trashsorting.data.listing import SUFFIXES
     from trashsorting.evaluation.drift import observe_photographs, read_observations
 
+    if source.is_file() and source.suffix.lower() in SUFFIXES:
+        raise DataError(f"{source}: is one photograph; name a folder of them, or a table of predictions")
     if not source.is_dir():
         return read_observations(source, predictor.card.classes)
     pictures = _list_pictures(str(source))
-    for path, reason in pictures:
-        if reason:
-            click.echo(f"trashsorting: {printable(path)}: {reason}", err=True)
-    return observe_photographs(predictor, [Path(path) for path, reason in pictures if not reason], progress=True)
+    errors: list[Exception] = []
+    observations = observe_photographs(predictor, [Path(path) for path, reason in pictures if not reason], True, errors)
+    for line in [f"{path}: {reason}" for path, reason in pictures if reason] + [str(error) for error in errors]:
+        click.echo(f"trashsorting: {printable(line)}", err=True)
+    if not len(observations.predicted):
+        raise DataError(f"{source}: no photograph in this folder can be used")
+    return observations
 
 # %% ../../nbs/cli/04_main.ipynb #746fa3c1
 def _read_reference(
@@ -613,6 +620,8 @@ def _read_reference(
     from trashsorting.core.card import read_card
     from trashsorting.evaluation.drift import photographs_reference
 
+    if place and not place.is_dir() and place.suffix not in (".json", ".onnx"):
+        raise DataError(f"{place}: a reference is a model's card (.json), or a folder of photographs")
     if place and place.is_dir():
         files = [Path(file) for file, reason in _list_pictures(str(place)) if not reason]
         return photographs_reference(predictor, files, progress=True)
@@ -711,6 +720,8 @@ def serve(host: str, port: int, workers: int | None) -> None:
 # %% ../../nbs/cli/04_main.ipynb #fbc5b26e
 def main() -> None:
     "Run the `trashsorting` command: errors go to standard error as a sentence, with an exit status."
+    sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # closed by `>&-`: who writes to it fails
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # closed by `2>&-`: nobody wants to read it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for file names that cannot be printed

@@ -226,6 +226,8 @@ def service_url(
     deployed = _describe(name, **location)
     if not deployed:
         raise CloudError(f"there is no service {name} in this project and region: deploy it first, or say --url")
+    if "url" not in deployed["status"]:
+        raise CloudError(f"{name} has no address yet, since no revision of it was ever ready: deploy again")
     return deployed["status"]["url"]
 
 # %% ../../nbs/cloud/01_cloud_run.ipynb #96f7f05a
@@ -288,8 +290,11 @@ def _previous_revision(
     "The revision to roll back to. Raises `CloudError` if there is none."
     if not deployed:
         raise CloudError("there is no service of this name in this project and region")
-    targets = [target["revisionName"] for target in deployed["status"]["traffic"] if target.get("percent")]
-    others = [name for name in targets if name != deployed["status"]["latestReadyRevisionName"]]
+    status = deployed["status"]
+    targets = [target["revisionName"] for target in status.get("traffic", []) if target.get("percent")]
+    if not targets:
+        raise CloudError("no revision of this service was ever ready: deploy again")
+    others = [name for name in targets if name != status.get("latestReadyRevisionName")]
     if len(targets) > 1 and others:
         return others[0]
     ready = [revision["metadata"] for revision in revisions if _is_ready(revision)]

@@ -437,20 +437,28 @@ def _collections(
     }
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #50d95bc9
+def _list_all(
+    client: CloudClient,
+    url: str,  # Of a collection
+    field: str,  # Of its pages that has the documents
+) -> list[dict[str, Any]]:
+    "The documents of all pages. Raises `CloudError`."
+    documents: list[dict[str, Any]] = []
+    query: dict[str, str] = {}
+    while True:
+        page = send_request(client, "GET", f"{url}?{urlencode({'pageSize': 100} | query)}")
+        documents += page.get(field, [])
+        if not page.get("nextPageToken"):
+            return documents
+        query = {"pageToken": page["nextPageToken"]}
+
+
 def _list_ours(
     client: CloudClient,
     collection: _Collection,
 ) -> list[dict[str, Any]]:
     "The documents with our label. Raises `CloudError`."
-    documents: list[dict[str, Any]] = []
-    query: dict[str, str] = {}
-    while True:
-        page = send_request(client, "GET", f"{collection.url}?{urlencode({'pageSize': 100} | query)}")
-        documents += page.get(collection.field, [])
-        if not page.get("nextPageToken"):
-            break
-        query = {"pageToken": page["nextPageToken"]}
-    labels = collection.labels
+    documents, labels = _list_all(client, collection.url, collection.field), collection.labels
     return [document for document in documents if not labels or document.get(labels, {}).get("app") == _LABELS["app"]]
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #98a5c1c1
@@ -592,7 +600,7 @@ def write_named(
 ) -> str:  # "created    job  NAME"
     "Create or update one document. Raises `CloudError`."
     short = name.rpartition("/")[2]
-    present = [known for known in send_request(client, "GET", url).get("jobs", []) if known["name"].endswith(f"/{short}")]
+    present = [known for known in _list_all(client, url, "jobs") if known["name"].endswith(f"/{short}")]
     if present:
         send_request(client, "PATCH", f"{url}/{short}", document | {"name": name})
     else:

@@ -465,10 +465,10 @@ def to_rgb(
     if 0 in picture.size:
         raise EmptyImage(f"the picture has {picture.width} x {picture.height} pixels, so there is nothing to see")
     turn, profile = _TURNS.get(_orientation(picture)), _profile_of(picture)
-    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel: 0..65535
+    if picture.mode.startswith("I"):  # 16 bits a pixel: 0..65535
         picture = picture.convert("I").point([round(grey / 257) for grey in range(65_536)], "L")
     elif picture.has_transparency_data:
-        mode = "LA" if picture.mode in ("1", "L", "LA") else "RGBA"
+        mode = "LA" if picture.mode in ("1", "L", "LA", "La") else "RGBA"
         if picture.mode != mode:
             picture = picture.convert(mode)
         background = Image.new(mode.removesuffix("A"), picture.size, "white")
@@ -535,7 +535,9 @@ def _array_image(
 def _load_rgb(
     picture: Image.Image,  # Any mode, decoded or not
 ) -> Image.Image:  # Upright, mode RGB
-    "A Pillow image in upright RGB. Raises `EmptyImage` for no pixels, `DamagedImage` if it cannot be decoded."
+    "A Pillow image in upright RGB. Raises `EmptyImage`, `DamagedImage` if it cannot be decoded, or `TypeError`."
+    if picture.mode in ("I", "F"):
+        raise TypeError(f"an image of mode {picture.mode} does not say which value is white: convert it to 'L' or 'I;16' first")
     if 0 not in picture.size:
         try:
             picture.load()

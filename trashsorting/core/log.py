@@ -55,6 +55,6 @@ def progress_bar(
     length: int | None = None,  # Number of items, if `items` has no length
 ) -> Iterator:  # The same items
     "Iterate over items, with a bar on standard error if that is a terminal."
-    shown = wanted and sys.stderr.isatty()
+    shown = wanted and sys.stderr is not None and sys.stderr.isatty()
     with progressbar(items, length, label, hidden=not shown, file=sys.stderr) as counted:
         yield from counted

@@ -23,6 +23,7 @@ from .prediction import Prediction
 _Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 _Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 _Id = Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")]
+_PlaceId = Annotated[str, Field(pattern="^[a-z]{2}-[a-z0-9-]+$")]
 _SOURCE = "address of the document, if it is not that of the place"
 
 
@@ -67,7 +68,7 @@ class PlaceInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: _Id = Field(description="country and place, the name of the file", examples=["dk-copenhagen"])
+    id: _PlaceId = Field(description="country and place, the name of the file", examples=["dk-copenhagen"])
     name: str = Field(min_length=1, description="its name in its language", examples=["København"])
     country: str = Field(pattern="^[A-Z]{2}$", description="ISO 3166 code", examples=["DK"])
     language: str = Field(pattern="^[a-z]{2}$", description="ISO 639 code of names and advice", examples=["da"])
@@ -91,6 +92,8 @@ class Place(PlaceInfo):
         named = {rule.bin for rule in (*self.rules.values(), *self.conditions)}
         if len(set(ids)) < len(ids):
             raise ValueError("two bins have the same id")
+        if "none" in ids:
+            raise ValueError("'none' cannot be a bin: in answers it means that there is no rule")
         if named != set(ids):
             raise ValueError(f"bins and rules do not fit: {', '.join(sorted(named ^ set(ids)))} is only in one of them")
         return self
@@ -113,6 +116,8 @@ def _read_place(
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         raise PlaceError(f"{path}: {field}: {first['msg']}; schema.json beside it describes the format") from None
+    except OSError as error:
+        raise PlaceError(f"{path}: cannot be read: {error.strerror}") from None
     if place.id != path.stem:
         raise PlaceError(f"{path}: the id is {place.id!r}: it must be the name of the file")
     return place

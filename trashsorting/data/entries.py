@@ -76,10 +76,13 @@ def _zip_entries(
 # %% ../../nbs/data/17_entries.ipynb #64d8a537
 def _list_entries(
     lines: Iterable[bytes],
-    folder: str,  # Of the list: a path or an address
+    place: str,  # Of the list: a path or an address
 ) -> Iterator[Entry]:
-    "The photographs that a list names. Empty lines are left out."
+    "The photographs that a list names. Empty lines are left out. Raises `DataError` for another encoding, as UTF-16."
+    folder = place.rpartition("/")[0] if is_remote(place) else str(Path(place).parent)
     for number, line in enumerate(lines):
+        if b"\0" in line:
+            raise DataError(f"{place}, line {number + 1}: is not UTF-8 text; save the list as UTF-8")
         name = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).strip("\r\n")
         if name.strip():
             is_whole = is_remote(name) or os.path.isabs(name)
@@ -130,7 +133,7 @@ def _store_entries(
         yield from _store_folder(address)
     elif path.endswith(".txt"):
         with store_errors(address), store.open(path, "rb") as lines:
-            yield from _list_entries(lines, address.rpartition("/")[0])
+            yield from _list_entries(lines, address)
     elif _is_picture(path):
         yield Entry(address, address)
     else:
@@ -150,7 +153,7 @@ def iterate_entries(
         yield from _zip_entries(path)
     elif suffix == ".txt" and path.is_file():
         with open(path, "rb") as lines:
-            yield from _list_entries(lines, str(path.parent))
+            yield from _list_entries(lines, source)
     elif suffix in SUFFIXES and path.exists():
         yield Entry(_as_text(path), str(path))
     else:

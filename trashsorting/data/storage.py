@@ -34,6 +34,8 @@ def store_errors(
         raise DataError(f"{address}: {error}, or copy it to this machine") from None  # "Install s3fs to access S3"
     except FileNotFoundError:
         raise DataError(f"{address}: nothing there; look with `gcloud storage ls`") from None
+    except TrashsortingError:  # it is a sentence already
+        raise
     except Exception as error:  # gcsfs, google-auth and aiohttp each raise their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "`gcloud auth application-default login` logs in"

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.card import HeldOutConfidence, ModelCard, Reference
 from ..core.drift import FEATURES, Observations, find_drift, make_reference, mean_confidence, output_features
 from ..core.errors import DataError, need
-from ..core.image import ImageSource, min_side, open_rgb
+from ..core.image import ImageError, ImageSource, min_side, open_rgb
 from ..core.prediction import DriftReport
 from ..core.log import log, progress_bar
 from ..core.system import read_csv
@@ -29,17 +29,27 @@ def observe_photographs(
     predictor: Predictor,
     sources: Sequence[ImageSource],  # Photographs as for `open_rgb`
     progress: bool = False,  # Show a bar
+    unusable: list[Exception] | None = None,  # Gets the errors of photographs that are left out; None: they are raised
 ) -> Observations:
     "Classify photographs and keep their features. Raises what `open_rgb` raises, or `ModelError`."
     card, rows, predicted = predictor.card, [], []
     side = min_side(card.preprocessing)
     for source in progress_bar(sources, "classifying", progress, len(sources)):
-        prediction, features = predictor.observe(open_rgb(source, min_side=side))
+        try:
+            prediction, features = predictor.observe(open_rgb(source, min_side=side))
+        except (ImageError, OSError) as error:
+            if unusable is None:
+                raise
+            unusable.append(error)
+            continue
         rows.append(features)
         predicted.append(card.classes.index(prediction.predicted_class))
     return Observations(np.array(rows).reshape(-1, len(FEATURES)), np.array(predicted, dtype=int))
 
 # %% ../../nbs/evaluation/05_drift.ipynb #300c0f6f
+_ROUNDED = 0.05  # The sum of rounded probabilities differs less from 1
+
+
 def read_observations(
     path: Path,  # CSV with a column `probability:CLASS` for each class
     classes: tuple[str, ...],  # Of the model
@@ -52,6 +62,8 @@ def read_observations(
         raise DataError(f"{path}: a probability is no number: {error}") from None
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise DataError(f"{path}: a probability is not between 0 and 1; `trashsorting evaluate --predictions` writes such a file")
+    if (wrong := np.flatnonzero(np.abs(probabilities.sum(axis=1) - 1) > _ROUNDED)).size:
+        raise DataError(f"{path}, line {rows[wrong[0]][0]}: the probabilities of a photograph sum to 1, these do not")
     features = np.full((len(rows), len(FEATURES)), np.nan)
     features[:, :2] = output_features(np.log(probabilities.clip(1e-12)), 1)[:, :2]
     return Observations(features, probabilities.argmax(axis=1))
@@ -135,7 +147,7 @@ def drift_table(
     report: DriftReport,  # From `find_drift`
 ) -> str:  # Lines for a terminal
     "A report as plain text."
-    lines = [f"{'feature':12}{'statistic':>10}{'p-value':>10}{'of last':>9}"]
+    lines = [f"{'feature':12}{'statistic':>10}{'p-value':>10}{'of last':>9}"] if report.features else []
     for feature in report.features:
         verdict = "  drift" if feature.drift else ""
         lines.append(f"{feature.name:12}{feature.statistic:10.3f}{feature.p_value:10.2g}{feature.photographs:9}{verdict}")
@@ -144,7 +156,8 @@ def drift_table(
         lines.append(f"estimated accuracy {report.estimated_accuracy:.3f}  (95 % interval {low:.3f} - {high:.3f})")
         lines.append(f"unsure {report.unsure:.1%}")
     compared = f"{report.photographs} photographs, compared with {report.reference_photographs}"
-    return "\n".join([*lines, f"{compared}: {'ALARM, they differ' if report.alarm else 'no alarm'}"])
+    tested = "no alarm" if report.features else "not tested, 10 are needed"
+    return "\n".join([*lines, f"{compared}: {'ALARM, they differ' if report.alarm else tested}"])
 
 # %% ../../nbs/evaluation/05_drift.ipynb #59586e57
 def plot_drift(

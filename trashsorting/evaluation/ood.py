@@ -69,7 +69,7 @@ def ood_images(
         try:
             image = open_rgb(file)
         except ImageError as error:
-            raise DataError(f"{file}: {error}; remove it from the folder") from None
+            raise DataError(f"{error}; remove it from the folder") from None
         yield image
 
 # %% ../../nbs/evaluation/04_ood.ipynb #9c24978c

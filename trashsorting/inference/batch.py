@@ -49,7 +49,9 @@ def batches(
     items: Iterable,
     size: int,  # Of each batch but the last
 ) -> Iterator[list]:
-    "Items in lists of a fixed size."
+    "Items in lists of a fixed size. Raises `ValueError` for a size below 1."
+    if size < 1:
+        raise ValueError(f"a batch holds 1 or more, not {size}")
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -170,7 +170,7 @@ class Predictor:
         batch_size: int = 4,  # Photographs in one run of the network
         progress: bool = False,  # Show a bar on standard error, if that is a terminal
     ) -> Iterator[Prediction | ImageError | OSError]:  # For each source its prediction, or its error
-        "Classify photographs as a stream, in order. Raises `ModelError`, or `TypeError` for an unknown type of source."
+        "Classify photographs as a stream, in order. Raises `ModelError`, or `TypeError` or `ValueError` for a wrong argument."
         photographs = _list_sources(sources)
         results = stream_logits(self.session, self.card.preprocessing, photographs, batch_size, count_cores())
         outcomes = (_to_prediction(self.card, row) if isinstance(row, np.ndarray) else row for row in results)

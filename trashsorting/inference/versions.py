@@ -126,13 +126,14 @@ def _check_parity(
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         expected = [[float(row[label]) for label in predictor.card.classes] for row in document["probabilities"]]
-        seed = int(document["seed"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        drawn = _probabilities(predictor, int(document["seed"]))
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ModelError(f"{file} is not the sample of this version: {error!r}; write it again") from None
-    actual = [[row[label] for label in predictor.card.classes] for row in _probabilities(predictor, seed)]
+    actual = [[row[label] for label in predictor.card.classes] for row in drawn]
     if np.shape(expected) != np.shape(actual):
         raise ModelError(f"{file} has {len(expected)} pictures, expected are {len(actual)}; write it again")
-    if (difference := float(np.abs(np.subtract(actual, expected)).max())) > _MAX_DIFFERENCE:
+    difference = float(np.abs(np.subtract(actual, expected)).max())
+    if not difference <= _MAX_DIFFERENCE:  # so is NaN
         raise ModelError(
             f"{folder.name}: its probabilities differ by {difference:.2f} from those where it was made, at most "
             f"{_MAX_DIFFERENCE} is allowed: export it again with the versions of this service"

@@ -159,7 +159,7 @@ def _send(
         raise _refused(error) from None
     except _ClosedEarly as error:
         raise Unreachable(f"{request.full_url}: {error}; {_CLOSED_EARLY}", retry=False) from error
-    except (URLError, HTTPException, OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot exist
+    except (URLError, HTTPException, OSError, ValueError) as error:  # ValueError: an impossible host name or length
         cause = getattr(error, "reason", None) or error
         reason = getattr(cause, "strerror", None) or repr(cause)
         raise Unreachable(f"{request.full_url}: {reason}; is the service running, and is this its address?") from error
@@ -200,11 +200,13 @@ def _check_address(
     url: str,  # Of a service's page
     key: str | None,
 ) -> None:
-    "Raise `ValueError` for an address that is not http or https, and for a key that cannot be sent."
+    "Raise `ValueError` for an address that is not http or https or has more than a path, and for a key that cannot be sent."
     if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname and is_plain(url)):
         raise ValueError(
             f"{url}: the address of a service begins with http:// or https:// and names a host, in plain letters"
         )
+    if urlsplit(url).query or urlsplit(url).fragment:
+        raise ValueError(f"{url}: the address of a service ends before '?' and '#'")
     if key and not is_plain(key):
         raise ValueError("the key has letters that no service's key has: check what was copied with it")
 
@@ -222,8 +224,10 @@ class _Requests:
         timeout: float = 60,  # Seconds without a byte after which to give up
         retries: int = 4,  # How often to ask again when the service is busy or away
     ):
-        "Nothing is sent yet. Raises `ValueError` for an address that is not http or https, and for a key that cannot be sent."
+        "Nothing is sent yet. Raises `ValueError` for an address that is not http or https, a key that cannot be sent, and a timeout of 0."
         _check_address(url, key)
+        if timeout is not None and not 0 < timeout < 1e9:
+            raise ValueError(f"timeout is a number of seconds above 0, not {timeout}")
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
 
@@ -283,6 +287,8 @@ class Client(_Requests):
         place: str | None = None,  # Name the bins in this place, an id or name of `places`
     ) -> list[BatchItem]:  # One for each photograph, in their order
         "The same for several, in one request. An error with one of them is in its item, as `problem`."
+        if isinstance(photographs, Photograph):
+            raise TypeError("`predict_batch` takes a list of photographs; `predict` takes one")
         form = _encode_form("files", photographs)
         query = {"top_k": top_k, "timing": timing, "place": place}
         return self.ask("/api/predict/batch", BatchAnswer, form, **query).answers
