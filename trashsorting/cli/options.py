@@ -67,6 +67,15 @@ def check_written(
                 f"{output}: cannot be written ({error.strerror}); choose a place that you may write to"
             ) from None
 
+# %% ../../nbs/cli/00_options.ipynb #c1a55e08
+def check_outside(
+    out: Path | str,  # A folder that will be written to
+    source: Path | str,  # The photographs that are read
+) -> None:
+    "Raise `TrashsortingError` for a folder that is the photographs' own, or lies in it."
+    if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
+        raise TrashsortingError(f"{out}: lies in {source}, whose folders are read as classes; choose a folder outside of it")
+
 # %% ../../nbs/cli/00_options.ipynb #f74d3e3c
 SOURCE_SPLIT_OPTION = click.option(
     "--split",
