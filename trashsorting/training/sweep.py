@@ -41,6 +41,7 @@ _SPACE: dict[str, dict] = {
     "crop_mode": {"values": ["squash", "center"]},
 }
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform")
+_OPTIONS = ("values", "min", "max", "distribution")
 
 # %% ../../nbs/training/11_sweep.ipynb #b54625cd
 def _check_parameter(
@@ -48,6 +49,8 @@ def _check_parameter(
     options: dict,  # `values`, or `min`, `max` and perhaps `distribution`
 ) -> None:
     "Raise `TrashsortingError` for an unknown parameter, a value that it cannot have, or an empty range."
+    if unknown := sorted(map(str, options.keys() - _OPTIONS)):
+        raise TrashsortingError(f"search space: {name}: unknown option '{unknown[0]}'; known are {', '.join(_OPTIONS)}")
     kind = options.get("distribution", "uniform")
     if kind not in _DISTRIBUTIONS:
         raise TrashsortingError(
@@ -60,7 +63,7 @@ def _check_parameter(
             check_config(**{name: value})
     except TrashsortingError as error:
         raise TrashsortingError(f"search space: {error}") from None
-    if not options.get("values") and not (len(ends) == 2 and ends[0] < ends[1]):
+    if not (options["values"] if "values" in options else len(ends) == 2 and ends[0] < ends[1]):
         raise TrashsortingError(f"search space: {name}: give values, or a min that is less than max")
     if kind == "log_uniform_values" and ends and ends[0] <= 0:
         raise TrashsortingError(f"search space: {name}: a logarithm needs a min of more than 0")
