@@ -7,8 +7,12 @@ __all__ = []
 
 # %% ../../nbs/cli/00_options.ipynb #37898ec3
 import functools
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -84,6 +88,30 @@ SOURCE_SPLIT_OPTION = click.option(
     "fifth of each class]",
 )
 
+# %% ../../nbs/cli/00_options.ipynb #c1a55e17
+_ENDING = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    "Inside, SIGTERM and SIGHUP raise `KeyboardInterrupt`, unless they are handled or ignored already."
+    owner, is_main = os.getpid(), threading.current_thread() is threading.main_thread()
+
+    def stop(number, _):
+        if os.getpid() == owner:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)  # a process that was forked ends at once
+        os.kill(os.getpid(), number)
+
+    changed = [number for number in _ENDING if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
 # %% ../../nbs/cli/00_options.ipynb #f865b537
 def logged(command):
     "Give a command the option `--verbose`."
@@ -93,7 +121,8 @@ def logged(command):
     def run(verbose: bool, **options):
         set_up("verbose" if verbose else "normal")
         warnings.simplefilter("ignore")  # of libraries, for their authors
-        return command(**options)
+        with stopped_by_signals():
+            return command(**options)
 
     return run
 
