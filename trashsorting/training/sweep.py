@@ -170,20 +170,24 @@ def open_study(
     worker: int = 0,  # So that two do not try the same
     seed: int = 0,  # Of the sweep
 ) -> optuna.Study:
-    "The study of a folder, new or continued."
+    "The study of a folder, new or continued. Raises `TrashsortingError` if its file cannot be used."
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = RDBStorage(
-            _storage_url(Path(folder) / "sweep.db"),
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            heartbeat_interval=_HEARTBEAT_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=2),
-        )
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-        study = optuna.create_study(
-            storage=storage, study_name=_STUDY, direction="maximize", pruner=pruner, load_if_exists=True
-        )
+        try:
+            storage = RDBStorage(
+                _storage_url(Path(folder) / "sweep.db"),
+                engine_kwargs={"connect_args": {"timeout": 60}},
+                heartbeat_interval=_HEARTBEAT_S,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=2),
+            )
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+            study = optuna.create_study(
+                storage=storage, study_name=_STUDY, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+        except sqlalchemy.exc.DatabaseError as error:
+            file = Path(folder) / "sweep.db"
+            raise TrashsortingError(f"{file}: cannot be used ({error.orig}): choose another folder, or free some space") from None
     study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * worker + len(study.trials), n_startup_trials=6)
     return study
 
