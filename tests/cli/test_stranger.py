@@ -99,3 +99,19 @@ def test_a_result_never_overwrites_what_is_read(sample, tmp_path):
         assert done.returncode == 1 and "would overwrite a file that is read" in done.stderr, words
     assert read_card(model) == read_card(SHIPPED_MODEL) and picture.read_bytes() == before
     assert split.read_text("utf-8").startswith("file,") and not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sweep", "--data", "sample", "--out", "gs://bucket/sweep"),
+        ("data", "synthesize", "sample", "--out", "gs://bucket/synthetic"),
+        ("data", "sample", "gs://bucket/sample"),
+        ("data", "manifest", "sample", "--out", "gs://bucket/manifest.csv"),
+    ],
+)
+def test_an_address_does_not_become_a_folder(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.returncode == 2 and "is an address, and a path of this machine is needed" in done.stderr, done
+    assert not list(tmp_path.iterdir())

@@ -20,15 +20,18 @@ import click
 
 from ..core.errors import TrashsortingError
 from ..core.log import log, set_up
+from ..core.system import is_remote
 
 # %% ../../nbs/cli/00_options.ipynb #c1a0f002
 class _Path(click.Path):
-    "A path that is not empty: '' would be the current folder."
+    "A path that is not empty, and no address where a path of this machine is needed: `gs:` would become a folder."
 
     def convert(self, value, param, ctx):
-        "Fails for an empty word, which a variable of the shell that is not set leaves."
+        "Fails for an empty word, which a variable of the shell that is not set leaves, and for an address."
         if value == "":
             self.fail("it is empty; is a variable of the shell not set?", param, ctx)
+        if self.type is Path and is_remote(value):
+            self.fail(f"{value} is an address, and a path of this machine is needed: copy with `gcloud storage cp`", param, ctx)
         return super().convert(value, param, ctx)
 
 
