@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +314,16 @@ def test_a_folder_that_is_sorted_by_class_does_not_drift(tmp_path):
     done = call_here("drift", tmp_path / "predictions.csv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("no alarm") and f"{len(rows) - 1} photographs" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_ended_leaves_nothing_behind(number, tmp_path):
+    words = [sys.executable, "-m", "trashsorting", "data", "manifest", "sample"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.strip() == "trashsorting: stopped" and not list(tmp_path.iterdir())

@@ -143,3 +143,19 @@ def test_an_unusable_photograph_ends_a_long_run_at_once(sample, tmp_path, monkey
     monkeypatch.setattr("trashsorting.evaluation.robustness.measure_robustness", measure)
     done = call("robustness", sample, "--ood", tmp_path / "other")
     assert done.returncode == 1 and done.stderr.count("bad.jpg") == 1 and "remove it from the folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sweep", "--data", "sample", "--out", "gs://bucket/sweep"),
+        ("data", "synthesize", "sample", "--out", "gs://bucket/synthetic"),
+        ("data", "sample", "gs://bucket/sample"),
+        ("data", "manifest", "sample", "--out", "gs://bucket/manifest.csv"),
+    ],
+)
+def test_an_address_does_not_become_a_folder(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.returncode == 2 and "is an address, and a path of this machine is needed" in done.stderr, done
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,8 @@ WRONG = [
     "a: " + "[" * 2_000,
     "a: [",
     "a: \x01",
+    "a: 1\nb: 2\na: 3",
+    "a: {b: 1, c: 2, b: 1}",
     'a: !!python/object/apply:os.system ["touch ran"]',
 ]
 
@@ -34,6 +36,15 @@ def test_what_is_no_yaml_is_one_sentence(text, tmp_path, monkeypatch):
     done = call("train", "-f", "params.yaml")
     assert done.returncode == 1 and done.stderr.startswith("trashsorting: params.yaml") and "not YAML" in done.stderr
     assert not Path("ran").exists()
+
+
+def test_a_name_that_is_there_twice_is_told_with_its_line(tmp_path):
+    path = tmp_path / "classes.yaml"
+    path.write_text("bottle: glass\ncan: metal\nbottle: plastic\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"classes\.yaml, line 3: not YAML: 'bottle' is there twice"):
+        read_class_map(path)
+    path.write_text("base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}\nlist: [{a: 1}, {a: 2}]\n", encoding="utf-8")
+    assert read_yaml(path)["more"] == {"a": 1, "b": 3}
 
 
 def test_another_encoding_is_named_with_its_line(tmp_path):

@@ -64,3 +64,24 @@ def test_no_photograph_is_left(sample):
     split.write_text("\n".join(["file,label,split", *rows]), encoding="utf-8")
     done = call("data", "import", sample, "--split", split, "--out", sample.parent / "work/data")
     assert done.returncode == 1 and "split.csv: every photograph has the split 'none'" in done.stderr, done
+
+
+def test_a_class_map_with_a_misspelt_name_is_told(sample):
+    message = "its class map names 'galss', and it has no such class; the nearest is 'glass'"
+    done = import_with({"galss": "Glas", "metal": "Dose"}, sample)
+    assert done.returncode == 0 and f"source 'photos': {message}" in done.stderr, done
+    (sample.parent / "classes.yaml").write_text("galss: Glas\n'*': ''\nmetal: Dose\n", encoding="utf-8")
+    files = {label: f"{label}/{label}000.png" for label in ("glass", "metal")}
+    table = "".join(f"{file},{label}\n" for label, file in files.items())
+    (sample / "list.csv").write_text(f"file,label\n{table}", encoding="utf-8")
+    pictures = [{"id": at, "file_name": file, "width": 512, "height": 384} for at, file in enumerate(files.values())]
+    coco = {
+        "images": pictures,
+        "annotations": [{"id": at, "image_id": at, "category_id": at, "bbox": [0, 0, 300, 300]} for at in range(2)],
+        "categories": [{"id": at, "name": label} for at, label in enumerate(files)],
+    }
+    (sample / "coco.json").write_text(json.dumps(coco), encoding="utf-8")
+    for source in (sample / "list.csv", sample / "coco.json"):
+        words = (source, "--classes", sample.parent / "classes.yaml", "--out", sample.parent / "new")
+        done = call("data", "import", *words)
+        assert message in done.stderr, done

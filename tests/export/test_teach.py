@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from trashsorting.core.card import ModelCard, card_path, file_sha256, read_card, write_card
 from trashsorting.core.image import open_rgb, to_input
 from trashsorting.core.settings import SHIPPED_MODEL
+from trashsorting.data.duplicates import compute_hashes, pack_hashes
 from trashsorting.data.sample import draw_sample
 from trashsorting.evaluation.metrics import evaluate
 from trashsorting.export.onnx import to_onnx
@@ -278,8 +279,10 @@ def test_predict_evaluate_and_serve_take_the_new_file(taught, battery, sample, s
 def test_reference_writes_the_sample_that_teach_needs(battery, tmp_path):
     file, photos = tmp_path / "float.onnx", draw_sample(tmp_path / "photos", per_class=18)
     shutil.copyfile(FLOAT, file)
-    write_card(file, read_card(FLOAT).model_copy(update={"feature_sample": None}))
-    assert call("reference", file, "--data", photos).returncode == 0
+    hashes = pack_hashes(compute_hashes(sorted(photos.glob("glass/*.png"))))
+    write_card(file, read_card(FLOAT).model_copy(update={"feature_sample": None, "perceptual_hashes": hashes}))
+    done = call("reference", file, "--data", photos)
+    assert done.returncode == 0 and "of these 108 photographs: it is surer of them" in done.stderr, done
     assert read_card(file).feature_sample.n == 108
     assert call("teach", file, "--add", battery, "--out", tmp_path / "new.onnx").returncode == 0
 

@@ -35,6 +35,13 @@ def test_an_output_that_is_no_file_is_refused_before_the_work(make, name, photog
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_file_with_the_name_of_the_card_is_not_overwritten(photographs, tmp_path):
+    (tmp_path / "settings.json").write_text("mine")
+    with pytest.raises(ModelError, match=r"settings\.json is of no model, and would be overwritten: choose"):
+        teach(SHIPPED_MODEL, photographs, tmp_path / "settings.onnx")
+    assert (tmp_path / "settings.json").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_without_its_card_no_model_is_written(tmp_path):
     out = tmp_path / "model.onnx"
     write_model(SHIPPED_MODEL, SHIPPED, out)

@@ -1,6 +1,7 @@
 """A cross-validation as a person starts it, cuts it off, and goes on with it. On drawn pictures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,9 @@ def test_other_synthetic_images_or_weights_are_refused_on_resume(crossval):
         refused = call(*words)
         assert refused.returncode == 1 and "Traceback" not in refused.stderr
         assert f"fold1 was trained with {name}={other!r}, not {was[name]!r}: choose another folder" in refused.stderr
+    file.write_text(json.dumps(was | {"manifest_sha256": "0"}), encoding="utf-8")
+    refused = call(*words)
+    assert refused.returncode == 1 and "fold1 was trained on photographs that have changed: choose" in refused.stderr
     file.write_text(json.dumps(was, indent=2) + "\n", encoding="utf-8")
     continued = call(*words, "-p", "init_from", folder / "mean")
     assert continued.returncode == 1
@@ -125,6 +129,16 @@ def test_an_average_gets_the_calibration_or_is_not_made(crossval, tmp_path):
     runs = [folder / "fold0", folder / "fold0"]
     refused = call("average", *runs, "--out", tmp_path / "none", "--crossval", tmp_path)
     assert refused.returncode != 0 and "of a finished cross-validation?" in refused.stderr
+    assert not (tmp_path / "none").exists()
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for content in ("{", "{}", "[]", '{"temperature": "1"}'):
+        (damaged / "calibration.json").write_text(content)
+        refused = call("average", *runs, "--out", tmp_path / "none", "--crossval", damaged)
+        assert refused.returncode == 1 and "calibration.json: not a calibration: copy" in refused.stderr, refused
+    shutil.copy(folder / "calibration.json", damaged)
+    refused = call("average", *runs, "--out", tmp_path / "none", "--crossval", damaged)
+    assert refused.returncode == 1 and "fold0/run.json: no such file" in refused.stderr
     assert not (tmp_path / "none").exists()
     assert call("average", *runs, "--out", tmp_path / "twice", "--crossval", folder).returncode == 0
     own = json.loads((tmp_path / "twice" / "run.json").read_bytes())["calibration"]

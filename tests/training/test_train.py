@@ -33,7 +33,7 @@ from trashsorting.export.onnx import export_run
 from trashsorting.training.backbone import create_backbone, split_parameters
 from trashsorting.training.callbacks import Diverged
 from trashsorting.training.dataloaders import make_dataloaders
-from trashsorting.training.run import train
+from trashsorting.training.run import load_run, train
 
 COMMAND = Path(sys.executable).parent / "trashsorting"
 CLONE_NEWNS = 0x00020000  # Of Linux: a mount namespace of one's own
@@ -65,6 +65,8 @@ def run(tmp_path_factory, request) -> Path:
     "A finished run of two epochs on the drawn sample; the folder's name and the terminal's encoding are unusual."
     out = tmp_path_factory.mktemp("runs") / "a {0} {b} 100%s →"
     odd = {"PYTHONIOENCODING": "cp1252", "JUPYTER_PATH": foreign_kernels(tmp_path_factory.mktemp("jupyter"))}
+    (out / "views").mkdir(parents=True)
+    (out / "views" / "index.html").write_text("mine")
     start = time.perf_counter()
     rates = ("-p", "epochs", "2", "-p", "batch_size", "8", "-p", "lr", "1e-3")
     done = launch("train", "--data", "sample", "--out", out, *SMALL, *rates, **odd)
@@ -96,6 +98,10 @@ def test_a_run_writes_all_its_files(run):
     assert card.provenance.parameters["lr"] == 1e-3
     assert json.loads((run / "run.json").read_bytes())["cache"].startswith("120 of 120 photographs in memory")
     assert card.provenance.libraries.keys() >= {"torch", "timm", "fastai", "onnx", "onnxruntime", "pillow"}
+
+
+def test_a_folder_that_was_there_is_still_there(run):
+    assert (run / "views" / "index.html").read_text() == "mine"
 
 
 def test_progress_reaches_the_terminal_and_the_history(run):
@@ -226,6 +232,9 @@ def test_too_little_shared_memory_names_num_workers(tmp_path):
         ("checkpoint.pth", [1, 2], "not the weights of a tf_efficientnet_lite0 with 6 classes (TypeError)"),
         ("run.json", {"preprocessing": {"input_size": 0}}, "the run cannot be read back: input_size: Input should"),
         ("run.json", {"config": None}, "the run cannot be read back: "),
+        ("run.json", {"calibration": {"temperature": "x"}}, "the run cannot be read back: calibration={"),
+        ("run.json", {"libraries": None}, "the run cannot be read back: libraries=None: must be"),
+        ("run.json", {"labels": list("abcdef")}, "the run cannot be read back: its classes lack 'cardboard'"),
         ("run.json", {"config": {"views": 16}}, "the run cannot be read back: unknown parameter 'views'; known are"),
         ("manifest.csv", b"no", "no column 'file'; needs the columns file,label,"),
     ],
@@ -242,6 +251,31 @@ def test_a_damaged_run_has_a_readable_error(run, tmp_path, name, content, messag
     assert done.returncode == 1 and f"{broken / name}: {message}" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_photographs_that_have_changed_are_not_measured(run, tmp_path):
+    changed = shutil.copytree(run, tmp_path / "run")
+    photographs = changed / "data"
+    held_out = next(entry.file for entry in load_run(run).manifest.entries if entry.split == "val")
+    draw_picture("metal", 77).save(photographs / held_out)
+    done = call("export", changed)
+    assert done.returncode == 1 and f"{photographs / held_out}: is another file than then" in done.stderr
+
+
+def test_a_run_that_was_moved_takes_its_photographs_along(run, tmp_path):
+    moved, info = shutil.copytree(run, tmp_path / "moved"), json.loads((run / "run.json").read_bytes())
+    assert load_run(moved).manifest.root.samefile(moved / "data") and info["root"] == "data"
+    assert call("average", moved, moved, "--out", tmp_path / "mean").returncode == 0
+    assert load_run(tmp_path / "mean").manifest.root.samefile(moved / "data")
+
+
+def test_a_run_of_other_photographs_cannot_be_gone_on_from(run, tmp_path):
+    photographs = draw_sample(tmp_path / "photographs", 4)
+    for path in photographs.glob("*/*.png"):
+        draw_picture(path.parent.name, 50 + int(path.stem[-3:])).save(path)
+    words = ("--data", photographs, "--init-from", run, "--out", tmp_path / "run")
+    done = call("train", *words, "-p", "image_size", 64, "-p", "num_workers", 0)
+    assert done.returncode == 1 and "which is not among the photographs here" in done.stderr, done
+
+
 def test_a_model_trained_on_drawings_is_not_installed(run):
     before = card_path(SHIPPED_MODEL).read_bytes()
     done = call("export", run, "--install")
@@ -254,6 +288,28 @@ def test_a_finished_run_is_not_overwritten(run):
     done = call("train", "--data", "sample", "--out", run)
     assert done.returncode == 1 and "holds a finished run already" in done.stderr
     assert (run / "model.onnx").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "train.ipynb", "model.onnx", "data/glass/glass000.png"])
+def test_files_of_others_are_not_overwritten(run, name, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    done = call("train", "--data", "sample", "--out", tmp_path, "-p", "backbone", "nothing")
+    assert done.returncode == 1 and "is not of a run, and" in done.stderr and "choose another folder" in done.stderr
+    if "data" not in name:
+        done = call("average", run, run, "--out", tmp_path)
+        assert done.returncode == 1 and f"{tmp_path / name} is not of a run" in done.stderr
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "crossval", "sweep", "data synthesize"])
+def test_results_do_not_go_among_the_photographs(command, tmp_path):
+    photographs = draw_sample(tmp_path / "photographs", 2, ("glass", "metal"))
+    source = (photographs,) if command == "data synthesize" else ("--data", photographs)
+    for out in (photographs, photographs / "results"):
+        done = call(*command.split(), *source, "--out", out)
+        assert done.returncode == 1 and "whose folders are read as classes" in done.stderr, done
+    assert sorted(path.name for path in photographs.iterdir()) == ["glass", "metal"]
 
 
 def test_a_wrong_value_is_refused_before_training(tmp_path):

@@ -19,6 +19,7 @@ from trashsorting.cli.options import (
     MADE_FOLDER,
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
+    check_outside,
     check_written,
     logged,
     report_skipped,
@@ -109,6 +110,7 @@ def synthesize(
     from trashsorting.data.cutpaste import describe_synthetic, synthesize_folder
     from trashsorting.data.sources import load_manifest
 
+    check_outside(out, source)
     with TemporaryDirectory() as folder, step("synthesizing") as notes:
         photographs = load_manifest(source, Path(folder) / "data", split, seed, on_all=on_all)
         report_skipped(photographs)

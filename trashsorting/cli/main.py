@@ -23,7 +23,7 @@ from .job import job
 from .options import FILE, FOLDER, MADE_FOLDER, OUT_FILE, LOCATION, check_written, logged, printable, report_skipped
 from .train import average, crossval, export, quantize, sweep, teach, train
 from ..core.errors import DataError, ModelError, TrashsortingError, need
-from ..core.log import set_up
+from ..core.log import log, set_up
 from ..core.settings import MAX_FILE_BYTES, SHIPPED_MODEL, Settings, read_settings
 from ..core.system import csv_text, write_json, write_text
 
@@ -585,6 +585,10 @@ def reference(model: Path, data: Path, predictions: Path | None, held_out: Path 
     else:
         files = [Path(file) for file, reason in _list_pictures(str(data)) if not reason]
         made = photographs_reference(predictor, files, progress=True)
+        seen = _find_seen(predictor.card, files, required=False)
+        if seen is not None and seen.any():
+            hint = "it is surer of them than of others, whose drift would be a false alarm"
+            log.warning("the model was trained on %d of these %d photographs: %s", seen.sum(), len(files), hint)
     sample = _sample_classes(predictor, data)
     write_card(model, predictor.card.model_copy(update={"reference": made, "feature_sample": sample}))
     click.echo(f"{model.with_suffix('.json')}: reference of {made.note}")

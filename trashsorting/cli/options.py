@@ -7,8 +7,12 @@ __all__ = []
 
 # %% ../../nbs/cli/00_options.ipynb #37898ec3
 import functools
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -16,15 +20,18 @@ import click
 
 from ..core.errors import TrashsortingError
 from ..core.log import log, set_up
+from ..core.system import is_remote
 
 # %% ../../nbs/cli/00_options.ipynb #c1a0f002
 class _Path(click.Path):
-    "A path that is not empty: '' would be the current folder."
+    "A path that is not empty, and no address where a path of this machine is needed: `gs:` would become a folder."
 
     def convert(self, value, param, ctx):
-        "Fails for an empty word, which a variable of the shell that is not set leaves."
+        "Fails for an empty word, which a variable of the shell that is not set leaves, and for an address."
         if value == "":
             self.fail("it is empty; is a variable of the shell not set?", param, ctx)
+        if self.type is Path and is_remote(value):
+            self.fail(f"{value} is an address, and a path of this machine is needed: copy with `gcloud storage cp`", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -67,6 +74,15 @@ def check_written(
                 f"{output}: cannot be written ({error.strerror}); choose a place that you may write to"
             ) from None
 
+# %% ../../nbs/cli/00_options.ipynb #c1a55e08
+def check_outside(
+    out: Path | str,  # A folder that will be written to
+    source: Path | str,  # The photographs that are read
+) -> None:
+    "Raise `TrashsortingError` for a folder that is the photographs' own, or lies in it."
+    if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
+        raise TrashsortingError(f"{out}: lies in {source}, whose folders are read as classes; choose a folder outside of it")
+
 # %% ../../nbs/cli/00_options.ipynb #f74d3e3c
 SOURCE_SPLIT_OPTION = click.option(
     "--split",
@@ -74,6 +90,30 @@ SOURCE_SPLIT_OPTION = click.option(
     help="CSV with the columns file,label,split.  [default: the data set's own split, or a new one that holds out a "
     "fifth of each class]",
 )
+
+# %% ../../nbs/cli/00_options.ipynb #c1a55e17
+_ENDING = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    "Inside, SIGTERM and SIGHUP raise `KeyboardInterrupt`, unless they are handled or ignored already."
+    owner, is_main = os.getpid(), threading.current_thread() is threading.main_thread()
+
+    def stop(number, _):
+        if os.getpid() == owner:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)  # a process that was forked ends at once
+        os.kill(os.getpid(), number)
+
+    changed = [number for number in _ENDING if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 # %% ../../nbs/cli/00_options.ipynb #f865b537
 def logged(command):
@@ -84,7 +124,8 @@ def logged(command):
     def run(verbose: bool, **options):
         set_up("verbose" if verbose else "normal")
         warnings.simplefilter("ignore")  # of libraries, for their authors
-        return command(**options)
+        with stopped_by_signals():
+            return command(**options)
 
     return run
 

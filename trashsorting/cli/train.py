@@ -23,6 +23,7 @@ from trashsorting.cli.options import (
     MADE_FOLDER,
     OUT_FILE,
     SOURCE_SPLIT_OPTION,
+    check_outside,
     check_written,
     logged,
     report_skipped,
@@ -91,6 +92,8 @@ def resolve_paths(
     is_source = is_builtin(data) or is_remote(data)
     if not (is_source or Path(data).exists() or Path(f"{data}.dvc").exists()):
         raise TrashsortingError(f"{data}: no such folder or zip, and none of {', '.join(BUILTIN_SOURCES)}")
+    if not (is_source or is_remote(paths["out"])):
+        check_outside(paths["out"], data)
     if split and not Path(split).is_file():
         raise TrashsortingError(f"{split}: no such file; a split is a CSV with the columns file,label,split")
     unchanged = {name for name, path in paths.items() if not path or is_remote(path) or (name == "data" and is_source)}
@@ -102,17 +105,23 @@ def resolve_paths(
 def _check_out(
     out: str,  # A folder, or an address in a bucket
     resume: bool,
+    data: str = "",  # The photographs; those of no folder are put into `data` of the run
 ) -> None:
-    "Refuse to lose a run. Raises `TrashsortingError`."
+    "Refuse to lose a run or other files. Raises `TrashsortingError`."
+    from trashsorting.core.config import check_new_run
+
     check_writable(out)
-    finished = exists(f"{out}/run.json") if is_remote(out) else (Path(out) / "run.json").exists()
-    if finished:
-        raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
-    cut_off = not is_remote(out) and (Path(out) / "resume.pth").exists()
-    if resume and not cut_off:
-        raise TrashsortingError(f"{out} holds no run that was cut off after an epoch: start it without --resume")
-    if cut_off and not resume:
+    if is_remote(out):
+        if exists(f"{out}/run.json"):
+            raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
+    elif not (cut_off := (Path(out) / "resume.pth").exists()) or (Path(out) / "run.json").exists():
+        check_new_run(Path(out))
+        if not Path(data).is_dir() and (Path(out) / "data").exists() and not (Path(out) / "train.ipynb").exists():
+            raise TrashsortingError(f"{out}/data is not of a run, and {data} would be put into it: choose another folder")
+    elif not resume:
         raise TrashsortingError(f"{out} holds a run that was cut off: go on with --resume, or choose another folder")
+    if resume and (is_remote(out) or not cut_off):
+        raise TrashsortingError(f"{out} holds no run that was cut off after an epoch: start it without --resume")
 
 # %% ../../nbs/cli/01_train.ipynb #3518f323
 def _make_folder(
@@ -320,7 +329,7 @@ def train(
     values, rank = resolve_paths(_read_parameters(file, parameters), **paths), process_rank(nodes)
     out = values["out"]
     if not rank:
-        _check_out(out, resume)
+        _check_out(out, resume, values["data"])
     if nodes.world_size > 1 and not is_launched():
         launch(nodes, sys.argv[1:])
         return
@@ -375,6 +384,7 @@ def sweep(
     from trashsorting.data.sources import load_manifest
     from trashsorting.training.sweep import plot_sweep, read_space, run_sweep, save_winner
 
+    check_outside(out, data)
     fixed, space = {name: read_value(value) for name, value in parameters}, read_space(space_file)
     with TemporaryDirectory() as folder:
         manifest = load_manifest(data, Path(folder) / "data", split, seed=0)
@@ -592,14 +602,23 @@ def average(runs: tuple[Path, ...], out: Path, crossval: Path | None, note: str)
     named twice counts twice.
     """
     need("fastai", "Averaging runs", "train")
+    from trashsorting.core.config import check_new_run
     from trashsorting.training.crossval import apply_calibration, read_calibration
     from trashsorting.training.averaging import average_runs
 
+    check_new_run(out)
     if crossval:
         read_calibration(crossval)  # what is refused leaves nothing behind
     average_runs(runs, out, note)
-    if crossval:
-        apply_calibration(out, crossval)
+    try:
+        if crossval:
+            apply_calibration(out, crossval)
+    except (TrashsortingError, OSError):
+        for name in ("run.json", "manifest.csv", "checkpoint.pth"):
+            (out / name).unlink()
+        if not any(out.iterdir()):
+            out.rmdir()
+        raise
     click.echo(f"{out}: the average of {len(runs)} runs; make its file with `trashsorting export {out}`")
 
 # %% ../../nbs/cli/01_train.ipynb #947f23da

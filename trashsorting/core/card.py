@@ -391,6 +391,8 @@ def check_output_path(
         raise ModelError(f"{out} would overwrite {file} or its card: choose another name or folder")
     if other := [path for path in (out, card_path(out)) if path.exists() and not path.is_file()]:
         raise ModelError(f"{other[0]} is no file but a folder, a pipe or a device: choose another name or folder")
+    if card_path(out).exists() and not out.exists():
+        raise ModelError(f"{card_path(out)} is of no model, and would be overwritten: choose another name or folder")
 
 # %% ../../nbs/core/01_card.ipynb #3537a83e
 def file_sha256(

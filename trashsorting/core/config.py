@@ -41,6 +41,22 @@ def check_paths(
             )
     return Path(out)
 
+# %% ../../nbs/core/06_config.ipynb #c1a55e05
+_RUN_FILES = ("manifest.csv", "checkpoint.pth", "model.onnx", "model.json", "train.ipynb")
+
+
+def check_new_run(
+    folder: Path,  # That a run will be written into
+) -> None:
+    "Raise `TrashsortingError` for a folder with a finished run, or with other files of the same names."
+    if (folder / "run.json").exists():
+        raise TrashsortingError(f"{folder} holds a finished run already: choose another folder, or remove that one")
+    notebook = folder / "train.ipynb"
+    is_executed = notebook.is_file() and b'"papermill"' in notebook.read_bytes()
+    for name in _RUN_FILES:
+        if (folder / name).exists() and not (name == notebook.name and is_executed):
+            raise TrashsortingError(f"{folder / name} is not of a run, and would be overwritten: choose another folder")
+
 # %% ../../nbs/core/06_config.ipynb #b13e1acb
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Rate = Annotated[float, Field(ge=1e-8)]

@@ -156,6 +156,24 @@ def parse_json(
         json.dumps(content, ensure_ascii=False).encode()
     return content
 
+# %% ../../nbs/core/03_system.ipynb #c1a55e19
+def _load_yaml(
+    text: str,
+) -> Any:  # Its content
+    "Parse YAML. Raises PyYAML's errors, also for a name that is twice in a mapping."
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor):
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise yaml.composer.ComposerError(None, None, f"'{key.value}' is there twice", key.start_mark)
+                seen.add(str(key.value))
+            return node
+
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+
 # %% ../../nbs/core/03_system.ipynb #5b1de0c7
 def read_yaml(
     path: Path,
@@ -163,11 +181,9 @@ def read_yaml(
 ) -> Any:  # Its content: mappings, lists and plain values
     "Read YAML. Raises `DataError` with the line of what is wrong, or `MissingExtra` without PyYAML."
     need("yaml", f"Reading {Path(path).name}", extra)
-    import yaml
-
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return _load_yaml(text)
     except Exception as error:  # PyYAML's own, and what `!!int ""`, a date without a month or deep nesting raise in it
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]

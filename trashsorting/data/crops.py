@@ -26,7 +26,7 @@ from ..core.system import count_cores, csv_text
 from .annotations import AnnotatedPicture, Annotations, Box, lonely_texts, read_annotations
 from .listing import Listing, SkippedFile, list_folder
 from .manifest import Manifest
-from .table import read_table
+from .table import read_table, warn_of_unknown_classes
 
 # %% ../../nbs/data/13_crops.ipynb #707fbf94
 _MIN_SIDE = 64  # pixels: the longer side of a box
@@ -200,6 +200,7 @@ def crop_annotations(
     pictures, listing = read_annotations(annotations), list_folder(annotations.root)
     by_name = _names_in(listing)
     named = _check_once(pictures, by_name, annotations.root if len(annotations.files) > 1 else annotations.files[0])
+    warn_of_unknown_classes(source, (box.label for picture in pictures for box in picture.boxes))
     into.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(count_cores()) as pool, step("cutting objects out") as notes:
         work = pool.map(lambda picture: _crop_picture(picture, source, annotations.root, by_name, into), pictures)

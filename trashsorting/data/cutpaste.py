@@ -562,13 +562,26 @@ def _synthesize_entry(
 _NOTE = "synthetic.json"
 
 
+def _read_note(
+    folder: Path,  # Of synthetic images
+) -> dict:  # The content of `synthetic.json`
+    "Read the note of a folder. Raises `DataError` if it is not one, `OSError` if there is none."
+    try:
+        note = json.loads((folder / _NOTE).read_bytes())
+    except ValueError:
+        note = None
+    if not isinstance(note, dict):
+        raise DataError(f"{folder / _NOTE}: not the note of synthetic images: choose another folder, or remove this one")
+    return note
+
+
 def _begin_folder(
     out: Path,  # Folder of the synthetic images; made if it is not there
     **settings: int | str,  # seed, n_each, side, and the fingerprint of the backgrounds
 ) -> None:
-    "Write the settings of a folder. Raises `DataError` if it has other ones."
+    "Write the settings of a folder. Raises `DataError` if it has other ones, or other content in their file."
     if (out / _NOTE).exists():
-        written = json.loads((out / _NOTE).read_bytes())
+        written = _read_note(out)
         for name, value in settings.items():
             if written.get(name) != value:
                 raise DataError(
@@ -628,9 +641,9 @@ def describe_synthetic(
 ) -> str:  # As stored in a model's card
     "What a folder of synthetic images contains. Raises `DataError` if it is not one, or unfinished."
     try:
-        note = json.loads((Path(folder) / _NOTE).read_bytes())
+        note = _read_note(Path(folder))
         n_each, cut_out, seed, n_real = note["n_each"], note["cut_out"], note["seed"], note["backgrounds"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, KeyError):
         advice = "make them with `trashsorting data synthesize`"
         raise DataError(f"{folder}: no finished synthetic images; {advice}") from None
     where = f"on {n_real} photographed backgrounds and on drawn ones" if n_real else "on drawn backgrounds"

@@ -29,7 +29,7 @@ from .open_sets import OPEN_SETS, fetch_open_set
 from .sample import draw_sample
 from .splits import apply_split, complete_split, match_spelling, train_on_all, unite_groups
 from .storage import fetch
-from .table import check_label, read_table
+from .table import check_label, read_table, warn_of_unknown_classes
 
 # %% ../../nbs/data/06_sources.ipynb #fb955327
 def _open_archive(
@@ -275,6 +275,7 @@ def _read_classes(
 ) -> Manifest:  # Classes with their new names
     "Read a source that is a folder. Raises `DataError`, also for a new name that cannot be a folder."
     manifest = read_folder(root, progress=progress)
+    warn_of_unknown_classes(source, manifest.labels)
     for label in manifest.labels:
         if (ours := source.class_of(label)) not in ("", label):
             check_label(ours)

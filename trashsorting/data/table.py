@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from ..core.card import Source
 from ..core.errors import DataError
-from ..core.log import progress_bar, step
+from ..core.log import log, progress_bar, step
 from ..core.system import count_cores, read_csv
 from .listing import Listing, SkippedFile, is_clutter, split_of
 from .manifest import SPLITS, Entry, Manifest, check_skipped, inspect_file
@@ -135,6 +136,18 @@ def check_label(
     if not is_text or len(label.encode()) > _MAX_NAME or is_clutter(label) or label.startswith("__") or split_of(label):
         raise DataError(f"class {label!r} cannot be the name of a folder; rename it in `classes` of the list of sources")
 
+# %% ../../nbs/data/11_table.ipynb #c1a55e02
+def warn_of_unknown_classes(
+    source: Source,  # With its class map
+    labels: Iterable[str],  # The classes that it has
+) -> None:
+    "Log each name of a class map that no class of its source has."
+    known = {label.casefold(): label for label in sorted({normalize("NFC", label) for label in labels if label})}
+    for name in sorted(source.classes.keys() - {"*", *known.values()}):
+        near = get_close_matches(name.casefold(), known, 1, 0.5)
+        hint = f"the nearest is {known[near[0]]!r}" if near else f"it has {', '.join(map(repr, known.values()))[:200]}"
+        log.warning("source '%s': its class map names %r, and it has no such class; %s", source.name, name, hint)
+
 # %% ../../nbs/data/11_table.ipynb #6f6386f3
 _NO_CLASS = "it has no class (a background)"
 
@@ -144,6 +157,7 @@ def _choose_rows(
     listed: Source,  # The list's entry
 ) -> tuple[list[tuple[_Row, str]], list[SkippedFile]]:  # The others, with our class, and the skipped ones
     "Rename the classes, and skip what has none. Raises `DataError` for a class that cannot be a folder."
+    warn_of_unknown_classes(listed, (row.label for row in rows))
     chosen, skipped = [], []
     for row in rows:
         if label := row.label and listed.class_of(row.label):

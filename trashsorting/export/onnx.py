@@ -251,11 +251,13 @@ def _photographs(
     run: Run,
     subset: str,  # "train" or "val"
 ) -> list[Path]:
-    "The files of a run's photographs. Raises `DataError` if one is missing."
-    paths = [run.manifest.root / entry.file for entry in run.manifest.subset(subset).entries]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise DataError(f"{missing[0]}: no such file; a run is exported with the photographs that it was made from")
-    return paths
+    "The files of a run's photographs. Raises `DataError` if one is missing, or has changed."
+    fingerprints = {run.manifest.root / entry.file: entry.sha256 for entry in run.manifest.subset(subset).entries}
+    for path, sha256 in fingerprints.items():
+        problem = "no such file" if not path.is_file() else "is another file than then" if file_sha256(path) != sha256 else ""
+        if problem:
+            raise DataError(f"{path}: {problem}; a run is exported with the photographs that it was made from")
+    return list(fingerprints)
 
 # %% ../../nbs/export/00_onnx.ipynb #4039dde1
 def _score_file(

@@ -6,13 +6,15 @@
 __all__ = ['average_runs']
 
 # %% ../../nbs/training/09_averaging.ipynb #2617ec99
+import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
 
 from ..core.errors import TrashsortingError
-from ..core.system import write_json
+from ..core.system import write_files
 from ..data.manifest import Manifest
 from .run import Run, check_unseen, load_run
 
@@ -51,18 +53,19 @@ def average_runs(
     note: str = "",  # What the card should say of how these runs were chosen
     manifest: Manifest | None = None,  # With what none of the runs has seen as "val"; None: the first run's
 ) -> Path:  # The new folder
-    "Save a run with the average of other runs' weights. Raises `ModelError` or `TrashsortingError`."
+    "Save a run with the average of other runs' weights. Raises `ModelError`, `DataError` or `TrashsortingError`."
     if (out / "run.json").exists():
         raise TrashsortingError(f"{out} holds a finished run already: choose another folder, or remove that one")
     runs = [load_run(folder) for folder in folders]
     manifest = manifest or runs[0].manifest
     check_alike(runs)
     check_unseen(runs, manifest)
-    out.mkdir(parents=True, exist_ok=True)
-    torch.save(_average_weights(runs), out / "checkpoint.pth")
-    (out / "manifest.csv").write_text(manifest.to_csv(), encoding="utf-8")
+    torch.save(_average_weights(runs), weights := BytesIO())
     averaged = [run.info["config"] | {name: run.info[name] for name in ("synthetic", "weights")} for run in runs]
     synthetic = "; ".join(dict.fromkeys(run["synthetic"] for run in averaged if run["synthetic"]))
     changed = {"averaged": averaged, "synthetic": synthetic, "evaluation_note": note, "manifest_sha256": manifest.sha256}
-    write_json(out / "run.json", runs[0].info | {name: value for name, value in changed.items() if value})
+    changed["root"] = str(manifest.root.resolve())
+    info = json.dumps(runs[0].info | {name: value for name, value in changed.items() if value}, indent=2) + "\n"
+    files = {"checkpoint.pth": weights.getvalue(), "manifest.csv": manifest.to_csv().encode(), "run.json": info.encode()}
+    write_files({out / name: content for name, content in files.items()})
     return out

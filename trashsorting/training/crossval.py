@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ from ..evaluation.ood import score_ood
 from ..inference.session import open_session, predict_logits, softmax
 from .averaging import average_runs, check_alike
 from .run import Run, describe_weights, load_run, train
+from .views import remove_views
 
 # %% ../../nbs/training/12_crossval.ipynb #d1f540d4
 def make_folds(
@@ -70,7 +70,7 @@ def make_source_folds(
     groups: Iterable[Group],  # From `find_groups`, of that subset
     k: int = 3,  # Number of folds, 2 or more
 ) -> list[Manifest]:  # For each fold: its sources as "val", the others as "train"
-    "Divide the training subset by source. Raises `DataError` for fewer than k sources that can be held out."
+    "Divide the training subset by source. Raises `DataError` for too few sources, or for a class that only one fold has."
     groups = list(groups)
     inner = resolve_conflicts(manifest, groups).subset("train")
     counts = Counter(entry.source for entry in inner.entries)
@@ -80,7 +80,12 @@ def make_source_folds(
     contents: list[set[str]] = [set() for _ in range(k)]
     for source, _ in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         min(contents, key=lambda fold: sum(sizes[name] for name in fold)).add(source)
-    return [_hold_out_sources(inner, groups, sources) for sources in contents]
+    folds = [_hold_out_sources(inner, groups, sources) for sources in contents]
+    for fold, sources in zip(folds, contents, strict=True):
+        if missing := set(inner.labels) - set(fold.subset("train").labels):
+            names = "', '".join(sorted(sources))
+            raise DataError(f"{manifest.root}: without '{names}' there is no photograph of class '{min(missing)}' to train on")
+    return folds
 
 
 def _hold_out_sources(
@@ -115,6 +120,7 @@ def _is_trained(
     config: TrainConfig,  # Of the fold
     synthetic: str,  # What its `run.json` should say of synthetic images
     weights: str,  # What it should say of its first weights
+    manifest: Manifest | None = None,  # Of the fold; None: not compared
 ) -> bool:
     "Whether a fold is finished. Raises `TrashsortingError` for one of another recipe, or one that cannot be read."
     if not (run / "run.json").exists():
@@ -124,6 +130,8 @@ def _is_trained(
     if changed := [name for name in wanted if before.get(name) != wanted[name]]:
         name = changed[0]
         raise TrashsortingError(f"{run} was trained with {name}={before.get(name)!r}, not {wanted[name]!r}: choose another folder")
+    if manifest and info["manifest_sha256"] != manifest.sha256:
+        raise TrashsortingError(f"{run} was trained on photographs that have changed: choose another folder")
     return True
 
 # %% ../../nbs/training/12_crossval.ipynb #c3aca076
@@ -141,10 +149,10 @@ def train_folds(
     with_images = _with_synthetic(folds, synthetic)
     for number, (fold, run) in enumerate(zip(folds, runs, strict=True)):
         images, seeded = synthetic if with_images[number] else None, replace(config, seed=config.seed + number)
-        if not _is_trained(run, seeded, describe_synthetic(images) if images else "", weights):
+        if not _is_trained(run, seeded, describe_synthetic(images) if images else "", weights, fold):
             views = folder / "views" if images == synthetic else None  # of other images: not shared
             train(fold, seeded, run, images, init_from, data, views=views).tracker.finish()
-    rmtree(folder / "views", ignore_errors=True)
+    remove_views(folder / "views")
     return runs
 
 
@@ -278,11 +286,18 @@ def logit_scale_ratio(
 def read_calibration(
     crossval: Path,  # Folder of a finished cross-validation
 ) -> dict:  # From `calibrate_folds`
-    "The calibration of a cross-validation. Raises `ModelError` if it is not finished."
+    "The calibration of a cross-validation. Raises `ModelError` if it is not finished, or damaged."
     path = crossval / "calibration.json"
     if not path.is_file():
         raise ModelError(f"{path}: no such file; is {crossval} the folder of a finished cross-validation?")
-    return json.loads(path.read_bytes())
+    try:
+        calibration = json.loads(path.read_bytes())
+        numbers = calibration["temperature"], calibration["unsure_below"]
+        if all(isinstance(number, float | int) for number in numbers) and calibration["cross_validation"]["accuracy_by_fold"]:
+            return calibration | {"decision_note": str(calibration["decision_note"])}
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ModelError(f"{path}: not a calibration: copy the cross-validation's folder again, or make it again")
 
 # %% ../../nbs/training/12_crossval.ipynb #43884c43
 _OF_THE_AVERAGE = ("cross_validation", "evaluation", "evaluation_note", "out_of_fold", "other_things")

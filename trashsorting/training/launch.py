@@ -87,11 +87,19 @@ def is_launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 # %% ../../nbs/training/15_launch.ipynb #54724ff2
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # what torchrun sets
+
+
 def process_rank(
     nodes: Nodes,  # From `find_nodes`
 ) -> int:  # 0: this process writes, or starts the one that does
-    "The number of this process in the run; before the start that of the machine."
-    return int(os.environ["RANK"]) if is_launched() else nodes.node_rank
+    "The number of this process in the run; before the start that of the machine. Raises `TrashsortingError`."
+    if not is_launched():
+        return nodes.node_rank
+    for name in _LAUNCHED:
+        if not os.environ.get(name, "").isdecimal():
+            raise TrashsortingError(f"LOCAL_RANK is set, and {name} is not a number: unset LOCAL_RANK, or start with torchrun")
+    return int(os.environ["RANK"])
 
 # %% ../../nbs/training/15_launch.ipynb #ba20124b
 def _interface_to(

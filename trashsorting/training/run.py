@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from shutil import rmtree
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from .checkpoint import Checkpointer, bytes_needed, check_disk_space
 from .distributed import all_devices
 from .learner import create_learner, fit
 from .provenance import find_provenance
-from .views import store_views
+from .views import remove_views, store_views
 from .tracking import run_callbacks, start_tracker
 
 # %% ../../nbs/training/06_run.ipynb #e336271d
@@ -48,10 +47,11 @@ def save_run(
     data: str,  # Where the photographs came from, as the card says it
     provenance: dict[str, str | None] | None = None,  # From `find_provenance`, when the run began
 ) -> Path:  # `run.json` in the learner's folder
-    "Write `run.json` and `manifest.csv` beside the checkpoint."
+    "Write `run.json` and `manifest.csv` beside the checkpoint. Photographs in the run's own folder are moved with it."
+    root, folder = manifest.root.resolve(), Path(learn.path).resolve()
     run = {
         "data": data,
-        "root": str(manifest.root.resolve()),
+        "root": str(root.relative_to(folder) if root.is_relative_to(folder) else root),
         "manifest_sha256": manifest.sha256,
         "skipped": [asdict(item) for item in manifest.skipped],
         "sources": [source.model_dump() for source in manifest.sources],
@@ -98,6 +98,23 @@ def _load_weights(
         raise ModelError(f"{path}: its weights are not finite (NaN or infinite): train it again, with a lower lr")
     return model.eval()
 
+# %% ../../nbs/training/06_run.ipynb #c1a55e10
+def _check_facts(
+    info: dict,  # `run.json`
+    manifest: Manifest,  # Of the run
+) -> None:
+    "Raise `TrashsortingError` for a fact that a card needs and that is missing, or for classes that are not the manifest's."
+    for name in ("data", "weights", "synthetic", "manifest_sha256"):
+        if not isinstance(info.get(name), str):
+            raise TrashsortingError(f"{name}={info.get(name)!r}: must be a text")
+    if not isinstance(info.get("libraries"), dict):
+        raise TrashsortingError(f"libraries={info.get('libraries')!r}: must be versions by name")
+    calibration = info.get("calibration", {})
+    if not all(isinstance(calibration[name], int | float) for name in ("temperature", "unsure_below") if name in calibration):
+        raise TrashsortingError(f"calibration={calibration!r}: temperature and unsure_below must be numbers")
+    if other := sorted(set(manifest.labels) - set(info["labels"])):
+        raise TrashsortingError(f"its classes lack '{other[0]}', which is in manifest.csv")
+
 # %% ../../nbs/training/06_run.ipynb #baae01a9
 def load_run(
     folder: Path,  # A run's folder
@@ -110,9 +127,10 @@ def load_run(
     try:
         info = json.loads((folder / "run.json").read_bytes())
         sources = tuple(Source(**source) for source in info["sources"])
-        manifest = replace(manifest_from_csv(folder / "manifest.csv", Path(info["root"])), sources=sources)
+        manifest = replace(manifest_from_csv(folder / "manifest.csv", folder / info["root"]), sources=sources)
         config, n_classes = check_config(**info["config"]), len(info["labels"])
         preprocessing = Preprocessing(**info["preprocessing"])
+        _check_facts(info, manifest)
         model, _ = create_backbone(config.backbone, n_classes, pretrained=False)
     except ValidationError as error:
         first = error.errors()[0]
@@ -133,11 +151,13 @@ def check_unseen(
     runs: Iterable[Run],  # Whose weights are used
     manifest: Manifest,  # Of the new run
 ) -> None:
-    "Raise `TrashsortingError` if a photograph that is held out here was trained on in one of the runs."
-    trained = {entry.sha256 for entry in manifest.subset("train").entries}
+    "Raise `TrashsortingError` if one of the runs was trained on a photograph that is not trained on here."
+    split_of = {entry.sha256: entry.split for entry in manifest.entries}
     for run in runs:
-        if seen := [entry.file for entry in run.manifest.subset("train").entries if entry.sha256 not in trained]:
-            raise TrashsortingError(f"{run.folder} was trained on {seen[0]}, which is held out here")
+        for entry in run.manifest.subset("train").entries:
+            if (split := split_of.get(entry.sha256)) != "train":
+                where = "held out here" if split else "not among the photographs here: add it, so that none like it is held out"
+                raise TrashsortingError(f"{run.folder} was trained on {entry.file}, which is {where}")
 
 # %% ../../nbs/training/06_run.ipynb #d8678d48
 def describe_weights(
@@ -211,7 +231,7 @@ def train(
     if not rank_distrib():
         save_run(learn, manifest, config, describe_source(data), provenance)
         if not views:
-            rmtree(out / "views", ignore_errors=True)
+            remove_views(out / "views")
         for checkpointer in checkpointers:
             checkpointer.done()
     return TrainingResult(learn, history, tracker)

@@ -41,6 +41,7 @@ _SPACE: dict[str, dict] = {
     "crop_mode": {"values": ["squash", "center"]},
 }
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform")
+_OPTIONS = ("values", "min", "max", "distribution")
 
 # %% ../../nbs/training/11_sweep.ipynb #b54625cd
 def _check_parameter(
@@ -48,6 +49,8 @@ def _check_parameter(
     options: dict,  # `values`, or `min`, `max` and perhaps `distribution`
 ) -> None:
     "Raise `TrashsortingError` for an unknown parameter, a value that it cannot have, or an empty range."
+    if unknown := sorted(map(str, options.keys() - _OPTIONS)):
+        raise TrashsortingError(f"search space: {name}: unknown option '{unknown[0]}'; known are {', '.join(_OPTIONS)}")
     kind = options.get("distribution", "uniform")
     if kind not in _DISTRIBUTIONS:
         raise TrashsortingError(
@@ -60,7 +63,7 @@ def _check_parameter(
             check_config(**{name: value})
     except TrashsortingError as error:
         raise TrashsortingError(f"search space: {error}") from None
-    if not options.get("values") and not (len(ends) == 2 and ends[0] < ends[1]):
+    if not (options["values"] if "values" in options else len(ends) == 2 and ends[0] < ends[1]):
         raise TrashsortingError(f"search space: {name}: give values, or a min that is less than max")
     if kind == "log_uniform_values" and ends and ends[0] <= 0:
         raise TrashsortingError(f"search space: {name}: a logarithm needs a min of more than 0")
@@ -167,20 +170,24 @@ def open_study(
     worker: int = 0,  # So that two do not try the same
     seed: int = 0,  # Of the sweep
 ) -> optuna.Study:
-    "The study of a folder, new or continued."
+    "The study of a folder, new or continued. Raises `TrashsortingError` if its file cannot be used."
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = RDBStorage(
-            _storage_url(Path(folder) / "sweep.db"),
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            heartbeat_interval=_HEARTBEAT_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=2),
-        )
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-        study = optuna.create_study(
-            storage=storage, study_name=_STUDY, direction="maximize", pruner=pruner, load_if_exists=True
-        )
+        try:
+            storage = RDBStorage(
+                _storage_url(Path(folder) / "sweep.db"),
+                engine_kwargs={"connect_args": {"timeout": 60}},
+                heartbeat_interval=_HEARTBEAT_S,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=2),
+            )
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+            study = optuna.create_study(
+                storage=storage, study_name=_STUDY, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+        except sqlalchemy.exc.DatabaseError as error:
+            file = Path(folder) / "sweep.db"
+            raise TrashsortingError(f"{file}: cannot be used ({error.orig}): choose another folder, or free some space") from None
     study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * worker + len(study.trials), n_startup_trials=6)
     return study
 

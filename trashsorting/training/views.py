@@ -8,8 +8,9 @@ __all__ = ['store_views']
 # %% ../../nbs/training/13_views.ipynb #3abeb1d3
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,20 @@ def _path_of(
 ) -> Path:
     "Where the views of a photograph are."
     return Path(folder) / f"{entry.sha256}.npy"
+
+# %% ../../nbs/training/13_views.ipynb #c1a55e13
+def remove_views(
+    folder: Path,  # Of a store, or another one, which stays as it is
+) -> None:
+    "Remove a store."
+    if not (Path(folder) / _NOTE).is_file():
+        return
+    for path in Path(folder).iterdir():
+        if re.fullmatch(r"[0-9a-f]{64}\.(npy|part)", path.name):
+            path.unlink()
+    (Path(folder) / _NOTE).unlink()
+    with suppress(OSError):  # something else is in it
+        Path(folder).rmdir()
 
 # %% ../../nbs/training/13_views.ipynb #dbd1501d
 class _ViewDataset:
