@@ -9,6 +9,7 @@ __all__ = ['ALERTS', 'PANELS', 'Alert', 'prometheus_rules', 'alert_policy', 'upt
 
 # %% ../../nbs/cloud/02_monitoring.ipynb #5d5eabf0
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -566,8 +567,8 @@ def drift_job(
 ) -> dict[str, Any]:  # A Cloud Run `Job`
     "The job that writes a report."
     bucket, _, folder = report.bucket.removeprefix("gs://").rstrip("/").partition("/")
-    root = f"/bucket/{folder}".rstrip("/")
-    command = f'{_WEEK} && trashsorting drift "{root}/photographs/$week" --out "{root}/reports/$week"'
+    root = quote(f"/bucket/{folder}".rstrip("/"))
+    command = f'{_WEEK} && trashsorting drift {root}/photographs/"$week" --out {root}/reports/"$week"'
     container = {
         "image": report.image,
         "command": ["bash", "-c", command],
