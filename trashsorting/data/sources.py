@@ -7,11 +7,14 @@ __all__ = ['TRASHNET_COUNTS', 'SAMPLE_NAME', 'open_source', 'describe_source', '
 
 # %% ../../nbs/data/06_sources.ipynb #a1b32517
 import re
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -71,6 +74,26 @@ _HUB_SOURCES = {
 }
 _NAMED_SOURCES = _HUB_SOURCES | OPEN_SETS
 
+# %% ../../nbs/data/06_sources.ipynb #89ee606c
+@contextmanager
+def offline_if_unreachable(
+    timeout_s: float = 5,  # Seconds to wait for a connection
+) -> Iterator[None]:
+    "Inside, the hub's client uses its cache only if the hub cannot be reached: alone it tries for half a minute."
+    from huggingface_hub import constants
+
+    hub, offline = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    try:
+        if not (offline or getproxies()):  # behind a proxy the hub itself cannot be tried
+            port = hub.port or (443 if hub.scheme == "https" else 80)
+            socket.create_connection((hub.hostname, port), timeout_s).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
 # %% ../../nbs/data/06_sources.ipynb #a46e6499
 def fetch_archive(
     repository: str,  # A key of `_HUB_ARCHIVES`
@@ -82,7 +105,8 @@ def fetch_archive(
 
     logging.set_verbosity_error()  # its warnings about retries say less than the error below
     try:
-        return Path(hf_hub_download(repository, _HUB_ARCHIVES[repository], repo_type="dataset"))
+        with offline_if_unreachable():
+            return Path(hf_hub_download(repository, _HUB_ARCHIVES[repository], repo_type="dataset"))
     except Exception as error:  # The hub's client raises its own, requests' and httpx's errors.
         raise DataError(
             f"{repository} cannot be fetched from the hub ({type(error).__name__}): check the connection, or name a "

@@ -6,21 +6,16 @@
 __all__ = ['create_backbone', 'backbone_preprocessing', 'embed']
 
 # %% ../../nbs/training/03_backbone.ipynb #b8204836
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 import timm
 import torch
-from huggingface_hub import constants
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from torch import nn
@@ -30,6 +25,7 @@ from ..core.config import TrainConfig
 from ..core.errors import ModelError, TrashsortingError
 from ..core.image import open_rgb, to_input
 from ..core.log import progress_bar
+from ..data.sources import offline_if_unreachable
 
 # %% ../../nbs/training/03_backbone.ipynb #54fb0318
 _PACKAGED_WEIGHTS = {
@@ -50,24 +46,6 @@ def _load_packaged(
     if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in state.values()]:
         raise ModelError(f"{Path(path).name} does not fit timm's {backbone}")
     model.load_state_dict(dict(zip(state, tensors, strict=True)))
-
-# %% ../../nbs/training/03_backbone.ipynb #89ee606c
-@contextmanager
-def _offline_if_unreachable(
-    timeout_s: float = 5,  # Seconds to wait for a connection
-) -> Iterator[None]:
-    "Inside, the hub's client uses its cache only if the hub cannot be reached."
-    hub, offline = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
-    try:
-        if not (offline or getproxies()):  # behind a proxy the hub itself cannot be tried
-            port = hub.port or (443 if hub.scheme == "https" else 80)
-            socket.create_connection((hub.hostname, port), timeout_s).close()
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
 
 # %% ../../nbs/training/03_backbone.ipynb #9425191d
 def create_backbone(
@@ -99,7 +77,7 @@ def _load_from_hub(
 ) -> nn.Module:
     "A network with the hub's weights. Raises `ModelError` that names the alternatives."
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # The hub's client raises its own, requests' and httpx's errors.
         packages = [f"{key} ({module.replace('_', '-')})" for key, (module, _) in _PACKAGED_WEIGHTS.items()]
