@@ -122,6 +122,7 @@ export: setup ## All that is written from the notebooks: modules, sidebar, pictu
 	$(BIN)/python tools/packages.py
 	$(BIN)/python tools/monitoring.py
 	$(BIN)/python tools/rules.py schema
+	@rm -rf _proc  # what the website left there has other names
 	$(readme_path) nbdev_readme
 
 outputs: setup ## Run every notebook in a Jupyter kernel, keep what it shows, then export (not the training run)
